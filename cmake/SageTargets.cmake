@@ -1,0 +1,53 @@
+# Target helpers: one static library a folder, instruction-set flags by file name, one test binary a module.
+
+# foo_avx2.cc and foo_avx512.cc are compiled for that instruction set and only called after a cpuid check.
+function(sage_set_isa_flags)
+  foreach(file IN LISTS ARGN)
+    if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+      if(file MATCHES "_avx2\\.cc$")
+        set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi2")
+      elseif(file MATCHES "_avx512bf16\\.cc$")
+        set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
+          "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512bf16")
+      elseif(file MATCHES "_avx512\\.cc$")
+        set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
+          "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mprefer-vector-width=512")
+      endif()
+    endif()
+  endforeach()
+endfunction()
+
+# sage_library(name FOLDER dir [EXTRA files] DEPS targets...): every .cc (and .cu with SAGE_CUDA) of the folder.
+function(sage_library name)
+  cmake_parse_arguments(ARG "" "FOLDER" "EXTRA;DEPS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS "${ARG_FOLDER}/*.cc")
+  if(SAGE_CUDA)
+    file(GLOB cuda_sources CONFIGURE_DEPENDS "${ARG_FOLDER}/*.cu")
+    list(APPEND sources ${cuda_sources})
+  endif()
+  list(APPEND sources ${ARG_EXTRA})
+  if(NOT sources)
+    add_library(${name} INTERFACE)
+    target_include_directories(${name} INTERFACE ${CMAKE_SOURCE_DIR})
+    target_link_libraries(${name} INTERFACE ${ARG_DEPS})
+    return()
+  endif()
+  sage_set_isa_flags(${sources})
+  add_library(${name} STATIC ${sources})
+  target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC ${ARG_DEPS})
+endfunction()
+
+# sage_test(module FOLDER dir DEPS targets...): one binary <module>_test from every *_test.cc of tests/unit/<dir>.
+function(sage_test module)
+  cmake_parse_arguments(ARG "" "FOLDER" "DEPS" ${ARGN})
+  file(GLOB sources CONFIGURE_DEPENDS "${ARG_FOLDER}/*_test.cc")
+  if(NOT sources)
+    return()
+  endif()
+  add_executable(${module}_test ${sources})
+  target_link_libraries(${module}_test PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${module}_test PRIVATE SAGE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  add_test(NAME ${module} COMMAND ${module}_test)
+  set_tests_properties(${module} PROPERTIES TIMEOUT 900)
+endfunction()
