@@ -1,0 +1,139 @@
+// A device: memory, and the arithmetic that strategies and models use. Plug-ins: engine/backends/<name>/backend.cc.
+//
+// All pointers are device pointers of the backend (host memory for "cpu"). Every operator gives each row the same bits
+// whatever else is in the batch and however many threads run: sums have a fixed order that depends on K and position only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "engine/api/linear_spec.h"
+#include "engine/api/step_context.h"
+
+namespace sage {
+
+// A linear layer ready to run: out[m, n] = sum_k x[m, k] * w[n, k] + bias[n].
+class BoundLinear {
+ public:
+  virtual ~BoundLinear() = default;
+  // x: [M, K] f32; out: [M, N] f32 with row stride `out_stride`.
+  virtual void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const = 0;
+  virtual int64_t N() const = 0;
+  virtual int64_t K() const = 0;
+  virtual size_t weight_bytes() const = 0;         // bytes a decode step reads
+  virtual std::string kernel() const = 0;          // "linear_int4_w4a16_avx512"
+};
+
+struct KernelRefusal {
+  std::string kernel;
+  std::string reason;
+};
+// The answer of kernel selection: one kernel, or none and every refusal.
+struct KernelChoice {
+  std::string kernel;  // empty when none accepts
+  std::vector<KernelRefusal> refused;
+};
+
+enum class Priority { kLatency, kThroughput, kMemory };
+
+// The kernel key: (strategy, backend, device capability, group size, priority). The capability is the backend's own.
+struct LinearKernelQuery {
+  std::string strategy;
+  int64_t N = 0, K = 0;      // 0 = any
+  int64_t group_size = -1;   // -1 = per channel
+  bool symmetric = true;
+  Priority priority = Priority::kLatency;
+  std::string kernel;        // when set, only this kernel may answer
+};
+
+// One KV page holds `page_tokens` positions of one layer; how its bytes are laid out belongs to the KV strategy's kernel.
+struct KvLayout {
+  int KH = 0;            // kv heads
+  int D = 0;             // head size
+  int page_tokens = 16;
+};
+
+// The rows of one sequence in a step: positions [context, context + rows) whose K/V are stored before attention runs.
+struct SequenceSlice {
+  int64_t row_begin = 0;           // first row of q, k, v in the batch
+  int64_t rows = 0;
+  int64_t context = 0;             // positions already in the cache
+  const int32_t* pages = nullptr;  // page table: page of position p is pages[p / page_tokens]
+};
+
+struct AttentionArgs {
+  int H = 0;             // query heads; H % KH == 0
+  KvLayout layout;
+  float scale = 1.0f;    // multiplies q.k
+  int64_t window = 0;    // sliding window W: keys j with i - W < j <= i; 0 = all
+  const float* q = nullptr;   // [M, H * D]
+  int64_t q_stride = 0;
+  float* out = nullptr;       // [M, H * D]
+  int64_t out_stride = 0;
+  absl::Span<const SequenceSlice> sequences;
+};
+
+// Reads and writes the KV pages of one layer. `arena` is the layer's memory: page p begins at arena + p * page_bytes().
+class KvKernel {
+ public:
+  virtual ~KvKernel() = default;
+  virtual size_t page_bytes() const = 0;
+  // k, v: [M, KH * D] f32 rows of the batch (row strides given); stores each sequence's rows at its new positions.
+  virtual void Store(StepContext& ctx, uint8_t* arena, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
+                     absl::Span<const SequenceSlice> sequences) const = 0;
+  virtual void Attend(StepContext& ctx, const uint8_t* arena, const AttentionArgs& args) const = 0;
+  // One stored position as f32 (tests, drift reports): k, v [KH * D].
+  virtual void Load(const uint8_t* arena, int32_t page, int slot, float* k, float* v) const = 0;
+  virtual std::string kernel() const = 0;
+};
+
+// Elementwise operators; M rows, contiguous unless a stride is given.
+struct Kernels {
+  // y[m] = x[m] * rsqrt(mean(x[m]^2) + eps) * weight; x and y may be the same.
+  void (*rms_norm)(StepContext&, const float* x, int64_t x_stride, const float* weight, float eps, int64_t M, int64_t K, float* y,
+                   int64_t y_stride);
+  // The same over each of `heads` slices of D within a row (q/k norm), in place.
+  void (*head_norm)(StepContext&, float* x, int64_t stride, int heads, int64_t D, const float* weight, float eps, int64_t M);
+  // x += y.
+  void (*add)(StepContext&, float* x, const float* y, int64_t count);
+  // out[m, f] = silu(gate[m, f]) * up[m, f].
+  void (*silu_mul)(StepContext&, const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t M, int64_t F,
+                   float* out);
+  // Rotates heads in place with the row's own table: cos, sin [M, D / 2]. Pairs (i, i + D/2), or (2i, 2i + 1) when interleaved.
+  void (*rope)(StepContext&, float* x, int64_t stride, int heads, int64_t D, const float* cos, const float* sin, bool interleaved,
+               int64_t M);
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;
+  virtual std::string capability() const = 0;  // "avx512_vnni", "sm_90a"
+  virtual const Kernels& kernels() const = 0;
+
+  virtual KernelChoice SelectLinear(const LinearKernelQuery& query) const = 0;
+  // UNIMPLEMENTED with reason NO_KERNEL and every refusal in the message when no kernel accepts.
+  virtual absl::StatusOr<std::unique_ptr<BoundLinear>> BindLinear(const LinearKernelQuery& query, LinearWeight weight,
+                                                                  ThreadPool& threads) const = 0;
+  // `kv_strategy` is a plug-in name.
+  virtual absl::StatusOr<std::unique_ptr<KvKernel>> BindKv(std::string_view kv_strategy, const KvLayout& layout) const = 0;
+  // Names of every kernel this backend has, usable on this machine or not.
+  virtual std::vector<std::string> ListKernels() const = 0;
+};
+
+struct BackendDef {
+  std::string_view name;
+  std::string_view summary;
+  // The device, or UNAVAILABLE naming what is missing.
+  absl::StatusOr<std::unique_ptr<Backend>> (*open)();
+};
+
+absl::Span<const BackendDef* const> Backends();
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(std::string_view name);  // NOT_FOUND lists the names
+
+}  // namespace sage

@@ -1,0 +1,81 @@
+// What one step of an engine hands to every operator: threads, the activation cache, counters. Always explicit, never global.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/base/thread_pool.h"
+#include "engine/tensor/tensor.h"
+
+namespace sage {
+
+// One activation of a step. `id` names the value within the step (each producer takes the next id), so that projections
+// reading one value share its quantized form. Never keyed by address: buffers are reused within a step.
+struct StepValue {
+  int64_t id = 0;
+  const float* data = nullptr;  // [M, K] f32, row stride `stride`
+  int64_t M = 0;
+  int64_t K = 0;
+  int64_t stride = 0;
+};
+
+// Quantized forms of this step's values. `Get` runs `fill` once for each (value id, form) and afterwards returns the same bytes.
+class ActivationCache {
+ public:
+  // `form` is a string with static lifetime that names layout and block size, e.g. "int16_b32". `bytes` is the size of the form.
+  template <typename Fill>
+  uint8_t* Get(int64_t value_id, std::string_view form, size_t bytes, Fill&& fill) {
+    for (Entry& entry : entries_) {
+      if (entry.live && entry.value_id == value_id && entry.form == form) {
+        ++hits_;
+        return entry.buffer.template as<uint8_t>();
+      }
+    }
+    ++misses_;
+    Entry& entry = Claim(bytes);
+    entry.live = true;
+    entry.value_id = value_id;
+    entry.form = form;
+    fill(entry.buffer.template as<uint8_t>());
+    return entry.buffer.template as<uint8_t>();
+  }
+  // Forgets every value; memory is kept for the next step. Also called when a value id's buffer is overwritten.
+  void Clear() {
+    for (Entry& entry : entries_) entry.live = false;
+  }
+  int64_t hits() const { return hits_; }
+  int64_t misses() const { return misses_; }
+
+ private:
+  struct Entry {
+    bool live = false;
+    int64_t value_id = 0;
+    std::string_view form;
+    Tensor buffer;
+  };
+  Entry& Claim(size_t bytes);
+  std::vector<Entry> entries_;
+  int64_t hits_ = 0;
+  int64_t misses_ = 0;
+};
+
+// Called before each linear layer runs, with its input; calibration collects statistics here.
+class LinearObserver {
+ public:
+  virtual ~LinearObserver() = default;
+  virtual void Observe(std::string_view module, const StepValue& input) = 0;
+};
+
+struct StepContext {
+  ThreadPool* threads = nullptr;
+  ActivationCache* activations = nullptr;
+  LinearObserver* observer = nullptr;  // null while serving
+  int64_t next_value_id = 1;
+  int64_t NewValue() { return next_value_id++; }
+};
+
+}  // namespace sage
