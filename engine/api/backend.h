@@ -63,6 +63,9 @@ struct SequenceSlice {
   int64_t row_begin = 0;           // first row of q, k, v in the batch
   int64_t rows = 0;
   int64_t context = 0;             // positions already in the cache
+  // Length of the sequence's prompt. Dynamic rope reads it: positions below it were given at once and share the base of
+  // that length, each later position has its own (so chunked prefill and recomputation change nothing).
+  int64_t prompt_length = 0;
   const int32_t* pages = nullptr;  // page table: page of position p is pages[p / page_tokens]
 };
 
