@@ -1,0 +1,216 @@
+// Loads a decoder: checks every tensor against the architecture's list, quantizes where asked, binds kernels.
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/base/status.h"
+#include "engine/decoder/bound_decoder.h"
+
+namespace sage {
+
+class DecoderLoader {
+ public:
+  DecoderLoader(std::shared_ptr<Checkpoint> checkpoint, const DecoderLoadSpec& spec, const Backend& backend,
+                ThreadPool& threads)
+      : checkpoint_(std::move(checkpoint)), spec_(spec), backend_(backend), threads_(threads) {}
+
+  absl::StatusOr<std::unique_ptr<Decoder>> Load(const CancelToken& cancel, const ProgressFn& progress) {
+    SAGE_ASSIGN_OR_RETURN(DecoderConfig config,
+                          ParseModelConfig(checkpoint_->config(), checkpoint_->generation_config()));
+    out_ = std::make_unique<BoundDecoder>(std::move(config), backend_);
+    out_->checkpoint_ = checkpoint_;
+    SAGE_RETURN_IF_ERROR(CheckAskedStrategies());
+    SAGE_RETURN_IF_ERROR(ChooseGroupSize());
+    SAGE_RETURN_IF_ERROR(LoadEmbedding());
+    const DecoderConfig& c = out_->config_;
+    const std::vector<LinearSlot> slots = ListLinears(c);
+    out_->layers_.resize(static_cast<size_t>(c.L));
+    for (int64_t l = 0; l < c.L; ++l) {
+      SAGE_RETURN_IF_ERROR(cancel.Check());
+      SAGE_RETURN_IF_ERROR(LoadLayer(l, slots));
+      if (progress) progress({"load", l + 1, c.L, "layers"});
+    }
+    SAGE_RETURN_IF_ERROR(LoadVector("model.norm.weight", c.hidden, &out_->final_norm_));
+    SAGE_RETURN_IF_ERROR(LoadHead());
+    out_->quantization_ = absl::StrJoin(used_, "+");
+    return std::unique_ptr<Decoder>(std::move(out_));
+  }
+
+ private:
+  const std::string& AskedStrategy(const LinearSlot& slot) const {
+    static const std::string kNone;
+    if (slot.layer < 0) return kNone;
+    const bool attention = slot.kind == "q_proj" || slot.kind == "k_proj" || slot.kind == "v_proj" || slot.kind == "o_proj";
+    const std::string& own = attention ? spec_.attn_strategy : spec_.mlp_strategy;
+    return own.empty() ? spec_.strategy : own;
+  }
+
+  absl::Status CheckAskedStrategies() {
+    for (const std::string* name : {&spec_.strategy, &spec_.attn_strategy, &spec_.mlp_strategy}) {
+      if (name->empty()) continue;
+      SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(*name));
+      if (def->quantize == nullptr) {
+        return MakeError(absl::StatusCode::kInvalidArgument, "STRATEGY_CANNOT_QUANTIZE",
+                         absl::StrCat(*name, ": only serves weights stored that way, it cannot quantize a model on load"));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // One group size for all layers that are quantized on load: what was asked, else the largest of 128, 64, 32 that divides
+  // every K.
+  absl::Status ChooseGroupSize() {
+    linear_ = spec_.linear;
+    if (linear_.group_size != 0) return absl::OkStatus();
+    std::set<int64_t> widths;
+    for (const LinearSlot& slot : ListLinears(out_->config_)) {
+      if (slot.layer >= 0) widths.insert(slot.K);
+    }
+    for (const int g : {128, 64, 32}) {
+      if (std::all_of(widths.begin(), widths.end(), [g](int64_t K) { return K % g == 0; })) {
+        linear_.group_size = g;
+        return absl::OkStatus();
+      }
+    }
+    const auto sizes = GroupSizesFor(*widths.begin());
+    std::vector<int> common;
+    for (const int g : sizes) {
+      if (std::all_of(widths.begin(), widths.end(), [g](int64_t K) { return K % g == 0; })) common.push_back(g);
+    }
+    if (!common.empty()) {
+      linear_.group_size = common.front();
+    } else {
+      linear_.group_size = -1;  // no size in 16..256 divides them all: one scale a row
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadVector(const std::string& name, int64_t size, std::vector<float>* out) {
+    SAGE_ASSIGN_OR_RETURN(const TensorView view, checkpoint_->GetTensor(name));
+    if (view.shape != Shape{size}) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
+                       absl::StrCat(name, ": shape must be [", size, "], got ", ShapeText(view.shape)));
+    }
+    out->resize(static_cast<size_t>(size));
+    const absl::Status status = ToFloat(view, out->data());
+    if (!status.ok()) return Annotate(status, name);
+    out_->weight_bytes_ += static_cast<size_t>(size) * sizeof(float);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<StoredLinear> GetChecked(const std::string& module, int64_t N, int64_t K) {
+    SAGE_ASSIGN_OR_RETURN(StoredLinear stored, checkpoint_->GetLinear(module));
+    if (stored.N != N || stored.K != K) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
+                       absl::StrCat(module, ": weight must be [", N, ", ", K, "], got [", stored.N, ", ", stored.K, "]"));
+    }
+    if (!stored.bias.empty() && stored.bias.shape != Shape{N}) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
+                       absl::StrCat(module, ": bias must be [", N, "], got ", ShapeText(stored.bias.shape)));
+    }
+    return stored;
+  }
+
+  absl::Status LoadEmbedding() {
+    const DecoderConfig& c = out_->config_;
+    SAGE_ASSIGN_OR_RETURN(out_->embedding_, GetChecked("model.embed_tokens", c.V, c.hidden));
+    SAGE_ASSIGN_OR_RETURN(out_->embedding_strategy_, FindLinearStrategy(out_->embedding_.spec.strategy));
+    out_->weight_bytes_ += out_->embedding_.weight_bytes();
+    return absl::OkStatus();
+  }
+
+  // Rounds the stored weight to the asked strategy; the stored form stays as it is when that already matches.
+  absl::StatusOr<StoredLinear> Requantize(StoredLinear stored, const std::string& strategy) {
+    SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(strategy));
+    LinearSpec spec = linear_;
+    spec.strategy = strategy;
+    SAGE_RETURN_IF_ERROR(def->check(spec, stored.N, stored.K));
+    const auto weight = stored.tensors.find("weight");
+    absl::StatusOr<StoredLinear> out;
+    if (weight != stored.tensors.end() && IsFloat(weight->second.dtype)) {
+      out = def->quantize(weight->second, spec, LayerPlan{}, threads_);
+    } else {
+      SAGE_ASSIGN_OR_RETURN(const Tensor full, Dequantize(stored));
+      out = def->quantize(full.view(), spec, LayerPlan{}, threads_);
+    }
+    if (out.ok()) out->bias = stored.bias;
+    return out;
+  }
+
+  absl::Status BindSlot(const LinearSlot& slot, BoundProjection* out) {
+    SAGE_ASSIGN_OR_RETURN(StoredLinear stored, GetChecked(slot.name, slot.N, slot.K));
+    if (slot.bias && stored.bias.empty()) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_NOT_FOUND",
+                       absl::StrCat(slot.name, ": the config says it has a bias, the checkpoint has none"));
+    }
+    const std::string& asked = AskedStrategy(slot);
+    if (!asked.empty() && asked != stored.spec.strategy) {
+      SAGE_ASSIGN_OR_RETURN(stored, Requantize(std::move(stored), asked));
+    }
+    out->strategy = stored.spec.strategy;
+    if (slot.layer >= 0) used_.insert(out->strategy);
+    return BindStored(slot.name, std::move(stored), out);
+  }
+
+  absl::Status BindStored(const std::string& module, StoredLinear stored, BoundProjection* out) {
+    struct Source {
+      std::shared_ptr<Checkpoint> checkpoint;
+      std::vector<std::shared_ptr<Tensor>> owned;
+    };
+    out->module = module;
+    SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(stored.spec.strategy));
+    auto keep = std::make_shared<Source>(Source{checkpoint_, stored.owned});
+    auto bound = def->bind(stored, keep, backend_, spec_.priority, threads_);
+    if (!bound.ok()) return Annotate(bound.status(), module);
+    out->linear = std::move(*bound);
+    out_->weight_bytes_ += out->linear->weight_bytes();
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadLayer(int64_t l, const std::vector<LinearSlot>& slots) {
+    const DecoderConfig& c = out_->config_;
+    BoundLayer& layer = out_->layers_[static_cast<size_t>(l)];
+    const std::string prefix = absl::StrCat("model.layers.", l, ".");
+    SAGE_RETURN_IF_ERROR(LoadVector(prefix + "input_layernorm.weight", c.hidden, &layer.input_norm));
+    SAGE_RETURN_IF_ERROR(LoadVector(prefix + "post_attention_layernorm.weight", c.hidden, &layer.post_attention_norm));
+    if (c.qk_norm) {
+      SAGE_RETURN_IF_ERROR(LoadVector(prefix + "self_attn.q_norm.weight", c.D, &layer.q_norm));
+      SAGE_RETURN_IF_ERROR(LoadVector(prefix + "self_attn.k_norm.weight", c.D, &layer.k_norm));
+    }
+    BoundProjection* const places[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+    for (size_t i = 0; i < 7; ++i) {
+      SAGE_RETURN_IF_ERROR(BindSlot(slots[static_cast<size_t>(l) * 7 + i], places[i]));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadHead() {
+    const DecoderConfig& c = out_->config_;
+    if (!c.tied_embeddings) return BindSlot(ListLinears(c).back(), &out_->head_);
+    out_->head_.strategy = out_->embedding_.spec.strategy;
+    SAGE_RETURN_IF_ERROR(BindStored("lm_head", out_->embedding_, &out_->head_));
+    // A head that reads the table in place is not a second copy.
+    if (out_->embedding_.tensors.count("weight") + out_->embedding_.tensors.count("blocks") > 0) {
+      out_->weight_bytes_ -= std::min(out_->weight_bytes_, out_->head_.linear->weight_bytes());
+    }
+    return absl::OkStatus();
+  }
+
+  std::shared_ptr<Checkpoint> checkpoint_;
+  DecoderLoadSpec spec_;
+  const Backend& backend_;
+  ThreadPool& threads_;
+  LinearSpec linear_;
+  std::unique_ptr<BoundDecoder> out_;
+  std::set<std::string> used_;
+};
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(std::shared_ptr<Checkpoint> checkpoint, const DecoderLoadSpec& spec,
+                                                       const Backend& backend, ThreadPool& threads, const CancelToken& cancel,
+                                                       const ProgressFn& progress) {
+  return DecoderLoader(std::move(checkpoint), spec, backend, threads).Load(cancel, progress);
+}
+
+}  // namespace sage
