@@ -1,7 +1,8 @@
 // A device: memory, and the arithmetic that strategies and models use. Plug-ins: engine/backends/<name>/backend.cc.
 //
 // All pointers are device pointers of the backend (host memory for "cpu"). Every operator gives each row the same bits
-// whatever else is in the batch and however many threads run: sums have a fixed order that depends on K and position only.
+// whatever else is in the batch and however many threads run: sums have a fixed order that depends on K and position
+// only.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ class BoundLinear {
   virtual void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const = 0;
   virtual int64_t N() const = 0;
   virtual int64_t K() const = 0;
-  virtual size_t weight_bytes() const = 0;         // bytes a decode step reads
-  virtual std::string kernel() const = 0;          // "linear_int4_w4a16_avx512"
+  virtual size_t weight_bytes() const = 0;  // bytes a decode step reads
+  virtual std::string kernel() const = 0;   // "linear_int4_w4a16_avx512"
 };
 
 struct KernelRefusal {
@@ -44,25 +45,26 @@ enum class Priority { kLatency, kThroughput, kMemory };
 // The kernel key: (strategy, backend, device capability, group size, priority). The capability is the backend's own.
 struct LinearKernelQuery {
   std::string strategy;
-  int64_t N = 0, K = 0;      // 0 = any
-  int64_t group_size = -1;   // -1 = per channel
+  int64_t N = 0, K = 0;     // 0 = any
+  int64_t group_size = -1;  // -1 = per channel
   bool symmetric = true;
   Priority priority = Priority::kLatency;
-  std::string kernel;        // when set, only this kernel may answer
+  std::string kernel;  // when set, only this kernel may answer
 };
 
-// One KV page holds `page_tokens` positions of one layer; how its bytes are laid out belongs to the KV strategy's kernel.
+// One KV page holds `page_tokens` positions of one layer; how its bytes are laid out belongs to the KV strategy's
+// kernel.
 struct KvLayout {
-  int KH = 0;            // kv heads
-  int D = 0;             // head size
+  int KH = 0;  // kv heads
+  int D = 0;   // head size
   int page_tokens = 16;
 };
 
 // The rows of one sequence in a step: positions [context, context + rows) whose K/V are stored before attention runs.
 struct SequenceSlice {
-  int64_t row_begin = 0;           // first row of q, k, v in the batch
+  int64_t row_begin = 0;  // first row of q, k, v in the batch
   int64_t rows = 0;
-  int64_t context = 0;             // positions already in the cache
+  int64_t context = 0;  // positions already in the cache
   // Length of the sequence's prompt. Dynamic rope reads it: positions below it were given at once and share the base of
   // that length, each later position has its own (so chunked prefill and recomputation change nothing).
   int64_t prompt_length = 0;
@@ -70,13 +72,13 @@ struct SequenceSlice {
 };
 
 struct AttentionArgs {
-  int H = 0;             // query heads; H % KH == 0
+  int H = 0;  // query heads; H % KH == 0
   KvLayout layout;
-  float scale = 1.0f;    // multiplies q.k
-  int64_t window = 0;    // sliding window W: keys j with i - W < j <= i; 0 = all
-  const float* q = nullptr;   // [M, H * D]
+  float scale = 1.0f;        // multiplies q.k
+  int64_t window = 0;        // sliding window W: keys j with i - W < j <= i; 0 = all
+  const float* q = nullptr;  // [M, H * D]
   int64_t q_stride = 0;
-  float* out = nullptr;       // [M, H * D]
+  float* out = nullptr;  // [M, H * D]
   int64_t out_stride = 0;
   absl::Span<const SequenceSlice> sequences;
 };
@@ -87,8 +89,8 @@ class KvKernel {
   virtual ~KvKernel() = default;
   virtual size_t page_bytes() const = 0;
   // k, v: [M, KH * D] f32 rows of the batch (row strides given); stores each sequence's rows at its new positions.
-  virtual void Store(StepContext& ctx, uint8_t* arena, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
-                     absl::Span<const SequenceSlice> sequences) const = 0;
+  virtual void Store(StepContext& ctx, uint8_t* arena, const float* k, int64_t k_stride, const float* v,
+                     int64_t v_stride, absl::Span<const SequenceSlice> sequences) const = 0;
   virtual void Attend(StepContext& ctx, const uint8_t* arena, const AttentionArgs& args) const = 0;
   // One stored position as f32 (tests, drift reports): k, v [KH * D].
   virtual void Load(const uint8_t* arena, int32_t page, int slot, float* k, float* v) const = 0;
@@ -98,18 +100,20 @@ class KvKernel {
 // Elementwise operators; M rows, contiguous unless a stride is given.
 struct Kernels {
   // y[m] = x[m] * rsqrt(mean(x[m]^2) + eps) * weight; x and y may be the same.
-  void (*rms_norm)(StepContext&, const float* x, int64_t x_stride, const float* weight, float eps, int64_t M, int64_t K, float* y,
-                   int64_t y_stride);
+  void (*rms_norm)(StepContext&, const float* x, int64_t x_stride, const float* weight, float eps, int64_t M, int64_t K,
+                   float* y, int64_t y_stride);
   // The same over each of `heads` slices of D within a row (q/k norm), in place.
-  void (*head_norm)(StepContext&, float* x, int64_t stride, int heads, int64_t D, const float* weight, float eps, int64_t M);
+  void (*head_norm)(StepContext&, float* x, int64_t stride, int heads, int64_t D, const float* weight, float eps,
+                    int64_t M);
   // x += y.
   void (*add)(StepContext&, float* x, const float* y, int64_t count);
   // out[m, f] = silu(gate[m, f]) * up[m, f].
-  void (*silu_mul)(StepContext&, const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t M, int64_t F,
-                   float* out);
-  // Rotates heads in place with the row's own table: cos, sin [M, D / 2]. Pairs (i, i + D/2), or (2i, 2i + 1) when interleaved.
-  void (*rope)(StepContext&, float* x, int64_t stride, int heads, int64_t D, const float* cos, const float* sin, bool interleaved,
-               int64_t M);
+  void (*silu_mul)(StepContext&, const float* gate, int64_t gate_stride, const float* up, int64_t up_stride, int64_t M,
+                   int64_t F, float* out);
+  // Rotates heads in place with the row's own table: cos, sin [M, D / 2]. Pairs (i, i + D/2), or (2i, 2i + 1) when
+  // interleaved.
+  void (*rope)(StepContext&, float* x, int64_t stride, int heads, int64_t D, const float* cos, const float* sin,
+               bool interleaved, int64_t M);
 };
 
 class Backend {
@@ -124,7 +128,8 @@ class Backend {
   virtual absl::StatusOr<std::unique_ptr<BoundLinear>> BindLinear(const LinearKernelQuery& query, LinearWeight weight,
                                                                   ThreadPool& threads) const = 0;
   // `kv_strategy` is a plug-in name.
-  virtual absl::StatusOr<std::unique_ptr<KvKernel>> BindKv(std::string_view kv_strategy, const KvLayout& layout) const = 0;
+  virtual absl::StatusOr<std::unique_ptr<KvKernel>> BindKv(std::string_view kv_strategy,
+                                                           const KvLayout& layout) const = 0;
   // Names of every kernel this backend has, usable on this machine or not.
   virtual std::vector<std::string> ListKernels() const = 0;
 };

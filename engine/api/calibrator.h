@@ -11,7 +11,8 @@
 
 namespace sage {
 
-// What a method collects for one linear layer over ALL batches. Pure apart from its own state; never sees models or files.
+// What a method collects for one linear layer over ALL batches. Pure apart from its own state; never sees models or
+// files.
 class CalibratorState {
  public:
   virtual ~CalibratorState() = default;

@@ -1,4 +1,5 @@
-// Checkpoints on disk: read by canonical names as views of the map, and written. Plug-ins: engine/checkpoint_formats/<name>.cc.
+// Checkpoints on disk: read by canonical names as views of the map, and written. Plug-ins:
+// engine/checkpoint_formats/<name>.cc.
 //
 // Canonical names are Hugging Face's: "model.embed_tokens.weight", "model.layers.3.self_attn.q_proj" (a linear, without
 // ".weight"), "model.layers.3.input_layernorm.weight", "model.norm.weight", "lm_head".
@@ -20,8 +21,8 @@ namespace sage {
 class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
-  // The Hugging Face config.json (GGUF: the equivalent made from metadata; there "sage_rope_interleaved": true says that q and
-  // k rows are stored in the order for interleaved rotary pairs, as llama-architecture GGUFs are).
+  // The Hugging Face config.json (GGUF: the equivalent made from metadata; there "sage_rope_interleaved": true says
+  // that q and k rows are stored in the order for interleaved rotary pairs, as llama-architecture GGUFs are).
   virtual const Json& config() const = 0;
   virtual const Json& generation_config() const = 0;  // empty object when there is none
   virtual std::string_view format() const = 0;        // plug-in name
@@ -33,8 +34,8 @@ class Checkpoint {
   virtual bool HasLinear(std::string_view module) const = 0;
   // Float tensors (norms, biases, float embeddings). NOT_FOUND (reason TENSOR_NOT_FOUND) names file and tensor.
   virtual absl::StatusOr<TensorView> GetTensor(std::string_view name) const = 0;
-  // spec.strategy says how it is stored: "f32", "f16", "bf16", "gguf_q4_0", "int4_w4a16", ... "model.embed_tokens" is answered
-  // too (a [V, hidden] table in whatever form it is stored); "lm_head" only when the file has one.
+  // spec.strategy says how it is stored: "f32", "f16", "bf16", "gguf_q4_0", "int4_w4a16", ... "model.embed_tokens" is
+  // answered too (a [V, hidden] table in whatever form it is stored); "lm_head" only when the file has one.
   virtual absl::StatusOr<StoredLinear> GetLinear(std::string_view module) const = 0;
   // Human-readable notes for the report, one a kind: "Q6_K: repacked losslessly to 8-bit codes".
   virtual std::vector<std::string> notes() const { return {}; }
@@ -46,7 +47,7 @@ class Checkpoint {
 struct CheckpointFormatDef {
   std::string_view name;  // "safetensors", "gguf", "compressed_tensors"
   std::string_view summary;
-  int rank = 0;           // formats with a larger rank are asked first
+  int rank = 0;  // formats with a larger rank are asked first
   bool (*recognize)(const std::string& path) = nullptr;
   absl::StatusOr<std::shared_ptr<Checkpoint>> (*open)(const std::string& path) = nullptr;
 };

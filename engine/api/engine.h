@@ -1,7 +1,8 @@
 // The façade the server uses: load models, start engines, generate and score on them, calibrate, convert, report.
 //
 // Plain structs in, plain structs out; no wire types. Everything here may be called from any thread. Long calls take a
-// CancelToken (checked at least once a layer or window) and a ProgressFn, and block: the server runs them on its own workers.
+// CancelToken (checked at least once a layer or window) and a ProgressFn, and block: the server runs them on its own
+// workers.
 #pragma once
 
 #include <functional>
@@ -41,26 +42,26 @@ struct SamplingSpec {
 struct GenerateSpec {
   std::vector<int32_t> prompt_ids;  // at least one
   SamplingSpec sampling;
-  int64_t max_tokens = 256;         // >= 1; the context limit cuts it with finish reason "length"
-  std::vector<std::string> stop;    // cut before the stop string, which is not returned
-  std::vector<int32_t> stop_ids;    // end ids beside the model's own
+  int64_t max_tokens = 256;       // >= 1; the context limit cuts it with finish reason "length"
+  std::vector<std::string> stop;  // cut before the stop string, which is not returned
+  std::vector<int32_t> stop_ids;  // end ids beside the model's own
   bool ignore_eos = false;
-  int logprobs = -1;                // -1 off, else top N alternatives (0..20) beside the chosen id
-  int n = 1;                        // choices; choice i of seed s uses its own stream
-  bool skip_special = true;         // leave special tokens out of `text`
+  int logprobs = -1;         // -1 off, else top N alternatives (0..20) beside the chosen id
+  int n = 1;                 // choices; choice i of seed s uses its own stream
+  bool skip_special = true;  // leave special tokens out of `text`
   absl::Time deadline = absl::InfiniteFuture();
-  std::string request_id;           // for logs only
+  std::string request_id;  // for logs only
 };
 
 struct TokenLogprob {
   int32_t id = 0;
-  std::string token;   // text of the id, invalid UTF-8 replaced
+  std::string token;  // text of the id, invalid UTF-8 replaced
   double logprob = 0;
 };
 struct TokenRecord {
   int32_t id = 0;
-  double logprob = 0;              // of the model's distribution (before penalties and filters), 0 unless asked
-  std::vector<TokenLogprob> top;   // largest first
+  double logprob = 0;             // of the model's distribution (before penalties and filters), 0 unless asked
+  std::vector<TokenLogprob> top;  // largest first
 };
 
 struct GenerationUsage {
@@ -70,22 +71,23 @@ struct GenerationTimings {
   double queue_ms = 0, prefill_ms = 0, decode_ms = 0, first_token_ms = 0;
 };
 
-// One event of a request. Text is always whole UTF-8 characters; it may lag behind `tokens` while a stop string may be forming.
+// One event of a request. Text is always whole UTF-8 characters; it may lag behind `tokens` while a stop string may be
+// forming.
 struct GenerationEvent {
   int choice = 0;
-  std::string text;                  // delta
-  std::vector<TokenRecord> tokens;   // delta
-  std::string finish_reason;         // empty, or stop | length | cancelled | error (last event of the choice)
-  std::string stop_match;            // the stop string or id that ended it
+  std::string text;                 // delta
+  std::vector<TokenRecord> tokens;  // delta
+  std::string finish_reason;        // empty, or stop | length | cancelled | error (last event of the choice)
+  std::string stop_match;           // the stop string or id that ended it
   uint64_t seed = 0;
-  bool last = false;                 // last event of the request: usage, timings and status are set
+  bool last = false;  // last event of the request: usage, timings and status are set
   GenerationUsage usage;
   GenerationTimings timings;
-  absl::Status status;               // OK; CANCELLED, DEADLINE_EXCEEDED or what failed
+  absl::Status status;  // OK; CANCELLED, DEADLINE_EXCEEDED or what failed
 };
 
-// Called from the engine's step thread, in order, never concurrently for one request. Must not block. After the event with
-// `last` it is not called again.
+// Called from the engine's step thread, in order, never concurrently for one request. Must not block. After the event
+// with `last` it is not called again.
 using GenerationSink = std::function<void(const GenerationEvent&)>;
 
 class GenerationHandle {
@@ -96,19 +98,19 @@ class GenerationHandle {
 
 struct ScoreSpec {
   std::vector<int32_t> ids;
-  int64_t window = 2048;     // positions a window, no overlap; a tail shorter than 2 ids is dropped
-  int64_t max_windows = 0;   // 0 = all
-  int top = 0;               // alternatives a position (0..100); > 0 asks for `positions`
+  int64_t window = 2048;    // positions a window, no overlap; a tail shorter than 2 ids is dropped
+  int64_t max_windows = 0;  // 0 = all
+  int top = 0;              // alternatives a position (0..100); > 0 asks for `positions`
 };
 struct ScorePosition {
-  int32_t id = 0;            // id i + 1
+  int32_t id = 0;  // id i + 1
   double logprob = 0;
-  int64_t rank = 0;          // 0 = most likely
+  int64_t rank = 0;  // 0 = most likely
   std::vector<TokenLogprob> top;
 };
 struct ScoreResult {
-  double nll = 0;            // sum of -log p over scored positions
-  double ppl = 0;            // exp(nll / scored)
+  double nll = 0;  // sum of -log p over scored positions
+  double ppl = 0;  // exp(nll / scored)
   int64_t scored = 0;
   int64_t windows = 0;
   std::vector<ScorePosition> positions;
@@ -117,24 +119,24 @@ struct ScoreResult {
 // ---- Engines ----
 
 struct EngineSpec {
-  std::string engine_id;            // empty: made from the model's name
-  std::string model;                // resolved path of a folder or GGUF
-  std::string model_name;           // as the user wrote it
-  std::string quantization;         // "" = as stored; strategy, short word, or path of an artifact
+  std::string engine_id;     // empty: made from the model's name
+  std::string model;         // resolved path of a folder or GGUF
+  std::string model_name;    // as the user wrote it
+  std::string quantization;  // "" = as stored; strategy, short word, or path of an artifact
   std::string attn_quantization, mlp_quantization;
-  std::string kv_quantization;      // "" = bf16
-  std::string backend = "auto";     // cpu | cuda | auto
-  int64_t max_seqs = 64;            // sequences in one step
-  int64_t max_model_len = 0;        // 0 = the model's own, lowered to what the KV memory holds
-  int64_t kv_bytes = 0;             // 0 = enough for a default number of tokens
+  std::string kv_quantization;   // "" = bf16
+  std::string backend = "auto";  // cpu | cuda | auto
+  int64_t max_seqs = 64;         // sequences in one step
+  int64_t max_model_len = 0;     // 0 = the model's own, lowered to what the KV memory holds
+  int64_t kv_bytes = 0;          // 0 = enough for a default number of tokens
   int64_t max_queue_requests = 1024;
   int64_t max_queue_tokens = 1 << 20;
-  int64_t max_step_tokens = 512;    // prefill chunk and decode rows together
-  std::string draft_mode;           // "" or "none"
-  int threads = 0;                  // 0 = the runtime's
+  int64_t max_step_tokens = 512;  // prefill chunk and decode rows together
+  std::string draft_mode;         // "" or "none"
+  int threads = 0;                // 0 = the runtime's
 };
 
-struct LinearBinding {              // KernelBinding on the wire
+struct LinearBinding {  // KernelBinding on the wire
   std::string layer, strategy, kernel;
   size_t weight_bytes = 0;
 };
@@ -146,8 +148,8 @@ struct EngineInfo {
   double load_ms = 0;
   absl::Time started_at;
   std::vector<LinearBinding> bindings;
-  std::vector<std::string> notes;   // repacking, cut limits, ...
-  absl::Status error;               // when FAILED
+  std::vector<std::string> notes;  // repacking, cut limits, ...
+  absl::Status error;              // when FAILED
 };
 
 struct EngineStats {
@@ -155,7 +157,7 @@ struct EngineStats {
   int64_t kv_pages_used = 0, kv_pages_total = 0, kv_page_tokens = 0;
   int64_t prompt_tokens_total = 0, generated_tokens_total = 0;
   int64_t steps_total = 0, activation_hits_total = 0, activation_misses_total = 0;
-  double last_step_age_seconds = 0; // 0 while idle: age of the last finished step when there is work
+  double last_step_age_seconds = 0;  // 0 while idle: age of the last finished step when there is work
 };
 
 class InferenceEngine {
@@ -167,7 +169,8 @@ class InferenceEngine {
   // RESOURCE_EXHAUSTED (QUEUE_FULL) when the queue is full by requests or tokens, INVALID_ARGUMENT for a bad spec
   // (PROMPT_TOO_LONG, ID_OUT_OF_RANGE, ...), UNAVAILABLE (ENGINE_DRAINING) while stopping.
   virtual absl::StatusOr<std::shared_ptr<GenerationHandle>> Submit(GenerateSpec spec, GenerationSink sink) = 0;
-  virtual absl::StatusOr<ScoreResult> Score(const ScoreSpec& spec, const CancelToken& cancel, const ProgressFn& progress) = 0;
+  virtual absl::StatusOr<ScoreResult> Score(const ScoreSpec& spec, const CancelToken& cancel,
+                                            const ProgressFn& progress) = 0;
   // Takes no new requests; waits for the running ones until `deadline`, then cancels them. Idempotent.
   virtual void Stop(absl::Time deadline) = 0;
 };
@@ -175,29 +178,30 @@ class InferenceEngine {
 // ---- Calibration, conversion, report ----
 
 struct CalibrationSpec {
-  std::string model;                // resolved path
+  std::string model;  // resolved path
   std::string model_name;
-  std::string dataset;              // path; may be empty for methods that need no activations
-  std::string dataset_field;        // "" = text
+  std::string dataset;        // path; may be empty for methods that need no activations
+  std::string dataset_field;  // "" = text
   std::string method = "minmax";
   std::string weight_dtype = "int4", activation_dtype;
-  int group_size = 0;               // 0 = the strategy's default (largest of 128, 64, 32 that divides all K, else an error); -1 per channel
+  int group_size =
+      0;  // 0 = the strategy's default (largest of 128, 64, 32 that divides all K, else an error); -1 per channel
   bool group_size_auto = false;
   bool asymmetric = false, act_order = false;
   double clip_ratio = 0;
-  std::string scale_precision;      // "" = the model's dtype
+  std::string scale_precision;  // "" = the model's dtype
   std::string kv_quantization;
   int64_t samples = 128, sequence_length = 512;
   uint64_t seed = 0;
-  std::vector<std::string> exclude; // glob patterns over module names
-  std::string format;               // "" = compressed_tensors
-  std::string output;               // artifact folder (resolved)
-  std::string work_dir;             // where the unfinished artifact lives; resumed when its spec matches
+  std::vector<std::string> exclude;  // glob patterns over module names
+  std::string format;                // "" = compressed_tensors
+  std::string output;                // artifact folder (resolved)
+  std::string work_dir;              // where the unfinished artifact lives; resumed when its spec matches
 };
 struct LayerResult {
   std::string name, scheme;
-  double error = 0;                 // ||W - dequantized|| / ||W||
-  std::string sha256;               // of the stored tensors' bytes
+  double error = 0;    // ||W - dequantized|| / ||W||
+  std::string sha256;  // of the stored tensors' bytes
   int64_t bytes = 0;
 };
 struct CalibrationResult {
@@ -219,9 +223,9 @@ struct ConvertResult {
 };
 
 struct ReportSpec {
-  std::string artifact;             // folder or GGUF
-  std::string reference;            // "" = the source named in the artifact's sage_quant.json
-  std::string dataset;              // text or JSONL
+  std::string artifact;   // folder or GGUF
+  std::string reference;  // "" = the source named in the artifact's sage_quant.json
+  std::string dataset;    // text or JSONL
   int64_t windows = 0, window = 2048;
   std::map<std::string, std::string> tasks;  // name -> folder
   bool measure_speed = true;
@@ -230,8 +234,8 @@ struct ReportSpec {
 
 // The engine's own services, one per process.
 struct RuntimeOptions {
-  int threads = 0;                  // 0 = hardware threads
-  MetricSink* metrics = nullptr;    // null = discard; outlives the runtime
+  int threads = 0;                // 0 = hardware threads
+  MetricSink* metrics = nullptr;  // null = discard; outlives the runtime
 };
 
 class Runtime {
@@ -239,16 +243,19 @@ class Runtime {
   static std::unique_ptr<Runtime> Create(const RuntimeOptions& options);
   virtual ~Runtime() = default;
   virtual int threads() const = 0;
-  // Loads weights and starts the step thread. Predicted memory (weights + KV + workspace) is checked against what the machine
-  // has first: RESOURCE_EXHAUSTED (INSUFFICIENT_MEMORY) with the figures.
-  virtual absl::StatusOr<std::shared_ptr<InferenceEngine>> StartEngine(const EngineSpec& spec, const CancelToken& cancel,
+  // Loads weights and starts the step thread. Predicted memory (weights + KV + workspace) is checked against what the
+  // machine has first: RESOURCE_EXHAUSTED (INSUFFICIENT_MEMORY) with the figures.
+  virtual absl::StatusOr<std::shared_ptr<InferenceEngine>> StartEngine(const EngineSpec& spec,
+                                                                       const CancelToken& cancel,
                                                                        const ProgressFn& progress) = 0;
   virtual absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSpec& spec, const CancelToken& cancel,
                                                       const ProgressFn& progress) = 0;
-  virtual absl::StatusOr<ConvertResult> Convert(const ConvertSpec& spec, const CancelToken& cancel, const ProgressFn& progress) = 0;
+  virtual absl::StatusOr<ConvertResult> Convert(const ConvertSpec& spec, const CancelToken& cancel,
+                                                const ProgressFn& progress) = 0;
   // The report as JSON: the fields of `sage quant report` (perplexity{quantized reference ratio interval}, kl{...},
   // top1_agreement, memory{}, speed{}, tasks{}, protocol{}).
-  virtual absl::StatusOr<Json> Report(const ReportSpec& spec, const CancelToken& cancel, const ProgressFn& progress) = 0;
+  virtual absl::StatusOr<Json> Report(const ReportSpec& spec, const CancelToken& cancel,
+                                      const ProgressFn& progress) = 0;
   // Reloads an artifact and compares every stored tensor with the sha256 of its sage_quant.json.
   virtual absl::StatusOr<int64_t> VerifyArtifact(const std::string& path, const CancelToken& cancel) = 0;
 };
@@ -261,8 +268,8 @@ struct ModelSummary {
 };
 absl::StatusOr<ModelSummary> InspectModel(const std::string& path);
 
-// Renders `context` ({"messages": [...], "tools": [...], ...}) with the model's chat template: adds bos_token, eos_token and
-// add_generation_prompt. FAILED_PRECONDITION (NO_CHAT_TEMPLATE) when the model has none.
+// Renders `context` ({"messages": [...], "tools": [...], ...}) with the model's chat template: adds bos_token,
+// eos_token and add_generation_prompt. FAILED_PRECONDITION (NO_CHAT_TEMPLATE) when the model has none.
 absl::StatusOr<std::string> RenderChat(const TokenizerFiles& files, OrderedJson context, bool add_generation_prompt);
 
 }  // namespace sage

@@ -11,9 +11,9 @@
 namespace sage {
 
 struct KvStrategyDef {
-  std::string_view name;     // "bf16"
+  std::string_view name;  // "bf16"
   std::string_view summary;
-  double bits = 16;          // stored bits a value, without scales
+  double bits = 16;  // stored bits a value, without scales
   // Conformance bound: ||load(store(x)) - x|| / ||x||.
   double tolerance = 0;
   // Bytes of one page of one layer, K and V together, scales included.

@@ -13,23 +13,23 @@ namespace sage {
 
 // Asked of a linear strategy. Fields that a strategy cannot honour are an error of its `check`, never ignored.
 struct LinearSpec {
-  std::string strategy;        // plug-in name, e.g. "int4_w4a16"
-  int group_size = -1;         // inputs that share a scale; -1 = one scale a row (per channel)
+  std::string strategy;  // plug-in name, e.g. "int4_w4a16"
+  int group_size = -1;   // inputs that share a scale; -1 = one scale a row (per channel)
   bool symmetric = true;
   bool act_order = false;
-  double clip_ratio = 0;       // 0 = off; otherwise the range is cut to (1 - clip_ratio) of the extreme
+  double clip_ratio = 0;            // 0 = off; otherwise the range is cut to (1 - clip_ratio) of the extreme
   DType scale_dtype = DType::kF32;  // stored precision of scales: F32, F16 or BF16
 };
 
-// A linear layer as a checkpoint stores it: named tensors whose meaning the strategy defines. Views point into a map or into
-// `owned`; the checkpoint must outlive it unless everything is owned.
+// A linear layer as a checkpoint stores it: named tensors whose meaning the strategy defines. Views point into a map or
+// into `owned`; the checkpoint must outlive it unless everything is owned.
 struct StoredLinear {
   LinearSpec spec;
-  int64_t N = 0;  // outputs
-  int64_t K = 0;  // inputs
-  std::map<std::string, TensorView> tensors;  // "weight", "weight_packed", "weight_scale", "blocks", ...
-  TensorView bias;                            // [N] float, empty when there is none
-  std::vector<std::shared_ptr<Tensor>> owned; // memory behind views that are not in a map
+  int64_t N = 0;                               // outputs
+  int64_t K = 0;                               // inputs
+  std::map<std::string, TensorView> tensors;   // "weight", "weight_packed", "weight_scale", "blocks", ...
+  TensorView bias;                             // [N] float, empty when there is none
+  std::vector<std::shared_ptr<Tensor>> owned;  // memory behind views that are not in a map
 
   size_t weight_bytes() const {  // without bias
     size_t total = 0;
@@ -38,7 +38,8 @@ struct StoredLinear {
   }
 };
 
-// Canonical forms. Exactly one is filled; each strategy's Bind turns its stored tensors into one of them for the backend.
+// Canonical forms. Exactly one is filled; each strategy's Bind turns its stored tensors into one of them for the
+// backend.
 struct DenseWeight {
   TensorView values;  // [N, K] f32, f16 or bf16
 };
@@ -46,13 +47,13 @@ struct DenseWeight {
 // w[n, k] = scale[n, g] * code[n, k] + offset[n, g], g = k / group_size (G groups, the last may be short), or
 // g = g_idx[k] when g_idx is given. A zero point z is offset = -scale * z. f32 arithmetic, product rounded, then sum.
 struct IntegerWeight {
-  int bits = 8;                 // 2..8: range of codes; storage below is always one byte a code
+  int bits = 8;  // 2..8: range of codes; storage below is always one byte a code
   bool codes_signed = true;
-  int64_t group_size = 0;       // in inputs, > 0 (K for per channel)
-  std::vector<int8_t> codes;    // [N, K]; unsigned codes are stored as their bit pattern
-  std::vector<float> scale;     // [N, G]
-  std::vector<float> offset;    // [N, G] or empty (symmetric)
-  std::vector<int32_t> g_idx;   // [K] or empty
+  int64_t group_size = 0;      // in inputs, > 0 (K for per channel)
+  std::vector<int8_t> codes;   // [N, K]; unsigned codes are stored as their bit pattern
+  std::vector<float> scale;    // [N, G]
+  std::vector<float> offset;   // [N, G] or empty (symmetric)
+  std::vector<int32_t> g_idx;  // [K] or empty
 };
 
 // ggml blocks, row-major: row n is K/32 blocks (or K/256) one after another, exactly as in the file.

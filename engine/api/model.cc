@@ -15,9 +15,10 @@ absl::StatusOr<DecoderConfig> ParseModelConfig(const Json& config, const Json& g
   for (const ModelDef* def : Models()) absl::StrAppend(&names, names.empty() ? "" : ", ", std::string(def->name));
   const auto type = config.is_object() ? config.find("model_type") : config.end();
   if (config.is_object() && type != config.end()) got = DumpJson(*type).substr(0, 80);
-  return MakeError(absl::StatusCode::kUnimplemented, "UNKNOWN_ARCHITECTURE",
-                   absl::StrCat("model config: model_type must be one of [", names, "], got ", got.empty() ? "none" : got),
-                   {{"candidates", names}});
+  return MakeError(
+      absl::StatusCode::kUnimplemented, "UNKNOWN_ARCHITECTURE",
+      absl::StrCat("model config: model_type must be one of [", names, "], got ", got.empty() ? "none" : got),
+      {{"candidates", names}});
 }
 
 std::vector<LinearSlot> ListLinears(const DecoderConfig& c) {

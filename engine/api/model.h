@@ -18,11 +18,11 @@ struct RopeSpec {
   double factor = 1.0;
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
   int64_t original_max_position = 0;
-  double attention_factor = 0;   // yarn: 0 = from factor
+  double attention_factor = 0;  // yarn: 0 = from factor
   double mscale = 0, mscale_all_dim = 0;
   double beta_fast = 32, beta_slow = 1;
   bool truncate = true;
-  bool interleaved = false;      // rotary pairs (2i, 2i+1) instead of (i, i + D/2)
+  bool interleaved = false;         // rotary pairs (2i, 2i+1) instead of (i, i + D/2)
   std::vector<float> freq_factors;  // GGUF rope_freqs.weight: inv_freq[i] /= freq_factors[i]
 };
 
@@ -46,7 +46,7 @@ struct DecoderConfig {
 };
 
 struct ModelDef {
-  std::string_view name;     // "llama"
+  std::string_view name;  // "llama"
   std::string_view summary;
   // By "model_type", else "architectures".
   bool (*recognize)(const Json& config) = nullptr;
@@ -60,9 +60,9 @@ absl::StatusOr<DecoderConfig> ParseModelConfig(const Json& config, const Json& g
 
 // One place of a linear layer in a model: used for loading, checking, calibrating and writing.
 struct LinearSlot {
-  std::string name;   // "model.layers.0.self_attn.q_proj"
-  std::string kind;   // q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head
-  int64_t layer = -1; // -1: outside the layers
+  std::string name;    // "model.layers.0.self_attn.q_proj"
+  std::string kind;    // q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head
+  int64_t layer = -1;  // -1: outside the layers
   int64_t N = 0, K = 0;
   bool bias = false;
 };

@@ -119,7 +119,8 @@ std::vector<int> GroupSizesFor(int64_t K) {
 
 absl::StatusOr<std::shared_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
   if (!FileExists(path) && !IsDirectory(path)) {
-    return MakeError(absl::StatusCode::kNotFound, "MODEL_NOT_FOUND", absl::StrCat("model: no file or folder at ", path));
+    return MakeError(absl::StatusCode::kNotFound, "MODEL_NOT_FOUND",
+                     absl::StrCat("model: no file or folder at ", path));
   }
   const CheckpointFormatDef* best = nullptr;
   for (const CheckpointFormatDef* def : CheckpointFormats()) {

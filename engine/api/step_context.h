@@ -1,4 +1,5 @@
-// What one step of an engine hands to every operator: threads, the activation cache, counters. Always explicit, never global.
+// What one step of an engine hands to every operator: threads, the activation cache, counters. Always explicit, never
+// global.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,12 @@ struct StepValue {
   int64_t stride = 0;
 };
 
-// Quantized forms of this step's values. `Get` runs `fill` once for each (value id, form) and afterwards returns the same bytes.
+// Quantized forms of this step's values. `Get` runs `fill` once for each (value id, form) and afterwards returns the
+// same bytes.
 class ActivationCache {
  public:
-  // `form` is a string with static lifetime that names layout and block size, e.g. "int16_b32". `bytes` is the size of the form.
+  // `form` is a string with static lifetime that names layout and block size, e.g. "int16_b32". `bytes` is the size of
+  // the form.
   template <typename Fill>
   uint8_t* Get(int64_t value_id, std::string_view form, size_t bytes, Fill&& fill) {
     for (Entry& entry : entries_) {

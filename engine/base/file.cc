@@ -182,9 +182,7 @@ struct Sha256::State {
   ~State() { EVP_MD_CTX_free(context); }
 };
 
-Sha256::Sha256() : state_(std::make_unique<State>()) {
-  EVP_DigestInit_ex(state_->context, EVP_sha256(), nullptr);
-}
+Sha256::Sha256() : state_(std::make_unique<State>()) { EVP_DigestInit_ex(state_->context, EVP_sha256(), nullptr); }
 Sha256::~Sha256() = default;
 
 void Sha256::Update(const void* bytes, size_t size) { EVP_DigestUpdate(state_->context, bytes, size); }

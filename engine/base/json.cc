@@ -10,7 +10,8 @@
 namespace sage {
 namespace {
 
-// Walks the text without building anything, so that a hostile document costs no memory beyond one open-key set per level.
+// Walks the text without building anything, so that a hostile document costs no memory beyond one open-key set per
+// level.
 class LimitChecker : public nlohmann::json_sax<Json> {
  public:
   explicit LimitChecker(const JsonLimits& limits) : limits_(limits) {}
@@ -94,8 +95,7 @@ absl::StatusOr<Json> ParseJson(std::string_view text, std::string_view what, con
   return Parse<Json>(text, what, limits);
 }
 
-absl::StatusOr<OrderedJson> ParseOrderedJson(std::string_view text, std::string_view what,
-                                             const JsonLimits& limits) {
+absl::StatusOr<OrderedJson> ParseOrderedJson(std::string_view text, std::string_view what, const JsonLimits& limits) {
   return Parse<OrderedJson>(text, what, limits);
 }
 

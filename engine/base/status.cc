@@ -54,8 +54,7 @@ absl::Status Annotate(const absl::Status& status, std::string_view prefix) {
   if (status.ok()) return status;
   absl::Status out(status.code(),
                    absl::StrCat(absl::string_view(prefix.data(), prefix.size()), ": ", status.message()));
-  status.ForEachPayload(
-      [&](absl::string_view url, const absl::Cord& payload) { out.SetPayload(url, payload); });
+  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { out.SetPayload(url, payload); });
   return out;
 }
 

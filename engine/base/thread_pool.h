@@ -1,5 +1,5 @@
-// A fixed set of worker threads for data-parallel steps. Workers spin briefly between jobs of a step (a decode step hands
-// out hundreds of jobs a few microseconds apart) and then sleep, so an idle daemon costs nothing.
+// A fixed set of worker threads for data-parallel steps. Workers spin briefly between jobs of a step (a decode step
+// hands out hundreds of jobs a few microseconds apart) and then sleep, so an idle daemon costs nothing.
 #pragma once
 
 #include <atomic>
@@ -24,9 +24,9 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Runs body(task, worker) for task in [0, tasks), worker in [0, size()); returns when all are done. Tasks are handed out
-  // by an atomic counter, so which worker runs a task is not fixed: results must not depend on it. Not reentrant; one
-  // caller at a time (concurrent callers are serialised).
+  // Runs body(task, worker) for task in [0, tasks), worker in [0, size()); returns when all are done. Tasks are handed
+  // out by an atomic counter, so which worker runs a task is not fixed: results must not depend on it. Not reentrant;
+  // one caller at a time (concurrent callers are serialised).
   void Run(int64_t tasks, absl::FunctionRef<void(int64_t task, int worker)> body);
 
   // Cuts [0, n) into contiguous ranges of at least `grain` items, about one to four a worker.

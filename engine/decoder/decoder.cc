@@ -106,8 +106,8 @@ void BoundDecoder::Mlp(StepContext& ctx, size_t l, int64_t M) {
   float* gate = work_.gate_up.as<float>();
   float* up = gate + F;
 
-  ops.rms_norm(ctx, work_.x.as<float>(), hidden, layer.post_attention_norm.data(), static_cast<float>(config_.norm_eps), M,
-               hidden, normed, hidden);
+  ops.rms_norm(ctx, work_.x.as<float>(), hidden, layer.post_attention_norm.data(), static_cast<float>(config_.norm_eps),
+               M, hidden, normed, hidden);
   const StepValue input{ctx.NewValue(), normed, M, hidden, hidden};
   Run(ctx, layer.gate, input, gate, 2 * F);
   Run(ctx, layer.up, input, up, 2 * F);
@@ -149,7 +149,8 @@ std::vector<BoundLayerInfo> BoundDecoder::bindings() const {
     out.push_back({p.module, p.strategy, p.linear->kernel(), p.linear->weight_bytes()});
   };
   for (const BoundLayer& layer : layers_) {
-    for (const BoundProjection* p : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) add(*p);
+    for (const BoundProjection* p : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
+      add(*p);
   }
   add(head_);
   return out;

@@ -19,8 +19,8 @@ namespace sage {
 // The paged KV memory of one engine: `pages` pages in each layer, one arena a layer, layers share page numbers.
 class KvArena {
  public:
-  static absl::StatusOr<std::unique_ptr<KvArena>> Allocate(std::string_view kv_strategy, const KvLayout& layout, int64_t layers,
-                                                           int64_t pages, const Backend& backend);
+  static absl::StatusOr<std::unique_ptr<KvArena>> Allocate(std::string_view kv_strategy, const KvLayout& layout,
+                                                           int64_t layers, int64_t pages, const Backend& backend);
   const KvKernel& kernel() const { return *kernel_; }
   const KvLayout& layout() const { return layout_; }
   int64_t pages() const { return pages_; }
@@ -37,20 +37,23 @@ class KvArena {
 
 // The rows of one step. Sequences lie one after another: slice i covers rows [row_begin, row_begin + rows).
 struct DecoderBatch {
-  absl::Span<const int32_t> ids;               // [M]
-  absl::Span<const SequenceSlice> sequences;   // pages for positions up to context + rows must be in the page table
-  absl::Span<const int64_t> output_rows;       // rows whose final hidden state is wanted, ascending
+  absl::Span<const int32_t> ids;              // [M]
+  absl::Span<const SequenceSlice> sequences;  // pages for positions up to context + rows must be in the page table
+  absl::Span<const int64_t> output_rows;      // rows whose final hidden state is wanted, ascending
 };
 
-// How linear layers are to be quantized on load: "" keeps what the checkpoint stores; otherwise a strategy (plug-in name)
-// applied by rounding to nearest when the stored form differs. lm_head and embeddings keep their stored form.
+// How linear layers are to be quantized on load: "" keeps what the checkpoint stores; otherwise a strategy (plug-in
+// name) applied by rounding to nearest when the stored form differs. lm_head and embeddings keep their stored form.
 struct DecoderLoadSpec {
   std::string strategy;       // all linears of the layers
   std::string attn_strategy;  // q, k, v, o; overrides `strategy`
   std::string mlp_strategy;   // gate, up, down
-  LinearSpec linear;          // group_size 0 = the largest of 128, 64, 32 that divides K of every layer (error names the sizes)
+  LinearSpec linear = {
+      .group_size =
+          0};  // group_size 0 = the largest of 128, 64, 32 that divides K of every layer (error names the sizes)
   Priority priority = Priority::kLatency;
-  // A layer's linears given ready-made instead of read from the checkpoint (reports compare artifacts this way); may be null.
+  // A layer's linears given ready-made instead of read from the checkpoint (reports compare artifacts this way); may be
+  // null.
 };
 
 struct BoundLayerInfo {
@@ -61,8 +64,9 @@ struct BoundLayerInfo {
 class Decoder {
  public:
   // Progress unit "layers". Checked for cancellation each layer. Errors name the module.
-  static absl::StatusOr<std::unique_ptr<Decoder>> Load(std::shared_ptr<Checkpoint> checkpoint, const DecoderLoadSpec& spec,
-                                                       const Backend& backend, ThreadPool& threads, const CancelToken& cancel,
+  static absl::StatusOr<std::unique_ptr<Decoder>> Load(std::shared_ptr<Checkpoint> checkpoint,
+                                                       const DecoderLoadSpec& spec, const Backend& backend,
+                                                       ThreadPool& threads, const CancelToken& cancel,
                                                        const ProgressFn& progress);
   virtual ~Decoder() = default;
 
@@ -75,7 +79,7 @@ class Decoder {
   virtual void Logits(StepContext& ctx, const float* hidden, int64_t rows, float* logits) = 0;
 
   virtual std::vector<BoundLayerInfo> bindings() const = 0;
-  virtual size_t weight_bytes() const = 0;   // all weights held, embeddings included
+  virtual size_t weight_bytes() const = 0;       // all weights held, embeddings included
   virtual std::string quantization() const = 0;  // "int4_w4a16", "bf16", or "a+b" when mixed
   // Bytes of scratch a step of M rows needs (admission).
   virtual size_t workspace_bytes(int64_t M) const = 0;

@@ -42,7 +42,8 @@ class DecoderLoader {
   const std::string& AskedStrategy(const LinearSlot& slot) const {
     static const std::string kNone;
     if (slot.layer < 0) return kNone;
-    const bool attention = slot.kind == "q_proj" || slot.kind == "k_proj" || slot.kind == "v_proj" || slot.kind == "o_proj";
+    const bool attention =
+        slot.kind == "q_proj" || slot.kind == "k_proj" || slot.kind == "v_proj" || slot.kind == "o_proj";
     const std::string& own = attention ? spec_.attn_strategy : spec_.mlp_strategy;
     return own.empty() ? spec_.strategy : own;
   }
@@ -52,15 +53,16 @@ class DecoderLoader {
       if (name->empty()) continue;
       SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(*name));
       if (def->quantize == nullptr) {
-        return MakeError(absl::StatusCode::kInvalidArgument, "STRATEGY_CANNOT_QUANTIZE",
-                         absl::StrCat(*name, ": only serves weights stored that way, it cannot quantize a model on load"));
+        return MakeError(
+            absl::StatusCode::kInvalidArgument, "STRATEGY_CANNOT_QUANTIZE",
+            absl::StrCat(*name, ": only serves weights stored that way, it cannot quantize a model on load"));
       }
     }
     return absl::OkStatus();
   }
 
-  // One group size for all layers that are quantized on load: what was asked, else the largest of 128, 64, 32 that divides
-  // every K.
+  // One group size for all layers that are quantized on load: what was asked, else the largest of 128, 64, 32 that
+  // divides every K.
   absl::Status ChooseGroupSize() {
     linear_ = spec_.linear;
     if (linear_.group_size != 0) return absl::OkStatus();
@@ -103,8 +105,9 @@ class DecoderLoader {
   absl::StatusOr<StoredLinear> GetChecked(const std::string& module, int64_t N, int64_t K) {
     SAGE_ASSIGN_OR_RETURN(StoredLinear stored, checkpoint_->GetLinear(module));
     if (stored.N != N || stored.K != K) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
-                       absl::StrCat(module, ": weight must be [", N, ", ", K, "], got [", stored.N, ", ", stored.K, "]"));
+      return MakeError(
+          absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
+          absl::StrCat(module, ": weight must be [", N, ", ", K, "], got [", stored.N, ", ", stored.K, "]"));
     }
     if (!stored.bias.empty() && stored.bias.shape != Shape{N}) {
       return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
@@ -207,8 +210,9 @@ class DecoderLoader {
   std::set<std::string> used_;
 };
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(std::shared_ptr<Checkpoint> checkpoint, const DecoderLoadSpec& spec,
-                                                       const Backend& backend, ThreadPool& threads, const CancelToken& cancel,
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(std::shared_ptr<Checkpoint> checkpoint,
+                                                       const DecoderLoadSpec& spec, const Backend& backend,
+                                                       ThreadPool& threads, const CancelToken& cancel,
                                                        const ProgressFn& progress) {
   return DecoderLoader(std::move(checkpoint), spec, backend, threads).Load(cancel, progress);
 }

@@ -70,8 +70,8 @@ absl::Status ParseFlags(const Json& config, const HfConfigRules& rules, DecoderC
   return absl::OkStatus();
 }
 
-// transformers 5 writes {"rope_parameters": {"rope_type", "rope_theta", ...}}, older files rope_theta and rope_scaling, and
-// the oldest call the kind "type".
+// transformers 5 writes {"rope_parameters": {"rope_type", "rope_theta", ...}}, older files rope_theta and rope_scaling,
+// and the oldest call the kind "type".
 absl::Status ParseRope(const Json& config, const HfConfigRules& rules, DecoderConfig* out) {
   const Json empty = Json::object();
   const Json* scaling = &empty;
@@ -90,8 +90,10 @@ absl::Status ParseRope(const Json& config, const HfConfigRules& rules, DecoderCo
   if (rope.kind != "default" && rope.kind != "linear" && rope.kind != "dynamic" && rope.kind != "llama3" &&
       rope.kind != "yarn") {
     return MakeError(absl::StatusCode::kUnimplemented, "UNKNOWN_ROPE_SCALING",
-                     absl::StrCat(rules.architecture, " config: rope_type must be one of [default, linear, dynamic, llama3, "
-                                  "yarn], got '", rope.kind, "'"));
+                     absl::StrCat(rules.architecture,
+                                  " config: rope_type must be one of [default, linear, dynamic, llama3, "
+                                  "yarn], got '",
+                                  rope.kind, "'"));
   }
   SAGE_ASSIGN_OR_RETURN(const double partial, JsonDouble(config, "partial_rotary_factor", 1.0));
   if (partial != 1.0) return BadField(rules, absl::StrCat("partial_rotary_factor must be 1, got ", partial));
@@ -105,7 +107,7 @@ absl::Status ParseRope(const Json& config, const HfConfigRules& rules, DecoderCo
     return BadField(rules, "high_freq_factor must be larger than low_freq_factor");
   }
   SAGE_ASSIGN_OR_RETURN(rope.original_max_position, BoundedInt(*scaling, "original_max_position_embeddings",
-                                                              out->max_position, 1, int64_t{1} << 32, rules));
+                                                               out->max_position, 1, int64_t{1} << 32, rules));
   SAGE_ASSIGN_OR_RETURN(rope.attention_factor, BoundedDouble(*scaling, "attention_factor", 0.0, 0.0, 1e3, rules));
   SAGE_ASSIGN_OR_RETURN(rope.mscale, BoundedDouble(*scaling, "mscale", 0.0, -1e3, 1e3, rules));
   SAGE_ASSIGN_OR_RETURN(rope.mscale_all_dim, BoundedDouble(*scaling, "mscale_all_dim", 0.0, -1e3, 1e3, rules));
@@ -136,7 +138,8 @@ absl::Status ParseWindows(const Json& config, const HfConfigRules& rules, Decode
   const bool listed = types != config.end() && types->is_array() && types->size() == static_cast<size_t>(out->L);
   for (int64_t l = 0; l < out->L; ++l) {
     const size_t i = static_cast<size_t>(l);
-    const bool slides = listed ? (*types)[i].is_string() && (*types)[i].get<std::string>() == "sliding_attention" : l >= first;
+    const bool slides =
+        listed ? (*types)[i].is_string() && (*types)[i].get<std::string>() == "sliding_attention" : l >= first;
     if (slides) out->window[i] = window;
   }
   return absl::OkStatus();
@@ -159,7 +162,8 @@ void AppendIds(const Json& object, const char* key, int64_t V, std::vector<int32
 
 }  // namespace
 
-absl::StatusOr<DecoderConfig> ParseHfConfig(const Json& config, const Json& generation_config, const HfConfigRules& rules) {
+absl::StatusOr<DecoderConfig> ParseHfConfig(const Json& config, const Json& generation_config,
+                                            const HfConfigRules& rules) {
   DecoderConfig out;
   out.architecture = rules.architecture;
   if (!config.is_object()) return BadField(rules, "must be a JSON object");

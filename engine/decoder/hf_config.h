@@ -18,7 +18,8 @@ struct HfConfigRules {
 };
 
 // INVALID_ARGUMENT naming field, rule and value.
-absl::StatusOr<DecoderConfig> ParseHfConfig(const Json& config, const Json& generation_config, const HfConfigRules& rules);
+absl::StatusOr<DecoderConfig> ParseHfConfig(const Json& config, const Json& generation_config,
+                                            const HfConfigRules& rules);
 
 // True when "model_type" equals, or (without model_type) "architectures" names `architecture`.
 bool RecognizeHfConfig(const Json& config, const char* model_type, const char* architecture);

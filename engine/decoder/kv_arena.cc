@@ -5,8 +5,8 @@
 
 namespace sage {
 
-absl::StatusOr<std::unique_ptr<KvArena>> KvArena::Allocate(std::string_view kv_strategy, const KvLayout& layout, int64_t layers,
-                                                           int64_t pages, const Backend& backend) {
+absl::StatusOr<std::unique_ptr<KvArena>> KvArena::Allocate(std::string_view kv_strategy, const KvLayout& layout,
+                                                           int64_t layers, int64_t pages, const Backend& backend) {
   if (pages < 1 || pages > INT32_MAX) {
     return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_KV_PAGES",
                      absl::StrCat("kv pages must be in [1, ", INT32_MAX, "], got ", pages));

@@ -1,6 +1,7 @@
 // Rotary position embedding: inverse frequencies of every Hugging Face scaling, and the cos/sin rows of a step.
 //
-// Source: transformers 5.23 modeling_rope_utils semantics. The angle is float32(position) * inv_freq as one f32 product.
+// Source: transformers 5.23 modeling_rope_utils semantics. The angle is float32(position) * inv_freq as one f32
+// product.
 #pragma once
 
 #include <cstdint>

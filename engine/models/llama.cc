@@ -15,6 +15,9 @@ absl::StatusOr<DecoderConfig> Parse(const Json& config, const Json& generation_c
 }  // namespace
 
 extern const ModelDef kLlama;
-const ModelDef kLlama = {.name = "llama", .summary = "Llama 2/3/3.x and relatives with attention_bias and mlp_bias", .recognize = Recognize, .parse = Parse};
+const ModelDef kLlama = {.name = "llama",
+                         .summary = "Llama 2/3/3.x and relatives with attention_bias and mlp_bias",
+                         .recognize = Recognize,
+                         .parse = Parse};
 
 }  // namespace sage::models

@@ -15,6 +15,7 @@ absl::StatusOr<DecoderConfig> Parse(const Json& config, const Json& generation_c
 }  // namespace
 
 extern const ModelDef kMistral;
-const ModelDef kMistral = {.name = "mistral", .summary = "Mistral, sliding window in every layer", .recognize = Recognize, .parse = Parse};
+const ModelDef kMistral = {
+    .name = "mistral", .summary = "Mistral, sliding window in every layer", .recognize = Recognize, .parse = Parse};
 
 }  // namespace sage::models

@@ -15,6 +15,7 @@ absl::StatusOr<DecoderConfig> Parse(const Json& config, const Json& generation_c
 }  // namespace
 
 extern const ModelDef kQwen2;
-const ModelDef kQwen2 = {.name = "qwen2", .summary = "Qwen2 and Qwen2.5, qkv bias", .recognize = Recognize, .parse = Parse};
+const ModelDef kQwen2 = {
+    .name = "qwen2", .summary = "Qwen2 and Qwen2.5, qkv bias", .recognize = Recognize, .parse = Parse};
 
 }  // namespace sage::models

@@ -9,7 +9,11 @@ bool Recognize(const Json& config) { return RecognizeHfConfig(config, "qwen3", "
 
 absl::StatusOr<DecoderConfig> Parse(const Json& config, const Json& generation_config) {
   return ParseHfConfig(config, generation_config,
-                       {.architecture = "qwen3", .default_head_dim = 128, .reads_attention_bias = true, .qk_norm = true, .window = HfConfigRules::Window::kQwen});
+                       {.architecture = "qwen3",
+                        .default_head_dim = 128,
+                        .reads_attention_bias = true,
+                        .qk_norm = true,
+                        .window = HfConfigRules::Window::kQwen});
 }
 
 }  // namespace
