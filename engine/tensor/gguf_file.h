@@ -1,7 +1,8 @@
 // The GGUF container, versions 1 to 3: metadata and tensor directory of a memory-mapped file.
 //
-// Layout (little-endian): "GGUF", u32 version, counts (u32 in v1, u64 in v2 and v3), key-value pairs, tensor infos, then data
-// at the next multiple of general.alignment (default 32). Source: ggml docs/gguf.md. Every size is checked before it is used.
+// Layout (little-endian): "GGUF", u32 version, counts (u32 in v1, u64 in v2 and v3), key-value pairs, tensor infos,
+// then data at the next multiple of general.alignment (default 32). Source: ggml docs/gguf.md. Every size is checked
+// before it is used.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,21 @@ namespace sage {
 
 // ggml type ids that we can read (quantization.md 1.8).
 enum class GgmlType : uint32_t {
-  kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ2_K = 10, kQ3_K = 11, kQ4_K = 12, kQ5_K = 13,
-  kQ6_K = 14, kIQ4_NL = 20, kIQ4_XS = 23, kBF16 = 30,
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ2_K = 10,
+  kQ3_K = 11,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kIQ4_NL = 20,
+  kIQ4_XS = 23,
+  kBF16 = 30,
 };
 
 struct GgufTensor {

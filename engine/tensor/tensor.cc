@@ -83,11 +83,16 @@ bool IsFloat(DType dtype) {
 
 float ElementAsFloat(const TensorView& tensor, int64_t i) {
   switch (tensor.dtype) {
-    case DType::kF32: return tensor.as<float>()[i];
-    case DType::kF16: return F16ToFloat(tensor.as<uint16_t>()[i]);
-    case DType::kBF16: return BF16ToFloat(tensor.as<uint16_t>()[i]);
-    case DType::kF64: return static_cast<float>(tensor.as<double>()[i]);
-    default: return 0.0f;
+    case DType::kF32:
+      return tensor.as<float>()[i];
+    case DType::kF16:
+      return F16ToFloat(tensor.as<uint16_t>()[i]);
+    case DType::kBF16:
+      return BF16ToFloat(tensor.as<uint16_t>()[i]);
+    case DType::kF64:
+      return static_cast<float>(tensor.as<double>()[i]);
+    default:
+      return 0.0f;
   }
 }
 

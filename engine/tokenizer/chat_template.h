@@ -1,8 +1,8 @@
 // Chat templates: a Jinja interpreter for what the templates of real Hugging Face models use.
 //
-// Rendering follows Jinja2 3.1 as transformers calls it: trim_blocks and lstrip_blocks on, `loopcontrols` (break, continue),
-// `generation` blocks, `tojson`, `raise_exception(text)`, `strftime_now(format)`. A template is outside input: parsing and
-// rendering are bounded in depth, steps and output size, and every failure is a status.
+// Rendering follows Jinja2 3.1 as transformers calls it: trim_blocks and lstrip_blocks on, `loopcontrols` (break,
+// continue), `generation` blocks, `tojson`, `raise_exception(text)`, `strftime_now(format)`. A template is outside
+// input: parsing and rendering are bounded in depth, steps and output size, and every failure is a status.
 #pragma once
 
 #include <cstdint>
@@ -30,10 +30,10 @@ class ChatTemplate {
                                                                      const ChatTemplateLimits& limits = {});
   ~ChatTemplate();
 
-  // `context`: the variables (messages, tools, add_generation_prompt, bos_token, ...); object order is kept, as tojson shows
-  // it. INVALID_ARGUMENT with reason CHAT_TEMPLATE_RAISED (the template called raise_exception), CHAT_TEMPLATE_ERROR
-  // (undefined operation, wrong type) or CHAT_TEMPLATE_LIMIT. Thread-safe. `now` fixes the clock of strftime_now (tests);
-  // 0 means the present local time.
+  // `context`: the variables (messages, tools, add_generation_prompt, bos_token, ...); object order is kept, as tojson
+  // shows it. INVALID_ARGUMENT with reason CHAT_TEMPLATE_RAISED (the template called raise_exception),
+  // CHAT_TEMPLATE_ERROR (undefined operation, wrong type) or CHAT_TEMPLATE_LIMIT. Thread-safe. `now` fixes the clock of
+  // strftime_now (tests); 0 means the present local time.
   absl::StatusOr<std::string> Render(const OrderedJson& context, int64_t now_unix_seconds = 0) const;
 
  private:

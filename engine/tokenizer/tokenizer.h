@@ -1,7 +1,8 @@
 // Text to ids and back, for every tokenizer file real models ship with.
 //
-// `Encode` and `Decode` agree id for id with Hugging Face tokenizers 0.23 (tokenizer.json, SentencePiece) and with llama.cpp's
-// vocabulary vectors (GGUF). A tokenizer is immutable after loading and may be used from many threads at once.
+// `Encode` and `Decode` agree id for id with Hugging Face tokenizers 0.23 (tokenizer.json, SentencePiece) and with
+// llama.cpp's vocabulary vectors (GGUF). A tokenizer is immutable after loading and may be used from many threads at
+// once.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,9 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // `add_special`: what the file's post-processor adds (BOS, EOS). Special tokens written out in `text` are recognised when
-  // `parse_special` is set and are otherwise ordinary text. INVALID_ARGUMENT on invalid UTF-8 or over `kMaxTextBytes`.
+  // `add_special`: what the file's post-processor adds (BOS, EOS). Special tokens written out in `text` are recognised
+  // when `parse_special` is set and are otherwise ordinary text. INVALID_ARGUMENT on invalid UTF-8 or over
+  // `kMaxTextBytes`.
   virtual absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special,
                                                       bool parse_special = true) const = 0;
   // The text of `ids`; bytes that form no UTF-8 character become U+FFFD as Hugging Face does. INVALID_ARGUMENT on an id
@@ -38,7 +40,7 @@ class Tokenizer {
   virtual int32_t vocab_size() const = 0;  // largest id + 1
   virtual std::optional<int32_t> bos_id() const = 0;
   virtual std::optional<int32_t> eos_id() const = 0;
-  virtual std::string kind() const = 0;    // "bpe", "unigram", "sentencepiece", "gguf:gpt-2", ... for logs and reports
+  virtual std::string kind() const = 0;  // "bpe", "unigram", "sentencepiece", "gguf:gpt-2", ... for logs and reports
 
   static constexpr size_t kMaxTextBytes = size_t{64} << 20;
 };
@@ -46,14 +48,15 @@ class Tokenizer {
 // What comes with a tokenizer: the chat template and the names templates may use.
 struct TokenizerFiles {
   std::shared_ptr<const Tokenizer> tokenizer;
-  std::string chat_template;        // empty when the model has none
-  std::string bos_token, eos_token; // texts handed to the template
-  std::string fingerprint;          // sha256 of the files it was read from
+  std::string chat_template;         // empty when the model has none
+  std::string bos_token, eos_token;  // texts handed to the template
+  std::string fingerprint;           // sha256 of the files it was read from
 };
 
 // Reads a model folder: tokenizer.json, else vocab.json + merges.txt (with tokenizer_config.json), else tokenizer.model
-// (SentencePiece), else llama2.c tokenizer.bin; the chat template from chat_template.jinja or tokenizer_config.json (a list of
-// named templates: "default"). `path` may also be a .gguf file. NOT_FOUND with reason TOKENIZER_NOT_FOUND when there is none.
+// (SentencePiece), else llama2.c tokenizer.bin; the chat template from chat_template.jinja or tokenizer_config.json (a
+// list of named templates: "default"). `path` may also be a .gguf file. NOT_FOUND with reason TOKENIZER_NOT_FOUND when
+// there is none.
 absl::StatusOr<TokenizerFiles> LoadTokenizer(const std::string& path);
 // From GGUF metadata ("tokenizer.ggml.*"). `fingerprint` is left empty.
 absl::StatusOr<TokenizerFiles> LoadGgufTokenizer(const Json& metadata);

@@ -22,7 +22,7 @@ struct LinearKernelDef {
 };
 
 struct AttentionKernelDef {
-  std::string_view name;         // "attention_bf16_avx512"
+  std::string_view name;  // "attention_bf16_avx512"
   std::string_view kv_strategy;
   int rank = 0;
   std::string (*refuse)(const KvLayout& layout, const CpuFeatures& cpu) = nullptr;
