@@ -48,12 +48,11 @@ struct DecoderLoadSpec {
   std::string strategy;       // all linears of the layers
   std::string attn_strategy;  // q, k, v, o; overrides `strategy`
   std::string mlp_strategy;   // gate, up, down
-  LinearSpec linear = {
-      .group_size =
-          0};  // group_size 0 = the largest of 128, 64, 32 that divides K of every layer (error names the sizes)
+  // Details of quantizing on load. group_size 0 = the largest of 128, 64, 32 that divides K of every layer, else the largest
+  // in 16..256 that does, else per channel.
+  LinearSpec linear;
   Priority priority = Priority::kLatency;
-  // A layer's linears given ready-made instead of read from the checkpoint (reports compare artifacts this way); may be
-  // null.
+  DecoderLoadSpec() { linear.group_size = 0; }
 };
 
 struct BoundLayerInfo {
