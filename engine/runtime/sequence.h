@@ -1,0 +1,59 @@
+// A request and its choices as the step thread sees them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "engine/api/engine.h"
+#include "engine/runtime/stop_matcher.h"
+
+namespace sage {
+
+// Only `cancelled` is touched by other threads once the request has been queued.
+struct GenerationRequest {
+  GenerateSpec spec;
+  GenerationSink sink;
+  uint64_t seed = 0;
+  std::atomic<bool> cancelled{false};
+  absl::Time submitted_at, scheduled_at = absl::InfiniteFuture(), first_token_at = absl::InfiniteFuture();
+  int queued = 0;      // choices that have never run
+  int unfinished = 0;  // choices without a finish reason
+  GenerationUsage usage;
+  absl::Status status;  // the first failure of a choice
+
+  // Why the request must end now; OK while it may go on.
+  absl::Status Verdict(absl::Time now) const {
+    if (!status.ok()) return status;
+    if (cancelled.load(std::memory_order_acquire)) return absl::CancelledError("the request was cancelled");
+    if (now >= spec.deadline) return absl::DeadlineExceededError("the request's deadline passed");
+    return absl::OkStatus();
+  }
+};
+
+// One choice of a request. `ids` is the prompt and what was generated; positions below `computed` are in the KV pages.
+struct Sequence {
+  std::shared_ptr<GenerationRequest> request;
+  int choice = 0;
+  std::vector<int32_t> ids;
+  int64_t prompt_length = 0;
+  int64_t computed = 0;
+  std::vector<int32_t> pages;
+  bool ever_ran = false;
+  std::unique_ptr<StreamDecoder> text;  // null without tokenizer
+  StopMatcher stops;
+  absl::Time last_token_at;
+
+  int64_t length() const { return static_cast<int64_t>(ids.size()); }
+  int64_t output_length() const { return length() - prompt_length; }
+  absl::Span<const int32_t> output_ids() const {
+    return absl::MakeConstSpan(ids).subspan(static_cast<size_t>(prompt_length));
+  }
+};
+
+}  // namespace sage
