@@ -1,0 +1,25 @@
+// ggml Q4_0: blocks of 32 four-bit codes with one f16 scale, 4.5 bits a weight.
+#include "engine/linear_strategies/block_linear.h"
+
+namespace sage::linear_strategies {
+namespace {
+constexpr char kName[] = "gguf_q4_0";
+using Blocks = BlockLinear<kName, GgmlType::kQ4_0>;
+}  // namespace
+
+extern const LinearStrategyDef kGgufQ40;
+const LinearStrategyDef kGgufQ40 = {
+    .name = kName,
+    .summary = "ggml Q4_0 blocks, as in a GGUF file",
+    .weight_dtype = "q4_0",
+    .weight_bits = 4,
+    .activation_bits = 16,
+    .quantizes = true,
+    .tolerance = 1e-2,
+    .check = Blocks::Check,
+    .quantize = Blocks::Quantize,
+    .dequantize_rows = Blocks::DequantizeRows,
+    .bind = Blocks::Bind,
+};
+
+}  // namespace sage::linear_strategies

@@ -1,0 +1,25 @@
+// 4-bit integer weights with 16-bit activations, stored as compressed-tensors pack-quantized.
+#include "engine/linear_strategies/packed_linear.h"
+
+namespace sage::linear_strategies {
+namespace {
+constexpr char kName[] = "int4_w4a16";
+using Packed = PackedLinear<kName, 4>;
+}  // namespace
+
+extern const LinearStrategyDef kInt4W4a16;
+const LinearStrategyDef kInt4W4a16 = {
+    .name = kName,
+    .summary = "4-bit integer weights, groups of 16..256 inputs or per channel; compressed-tensors pack-quantized",
+    .weight_dtype = "int4",
+    .weight_bits = 4,
+    .activation_bits = 16,
+    .quantizes = true,
+    .tolerance = 1e-2,
+    .check = Packed::Check,
+    .quantize = Packed::Quantize,
+    .dequantize_rows = Packed::DequantizeRows,
+    .bind = Packed::Bind,
+};
+
+}  // namespace sage::linear_strategies

@@ -1,0 +1,197 @@
+// Shared by the strategies of this folder: checked access to the tensors of a StoredLinear, which may come from
+// outside.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "engine/api/linear_strategy.h"
+#include "engine/base/status.h"
+#include "engine/tensor/float_convert.h"
+
+namespace sage::linear_strategies {
+
+inline absl::Status Refuse(std::string_view strategy, std::string_view reason, const std::string& text,
+                           const std::map<std::string, std::string>& metadata = {}) {
+  return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat(std::string(strategy), ": ", text),
+                   metadata);
+}
+
+inline absl::Status CheckSize(std::string_view strategy, int64_t N, int64_t K) {
+  if (N >= 1 && K >= 1 && N <= std::numeric_limits<int32_t>::max() && K <= std::numeric_limits<int32_t>::max()) {
+    return absl::OkStatus();
+  }
+  return Refuse(strategy, "BAD_LAYER_SHAPE", absl::StrCat("N and K must be 1 .. 2147483647, got N=", N, ", K=", K));
+}
+
+// The named tensor when it has one of the dtypes, exactly the shape, and all of its bytes.
+inline absl::StatusOr<TensorView> RequireTensor(const StoredLinear& stored, const std::string& name,
+                                                std::initializer_list<DType> dtypes, const Shape& shape) {
+  const auto it = stored.tensors.find(name);
+  if (it == stored.tensors.end()) {
+    return Refuse(stored.spec.strategy, "MISSING_TENSOR", absl::StrCat("tensor '", name, "' must be present"));
+  }
+  const TensorView& view = it->second;
+  bool dtype_ok = false;
+  for (const DType dtype : dtypes) dtype_ok = dtype_ok || view.dtype == dtype;
+  SAGE_ASSIGN_OR_RETURN(const int64_t count, ElementCount(shape));
+  if (!dtype_ok || view.shape != shape || view.data == nullptr ||
+      view.bytes != static_cast<size_t>(count) * DTypeSize(view.dtype)) {
+    return Refuse(stored.spec.strategy, "BAD_TENSOR",
+                  absl::StrCat("tensor '", name, "' must be ", std::string(DTypeName(*dtypes.begin())), " ",
+                               ShapeText(shape), ", got ", std::string(DTypeName(view.dtype)), " ",
+                               ShapeText(view.shape), " of ", view.bytes, " bytes"));
+  }
+  return view;
+}
+
+inline absl::Status CheckRows(const StoredLinear& stored, int64_t n_begin, int64_t n_end) {
+  if (n_begin >= 0 && n_begin <= n_end && n_end <= stored.N) return absl::OkStatus();
+  return MakeError(
+      absl::StatusCode::kOutOfRange, "ROWS_OUT_OF_RANGE",
+      absl::StrCat(stored.spec.strategy, ": rows must lie in 0 .. ", stored.N, ", got ", n_begin, " .. ", n_end));
+}
+
+// Element i of an F32, F16, BF16 or F64 tensor that may lie at any address of a map.
+inline float LoadFloat(const TensorView& view, int64_t i) {
+  const uint8_t* at = view.as<uint8_t>() + static_cast<size_t>(i) * DTypeSize(view.dtype);
+  if (view.dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, at, sizeof(value));
+    return value;
+  }
+  if (view.dtype == DType::kF64) {
+    double value;
+    std::memcpy(&value, at, sizeof(value));
+    return static_cast<float>(value);
+  }
+  uint16_t bits;
+  std::memcpy(&bits, at, sizeof(bits));
+  return view.dtype == DType::kF16 ? F16ToFloat(bits) : BF16ToFloat(bits);
+}
+
+inline void LoadFloats(const TensorView& view, int64_t begin, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = LoadFloat(view, begin + i);
+}
+
+inline absl::Status CheckWeight(std::string_view strategy, const TensorView& weight) {
+  if (!IsFloat(weight.dtype) || weight.shape.size() != 2) {
+    return Refuse(strategy, "BAD_WEIGHT",
+                  absl::StrCat("weight must be a float matrix [N, K], got ", std::string(DTypeName(weight.dtype)), " ",
+                               ShapeText(weight.shape)));
+  }
+  SAGE_RETURN_IF_ERROR(CheckSize(strategy, weight.dim(0), weight.dim(1)));
+  if (weight.data == nullptr || weight.bytes != static_cast<size_t>(weight.elements()) * DTypeSize(weight.dtype)) {
+    return Refuse(
+        strategy, "BAD_WEIGHT",
+        absl::StrCat("weight must hold all of its values, got ", weight.bytes, " bytes for ", ShapeText(weight.shape)));
+  }
+  return absl::OkStatus();
+}
+
+inline absl::Status NonFiniteWeight(std::string_view strategy, int64_t row, int64_t column, float value) {
+  return Refuse(strategy, "NON_FINITE_WEIGHT",
+                absl::StrCat("weights must be finite, got ", value, " at row ", row, ", column ", column),
+                {{"row", absl::StrCat(row)}, {"column", absl::StrCat(column)}});
+}
+
+// The first error by row, whichever thread met it first: messages must not depend on the number of threads.
+class FirstError {
+ public:
+  void Set(int64_t row, absl::Status status) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (status_.ok() || row < row_) {
+      row_ = row;
+      status_ = std::move(status);
+    }
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  std::mutex mutex_;
+  int64_t row_ = 0;
+  absl::Status status_;
+};
+
+// Reads row n and checks that it is finite.
+inline absl::Status LoadFiniteRow(std::string_view strategy, const TensorView& weight, int64_t n, float* row) {
+  const int64_t K = weight.dim(1);
+  LoadFloats(weight, n * K, K, row);
+  for (int64_t k = 0; k < K; ++k) {
+    if (!std::isfinite(row[k])) return NonFiniteWeight(strategy, n, k, row[k]);
+  }
+  return absl::OkStatus();
+}
+
+// Calls body(row number, row as f32) for every row on the pool's threads and returns the error of the lowest row.
+template <typename Body>
+absl::Status ForEachRow(std::string_view strategy, const TensorView& weight, ThreadPool& threads, const Body& body) {
+  FirstError error;
+  threads.ParallelFor(weight.dim(0), 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(static_cast<size_t>(weight.dim(1)));
+    for (int64_t n = begin; n < end; ++n) {
+      absl::Status status = LoadFiniteRow(strategy, weight, n, row.data());
+      if (status.ok()) status = body(n, row.data());
+      if (!status.ok()) {
+        error.Set(n, std::move(status));
+        return;  // later rows of this range come after it anyway
+      }
+    }
+  });
+  return error.status();
+}
+
+// Adds an owned, zeroed tensor under `name` and returns it.
+inline absl::StatusOr<Tensor*> AddTensor(StoredLinear* stored, const std::string& name, DType dtype, Shape shape) {
+  SAGE_ASSIGN_OR_RETURN(Tensor tensor, Tensor::Allocate(dtype, std::move(shape)));
+  stored->owned.push_back(std::make_shared<Tensor>(std::move(tensor)));
+  stored->tensors[name] = stored->owned.back()->view();
+  return stored->owned.back().get();
+}
+
+// N, K, bias and keep_alive of the canonical form.
+inline absl::StatusOr<LinearWeight> BeginWeight(const StoredLinear& stored, std::shared_ptr<const void> keep_alive) {
+  SAGE_RETURN_IF_ERROR(CheckSize(stored.spec.strategy, stored.N, stored.K));
+  LinearWeight weight;
+  weight.N = stored.N;
+  weight.K = stored.K;
+  weight.keep_alive = std::move(keep_alive);
+  if (stored.bias.empty()) return weight;
+  if (!IsFloat(stored.bias.dtype) || stored.bias.shape != Shape{stored.N} ||
+      stored.bias.bytes != static_cast<size_t>(stored.N) * DTypeSize(stored.bias.dtype)) {
+    return Refuse(stored.spec.strategy, "BAD_BIAS",
+                  absl::StrCat("bias must be float [", stored.N, "], got ", std::string(DTypeName(stored.bias.dtype)),
+                               " ", ShapeText(stored.bias.shape)));
+  }
+  weight.bias.resize(static_cast<size_t>(stored.N));
+  LoadFloats(stored.bias, 0, stored.N, weight.bias.data());
+  return weight;
+}
+
+inline LinearKernelQuery QueryOf(std::string_view strategy, const StoredLinear& stored, int64_t group_size,
+                                 bool symmetric, Priority priority) {
+  LinearKernelQuery query;
+  query.strategy = std::string(strategy);
+  query.N = stored.N;
+  query.K = stored.K;
+  query.group_size = group_size;
+  query.symmetric = symmetric;
+  query.priority = priority;
+  return query;
+}
+
+inline bool IsEmpty(const LayerPlan& plan) {
+  return plan.scale.empty() && plan.zero.empty() && plan.codes.empty() && plan.g_idx.empty();
+}
+
+}  // namespace sage::linear_strategies
