@@ -1,0 +1,247 @@
+// Resolves a CalibrationSpec: names to plug-ins, group size to a number, patterns to modules, files to sha256.
+#include "engine/runtime/calibrate_plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "engine/api/kv_strategy.h"
+#include "engine/base/file.h"
+#include "engine/base/status.h"
+#include "engine/runtime/artifact.h"
+#include "engine/runtime/dataset.h"
+
+namespace sage {
+namespace {
+
+absl::Status Invalid(std::string_view reason, const std::string& message,
+                     const std::map<std::string, std::string>& metadata = {}) {
+  return MakeError(absl::StatusCode::kInvalidArgument, reason, message, metadata);
+}
+
+absl::StatusOr<DType> ScaleDType(const std::string& word, DType model) {
+  if (word.empty() || word == "auto") return model;
+  if (word == "f32" || word == "fp32" || word == "float32") return DType::kF32;
+  if (word == "f16" || word == "fp16" || word == "float16") return DType::kF16;
+  if (word == "bf16" || word == "bfloat16") return DType::kBF16;
+  return Invalid("BAD_SCALE_PRECISION", absl::StrCat("scale_precision: must be fp32, fp16 or bf16, got '", word, "'"));
+}
+
+absl::Status CheckNumbers(const CalibrationSpec& spec) {
+  if (!(spec.clip_ratio >= 0 && spec.clip_ratio < 1)) {
+    return Invalid("BAD_CLIP_RATIO", absl::StrCat("clip_ratio: must be in [0, 1), 0 = off, got ", spec.clip_ratio));
+  }
+  if (spec.samples < 1 || spec.samples > 1'000'000) {
+    return Invalid("BAD_SAMPLES", absl::StrCat("samples: must be in [1, 1000000], got ", spec.samples));
+  }
+  if (spec.sequence_length < 1 || spec.sequence_length > 1'048'576) {
+    return Invalid("BAD_SEQUENCE_LENGTH", absl::StrCat("sequence_length: must be in [1, 1048576], got ", spec.sequence_length));
+  }
+  if (spec.exclude.size() > 1000) return Invalid("TOO_MANY_PATTERNS", "exclude: at most 1000 patterns");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> ResolveExclude(const std::vector<LinearSlot>& slots,
+                                                        const std::vector<std::string>& patterns) {
+  std::vector<bool> used(patterns.size(), false);
+  std::vector<std::string> ignored;
+  for (const LinearSlot& slot : slots) {
+    bool out = slot.layer < 0;
+    for (size_t i = 0; i < patterns.size(); ++i) {
+      if (!GlobMatch(patterns[i], slot.name)) continue;
+      out = true;
+      used[i] = true;
+    }
+    if (out) ignored.push_back(slot.name);
+  }
+  for (size_t i = 0; i < patterns.size(); ++i) {
+    if (used[i] || GlobMatch(patterns[i], "lm_head") || GlobMatch(patterns[i], "model.embed_tokens")) continue;
+    return Invalid("PATTERN_MATCHES_NOTHING",
+                   absl::StrCat("exclude: must name a linear module such as ", slots.front().name, ", got '", patterns[i], "'"));
+  }
+  return ignored;
+}
+
+std::string CommonGroupSizes(const std::vector<LinearSlot>& slots) {
+  int64_t common = 0;
+  for (const LinearSlot& slot : slots) common = std::gcd(common, slot.K);
+  return absl::StrJoin(GroupSizesFor(common), ", ");
+}
+
+absl::Status MustDivide(const LinearStrategyDef& strategy, const std::vector<LinearSlot>& slots, int group_size,
+                        const LinearSlot& slot) {
+  const std::string allowed = CommonGroupSizes(slots);
+  return Invalid("GROUP_SIZE_MUST_DIVIDE_K",
+                 absl::StrCat(std::string(strategy.name), ": group_size must divide K, got K=", slot.K, " (", slot.name,
+                              "), group_size=", group_size, "; sizes that divide every layer: ",
+                              allowed.empty() ? "none, use -1 (one scale a row)" : allowed),
+                 {{"allowed", allowed.empty() ? "-1" : allowed}, {"layer", slot.name}, {"K", absl::StrCat(slot.K)}});
+}
+
+absl::Status CheckAll(const LinearStrategyDef& strategy, const LinearSpec& spec, const std::vector<LinearSlot>& slots) {
+  for (const LinearSlot& slot : slots) {
+    const absl::Status status = strategy.check(spec, slot.N, slot.K);
+    if (!status.ok()) return Annotate(status, slot.name);
+  }
+  return absl::OkStatus();
+}
+
+const LinearSlot* FirstNotDivided(const std::vector<LinearSlot>& slots, int group_size) {
+  for (const LinearSlot& slot : slots) {
+    if (slot.K % group_size != 0) return &slot;
+  }
+  return nullptr;
+}
+
+// A size is worth choosing by itself only when the default backend can run it.
+bool HasKernel(const Backend* backend, const LinearSpec& spec) {
+  if (backend == nullptr) return true;
+  LinearKernelQuery query;
+  query.strategy = spec.strategy;
+  query.group_size = spec.group_size;
+  query.symmetric = spec.symmetric;
+  return !backend->SelectLinear(query).kernel.empty();
+}
+
+absl::StatusOr<int> AutomaticGroupSize(const LinearStrategyDef& strategy, LinearSpec spec,
+                                       const std::vector<LinearSlot>& slots) {
+  absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend("cpu");
+  for (int size = 256; size >= 16; --size) {
+    spec.group_size = size;
+    if (FirstNotDivided(slots, size) == nullptr && CheckAll(strategy, spec, slots).ok() &&
+        HasKernel(backend.ok() ? backend->get() : nullptr, spec)) {
+      return size;
+    }
+  }
+  return Invalid("GROUP_SIZE_MUST_DIVIDE_K",
+                 absl::StrCat(std::string(strategy.name), ": no group size in 16..256 divides K of every layer; use -1"),
+                 {{"allowed", "-1"}});
+}
+
+absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
+  SAGE_ASSIGN_OR_RETURN(plan.calibrator, FindCalibrator(spec.method.empty() ? "minmax" : spec.method));
+  SAGE_ASSIGN_OR_RETURN(const std::string name, ResolveLinearStrategy(spec.weight_dtype, spec.activation_dtype));
+  if (name.empty()) return Invalid("NOTHING_TO_QUANTIZE", "weight_dtype: 'none' leaves nothing to quantize");
+  SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(name));
+  if (!plan.strategy->quantizes || plan.strategy->quantize == nullptr) {
+    return Invalid("NOTHING_TO_QUANTIZE",
+                   absl::StrCat("weight_dtype: ", name, " stores weights as they are; give int4 or int8, or use convert"));
+  }
+  if (plan.calibrator->needs_activations) {
+    return MakeError(absl::StatusCode::kUnimplemented, "METHOD_NEEDS_ACTIVATIONS",
+                     absl::StrCat(std::string(plan.calibrator->name),
+                                  ": needs a forward pass layer by layer, which this build does not offer; use minmax"));
+  }
+  plan.format = spec.format.empty() ? "compressed_tensors" : spec.format;
+  if (plan.format != "compressed_tensors") {
+    return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
+                     absl::StrCat("format: artifacts are written as [compressed_tensors], got '", plan.format, "'"),
+                     {{"candidates", "compressed_tensors"}});
+  }
+  absl::StatusOr<std::string> kv = ResolveKvStrategy(spec.kv_quantization);
+  if (!kv.ok()) return Annotate(kv.status(), "kv_quantization");
+  plan.kv_strategy = *std::move(kv);
+  return absl::OkStatus();
+}
+
+absl::Status ReadDatasetSummary(const CalibrationSpec& spec, CalibrationPlan& plan) {
+  plan.dataset = nullptr;
+  if (spec.dataset.empty()) return absl::OkStatus();
+  SAGE_ASSIGN_OR_RETURN(const Dataset dataset, ReadDataset(spec.dataset, spec.dataset_field));
+  plan.dataset = {{"name", dataset.name},
+                  {"sha256", dataset.sha256},
+                  {"kind", dataset.kind},
+                  {"entries", static_cast<int64_t>(dataset.entries.size())},
+                  {"bytes", dataset.file_bytes}};
+  return absl::OkStatus();
+}
+
+Json CanonicalSpec(const CalibrationSpec& spec, const CalibrationPlan& plan) {
+  return {{"engine", kEngineVersion},
+          {"method", std::string(plan.calibrator->name)},
+          {"strategy", plan.linear.strategy},
+          {"group_size", plan.linear.group_size},
+          {"symmetric", plan.linear.symmetric},
+          {"act_order", plan.linear.act_order},
+          {"clip_ratio", plan.linear.clip_ratio},
+          {"scale_precision", std::string(DTypeName(plan.linear.scale_dtype))},
+          {"kv_strategy", plan.kv_strategy},
+          {"ignored", plan.ignored},
+          {"format", plan.format},
+          {"dataset", plan.dataset},
+          {"samples", spec.samples},
+          {"sequence_length", spec.sequence_length},
+          {"seed", spec.seed},
+          {"source_sha256", plan.source_sha256}};
+}
+
+}  // namespace
+
+bool GlobMatch(std::string_view pattern, std::string_view name) {
+  size_t p = 0, n = 0, star = pattern.npos, mark = 0;
+  while (n < name.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      mark = n;
+    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == name[n])) {
+      ++p;
+      ++n;
+    } else if (star != pattern.npos) {
+      p = star + 1;
+      n = ++mark;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
+}
+
+absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSpec spec, const std::vector<LinearSlot>& slots,
+                                     int asked, bool automatic) {
+  if (automatic) return AutomaticGroupSize(strategy, std::move(spec), slots);
+  if (asked == -1) return -1;
+  if (asked < -1) return Invalid("BAD_GROUP_SIZE", absl::StrCat("group_size: must be -1, 0 or positive, got ", asked));
+  if (asked > 0) {
+    const LinearSlot* slot = FirstNotDivided(slots, asked);
+    if (slot != nullptr) return MustDivide(strategy, slots, asked, *slot);
+    return asked;
+  }
+  for (const int size : {128, 64, 32}) {
+    if (FirstNotDivided(slots, size) == nullptr) return size;
+  }
+  return MustDivide(strategy, slots, 32, *FirstNotDivided(slots, 32));
+}
+
+bool CalibrationPlan::Quantizes(const LinearSlot& slot) const {
+  return std::find(ignored.begin(), ignored.end(), slot.name) == ignored.end();
+}
+
+absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
+  CalibrationPlan plan;
+  SAGE_RETURN_IF_ERROR(CheckNumbers(spec));
+  SAGE_RETURN_IF_ERROR(CheckKnown(spec, plan));
+  SAGE_ASSIGN_OR_RETURN(plan.source, ArtifactSource::Open(spec.model));
+  SAGE_ASSIGN_OR_RETURN(plan.ignored, ResolveExclude(plan.source->linears(), spec.exclude));
+  std::vector<LinearSlot> slots;
+  for (const LinearSlot& slot : plan.source->linears()) {
+    if (plan.Quantizes(slot)) slots.push_back(slot);
+  }
+  if (slots.empty()) return Invalid("NOTHING_TO_QUANTIZE", "exclude: leaves no linear layer to quantize");
+  plan.linear.strategy = std::string(plan.strategy->name);
+  plan.linear.symmetric = !spec.asymmetric;
+  plan.linear.act_order = spec.act_order;
+  plan.linear.clip_ratio = spec.clip_ratio;
+  SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ScaleDType(spec.scale_precision, plan.source->float_dtype()));
+  SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,
+                        ResolveGroupSize(*plan.strategy, plan.linear, slots, spec.group_size, spec.group_size_auto));
+  SAGE_RETURN_IF_ERROR(CheckAll(*plan.strategy, plan.linear, slots));
+  SAGE_RETURN_IF_ERROR(ReadDatasetSummary(spec, plan));
+  SAGE_ASSIGN_OR_RETURN(plan.source_sha256, plan.source->checkpoint().Fingerprint());
+  plan.spec = CanonicalSpec(spec, plan);
+  plan.spec_hash = Sha256Hex(DumpJson(plan.spec));
+  return plan;
+}
+
+}  // namespace sage

@@ -1,0 +1,42 @@
+// What a calibration will do, settled before the first byte is written: every word of the spec resolved, checked and hashed.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/api/calibrator.h"
+#include "engine/api/engine.h"
+#include "engine/api/linear_strategy.h"
+#include "engine/runtime/artifact_source.h"
+
+namespace sage {
+
+struct CalibrationPlan {
+  std::unique_ptr<ArtifactSource> source;
+  const LinearStrategyDef* strategy = nullptr;
+  const CalibratorDef* calibrator = nullptr;
+  LinearSpec linear;                 // group size resolved
+  std::string kv_strategy;           // plug-in name
+  std::string format;                // "compressed_tensors"
+  std::vector<std::string> ignored;  // modules that stay as they are: lm_head and what `exclude` names
+  Json dataset;                      // {name, sha256, kind, entries} or null
+  std::string source_sha256;
+  Json spec;                         // canonical; what the artifact's bytes depend on
+  std::string spec_hash;             // sha256 of `spec`
+
+  bool Quantizes(const LinearSlot& slot) const;
+};
+
+absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec);
+
+// "*" matches any run of characters (dots too), "?" one; the whole name must match. Linear time in both.
+bool GlobMatch(std::string_view pattern, std::string_view name);
+
+// The group size that a calibration of `slots` uses: `asked` > 0 must divide every K, 0 takes the largest of 128, 64, 32 that
+// does, `automatic` the largest of 256..16 that the strategy accepts; -1 stays. GROUP_SIZE_MUST_DIVIDE_K names sizes that do.
+absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSpec spec, const std::vector<LinearSlot>& slots,
+                                     int asked, bool automatic);
+
+}  // namespace sage
