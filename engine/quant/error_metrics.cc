@@ -13,8 +13,8 @@ ErrorStats MeasureError(const float* reference, const float* quantized, int64_t 
     const double x = reference[i], difference = static_cast<double>(quantized[i]) - x;
     error += difference * difference;
     energy += x * x;
-    // Written so that a NaN difference is kept, not skipped.
-    if (!(std::fabs(difference) <= stats.max_abs)) stats.max_abs = std::fabs(difference);
+    // A NaN is kept: nothing compares greater than it afterwards.
+    if (std::fabs(difference) > stats.max_abs || std::isnan(difference)) stats.max_abs = std::fabs(difference);
   }
   if (count > 0) stats.mse = error / static_cast<double>(count);
   if (error == 0) return stats;
