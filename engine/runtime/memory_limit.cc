@@ -1,0 +1,56 @@
+// Reads /proc/meminfo and the version 2 control group of this process.
+#include "engine/runtime/memory_limit.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+namespace sage {
+namespace {
+
+std::string Slurp(const std::string& path) {
+  std::ifstream in(path);
+  std::ostringstream out;
+  out << in.rdbuf();
+  return out.str();
+}
+
+// The number after `key` in a text of "key value" lines; -1 when absent ("max" too).
+int64_t NumberAfter(std::string_view text, std::string_view key) {
+  size_t at = text.substr(0, key.size()) == key ? 0 : text.find("\n" + std::string(key));
+  if (at == std::string_view::npos) return -1;
+  if (at > 0) ++at;
+  at += key.size();
+  while (at < text.size() && (text[at] == ' ' || text[at] == '\t')) ++at;
+  if (at >= text.size() || std::isdigit(static_cast<unsigned char>(text[at])) == 0) return -1;
+  return std::strtoll(std::string(text.substr(at, 20)).c_str(), nullptr, 10);
+}
+
+int64_t GroupAvailable() {
+  const std::string root = "/sys/fs/cgroup";
+  const std::string limit = Slurp(root + "/memory.max");
+  if (limit.empty() || std::isdigit(static_cast<unsigned char>(limit[0])) == 0) return -1;
+  const int64_t most = std::strtoll(limit.c_str(), nullptr, 10);
+  const int64_t used = std::strtoll(Slurp(root + "/memory.current").c_str(), nullptr, 10);
+  // Clean pages of files are given up when memory runs short.
+  const int64_t files = std::max<int64_t>(0, NumberAfter(Slurp(root + "/memory.stat"), "inactive_file"));
+  return std::max<int64_t>(0, most - used + files);
+}
+
+}  // namespace
+
+int64_t ParseMemAvailable(std::string_view meminfo) {
+  const int64_t kib = NumberAfter(meminfo, "MemAvailable:");
+  return kib < 0 ? -1 : kib * 1024;
+}
+
+int64_t AvailableMemory() {
+  const int64_t machine = ParseMemAvailable(Slurp("/proc/meminfo"));
+  const int64_t group = GroupAvailable();
+  if (machine < 0 || group < 0) return std::max(machine, group);
+  return std::min(machine, group);
+}
+
+}  // namespace sage

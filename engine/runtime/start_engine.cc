@@ -1,0 +1,294 @@
+// Starting an engine, one named step after another; every refusal names the thing, the rule and the value.
+#include "engine/runtime/start_engine.h"
+
+#include <algorithm>
+#include <cctype>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "engine/api/kv_strategy.h"
+#include "engine/base/file.h"
+#include "engine/base/status.h"
+#include "engine/runtime/engine_metrics.h"
+#include "engine/runtime/engine_parts.h"
+#include "engine/runtime/memory_limit.h"
+
+namespace sage {
+namespace {
+
+constexpr int kPageTokens = 16;
+constexpr int64_t kDefaultKvTokens = 16384;
+constexpr int64_t kMaxSeqs = 4096, kMaxStepTokens = 65536, kMaxKvBytes = int64_t{1} << 46;
+
+absl::Status Invalid(std::string_view reason, const std::string& message) {
+  return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("engine: ", message));
+}
+
+absl::Status CheckSpec(const EngineSpec& spec) {
+  if (!spec.draft_mode.empty() && spec.draft_mode != "none") {
+    return MakeError(absl::StatusCode::kUnimplemented, "DRAFT_MODE_UNSUPPORTED",
+                     absl::StrCat("engine: draft_mode must be none, got '", spec.draft_mode,
+                                  "' (speculative decoding is not built)"));
+  }
+  const auto check = [](const char* field, int64_t value, int64_t low, int64_t high) -> absl::Status {
+    if (value >= low && value <= high) return absl::OkStatus();
+    return Invalid("OUT_OF_RANGE", absl::StrCat(field, " must be in [", low, ", ", high, "], got ", value));
+  };
+  SAGE_RETURN_IF_ERROR(check("max_seqs", spec.max_seqs, 1, kMaxSeqs));
+  SAGE_RETURN_IF_ERROR(check("max_step_tokens", spec.max_step_tokens, 1, kMaxStepTokens));
+  SAGE_RETURN_IF_ERROR(check("max_model_len", spec.max_model_len, 0, int64_t{1} << 24));
+  SAGE_RETURN_IF_ERROR(check("kv_bytes", spec.kv_bytes, 0, kMaxKvBytes));
+  SAGE_RETURN_IF_ERROR(check("max_queue_requests", spec.max_queue_requests, 1, int64_t{1} << 24));
+  SAGE_RETURN_IF_ERROR(check("max_queue_tokens", spec.max_queue_tokens, 1, int64_t{1} << 40));
+  return check("threads", spec.threads, 0, 1024);
+}
+
+// "auto" is cuda where this build has it and the machine offers it, else cpu; the answer names which.
+absl::StatusOr<std::unique_ptr<Backend>> ChooseBackend(const std::string& name, std::vector<std::string>* notes) {
+  if (!name.empty() && name != "auto") return OpenBackend(name);
+  for (const BackendDef* def : Backends()) {
+    if (def->name != "cuda") continue;
+    absl::StatusOr<std::unique_ptr<Backend>> cuda = def->open();
+    if (cuda.ok()) return cuda;
+    notes->push_back(absl::StrCat("backend auto: cuda is not usable here (", std::string(cuda.status().message()), ")"));
+  }
+  return OpenBackend("cpu");
+}
+
+std::string MakeEngineId(const EngineSpec& spec) {
+  if (!spec.engine_id.empty()) return spec.engine_id;
+  std::string name = spec.model_name.empty() ? spec.model : spec.model_name;
+  while (name.size() > 1 && name.back() == '/') name.pop_back();
+  name = name.substr(name.find_last_of('/') + 1);
+  for (char& c : name) {
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '_' && c != '.') c = '-';
+  }
+  return name.empty() ? "engine" : name.substr(0, 63);
+}
+
+// Bytes the weights will take: as stored, or at the bits of the strategy that is applied on load.
+absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const DecoderConfig& config,
+                                       const DecoderLoadSpec& load) {
+  double total = 0;
+  for (const LinearSlot& slot : ListLinears(config)) {
+    if (!checkpoint.HasLinear(slot.name)) continue;  // loading names what is missing
+    const bool mlp = slot.kind == "gate_proj" || slot.kind == "up_proj" || slot.kind == "down_proj";
+    std::string strategy = mlp ? load.mlp_strategy : load.attn_strategy;
+    if (strategy.empty()) strategy = load.strategy;
+    SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, checkpoint.GetLinear(slot.name));
+    if (slot.layer < 0 || strategy.empty() || strategy == stored.spec.strategy) {
+      total += static_cast<double>(stored.weight_bytes());
+      continue;
+    }
+    SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(strategy));
+    const double bits = def->weight_bits + (def->quantizes ? 64.0 / 32.0 : 0.0);  // scale and offset of 32 inputs
+    total += static_cast<double>(slot.N) * static_cast<double>(slot.K) * bits / 8.0;
+  }
+  if (checkpoint.HasLinear("model.embed_tokens")) {
+    SAGE_ASSIGN_OR_RETURN(const StoredLinear table, checkpoint.GetLinear("model.embed_tokens"));
+    total += static_cast<double>(table.weight_bytes());
+  }
+  return static_cast<int64_t>(total);
+}
+
+absl::Status CheckMemory(int64_t weights, int64_t kv, int64_t workspace) {
+  const int64_t available = AvailableMemory();
+  const int64_t needed = weights + kv + workspace;
+  if (available < 0 || needed <= available) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kResourceExhausted, "INSUFFICIENT_MEMORY",
+                   absl::StrCat("engine: weights ", weights, " + kv ", kv, " + workspace ", workspace, " = ", needed,
+                                " bytes must fit the available memory, got ", available),
+                   {{"weight_bytes", absl::StrCat(weights)},
+                    {"kv_bytes", absl::StrCat(kv)},
+                    {"workspace_bytes", absl::StrCat(workspace)},
+                    {"available_bytes", absl::StrCat(available)}});
+}
+
+// Activations of a step of M rows, logits of 64 rows, and the f32 copy of the largest layer while it is quantized.
+int64_t PredictWorkspace(const DecoderConfig& c, int64_t M, bool quantizes) {
+  const int64_t row = 3 * c.hidden + (c.H + 2 * c.KH) * int64_t{c.D} + int64_t{c.H} * c.D + 3 * c.ffn;
+  const int64_t largest = std::max(c.hidden * c.ffn, c.hidden * c.H * int64_t{c.D});
+  return 4 * (M * row + 64 * c.V + (quantizes ? 2 * largest : 0));
+}
+
+absl::StatusOr<std::optional<TokenizerFiles>> FindTokenizer(const std::string& loaded, const std::string& model) {
+  for (const std::string& path : {loaded, model}) {
+    absl::StatusOr<TokenizerFiles> files = LoadTokenizer(path);
+    if (files.ok()) return std::optional<TokenizerFiles>(std::move(*files));
+    if (!absl::IsNotFound(files.status())) return files.status();
+    if (loaded == model) break;
+  }
+  return std::optional<TokenizerFiles>();
+}
+
+// State shared by the steps below.
+struct Start {
+  const EngineSpec& spec;
+  std::string path;  // what is loaded: the model, or the artifact that `quantization` names
+  std::string kv_strategy;
+  std::shared_ptr<Checkpoint> checkpoint;
+  DecoderConfig config;
+  DecoderLoadSpec load;
+  KvSizing kv;
+  EngineParts parts;
+};
+
+absl::Status OpenModel(Start& start) {
+  const EngineSpec& spec = start.spec;
+  std::string word = spec.quantization;
+  start.path = spec.model;
+  const bool is_path = word.find('/') != std::string::npos && (IsDirectory(word) || FileExists(word));
+  if (is_path) start.path = std::exchange(word, std::string());
+  SAGE_ASSIGN_OR_RETURN(start.load, ResolveLoadSpec(word, spec.attn_quantization, spec.mlp_quantization));
+  SAGE_ASSIGN_OR_RETURN(start.kv_strategy, ResolveKvStrategy(spec.kv_quantization));
+  SAGE_ASSIGN_OR_RETURN(start.parts.backend, ChooseBackend(spec.backend, &start.parts.info.notes));
+  SAGE_ASSIGN_OR_RETURN(start.checkpoint, OpenCheckpoint(start.path));
+  SAGE_ASSIGN_OR_RETURN(start.config,
+                        ParseModelConfig(start.checkpoint->config(), start.checkpoint->generation_config()));
+  if (is_path && start.path != spec.model) {
+    start.parts.info.notes.push_back(absl::StrCat("quantization: weights come from the artifact ", start.path));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PlanMemory(Start& start) {
+  const KvLayout layout{start.config.KH, start.config.D, kPageTokens};
+  SAGE_ASSIGN_OR_RETURN(const KvStrategyDef* kv, FindKvStrategy(start.kv_strategy));
+  const int64_t page_bytes = static_cast<int64_t>(kv->page_bytes(layout)) * start.config.L;
+  SAGE_ASSIGN_OR_RETURN(start.kv, SizeKv(start.spec, ContextLimit(start.config), page_bytes, kPageTokens));
+  SAGE_ASSIGN_OR_RETURN(const int64_t weights, PredictWeights(*start.checkpoint, start.config, start.load));
+  const int64_t rows = std::max(start.spec.max_step_tokens, start.spec.max_seqs);
+  const bool quantizes = !start.load.strategy.empty() || !start.load.attn_strategy.empty() ||
+                         !start.load.mlp_strategy.empty();
+  return CheckMemory(weights, start.kv.pages * page_bytes, PredictWorkspace(start.config, rows, quantizes));
+}
+
+absl::Status LoadParts(Start& start, int threads, const CancelToken& cancel, const ProgressFn& progress) {
+  EngineParts& parts = start.parts;
+  parts.threads = std::make_unique<ThreadPool>(start.spec.threads > 0 ? start.spec.threads : threads);
+  SAGE_ASSIGN_OR_RETURN(parts.decoder, Decoder::Load(start.checkpoint, start.load, *parts.backend, *parts.threads,
+                                                     cancel, progress));
+  const KvLayout layout = parts.decoder->kv_layout(kPageTokens);
+  SAGE_ASSIGN_OR_RETURN(parts.kv, KvArena::Allocate(start.kv_strategy, layout, start.config.L, start.kv.pages,
+                                                    *parts.backend));
+  parts.make_arena = [strategy = start.kv_strategy, layout, L = start.config.L,
+                      backend = parts.backend.get()](int64_t pages) {
+    return KvArena::Allocate(strategy, layout, L, pages, *backend);
+  };
+  SAGE_ASSIGN_OR_RETURN(parts.tokenizer, FindTokenizer(start.path, start.spec.model));
+  return cancel.Check();
+}
+
+void FillInfo(Start& start, absl::Time begun) {
+  const EngineSpec& spec = start.spec;
+  EngineParts& parts = start.parts;
+  EngineInfo& info = parts.info;
+  info.engine_id = MakeEngineId(spec);
+  info.model = spec.model_name.empty() ? spec.model : spec.model_name;
+  info.model_path = start.path;
+  info.quantization = parts.decoder->quantization();
+  info.kv_quant = start.kv_strategy;
+  info.backend = std::string(parts.backend->name());
+  info.capability = parts.backend->capability();
+  info.architecture = start.config.architecture;
+  info.weight_bytes = static_cast<int64_t>(parts.decoder->weight_bytes());
+  info.kv_bytes = static_cast<int64_t>(parts.kv->bytes());
+  info.max_model_len = start.kv.max_model_len;
+  info.max_seqs = spec.max_seqs;
+  info.vocab_size = start.config.V;
+  info.load_ms = absl::ToDoubleMilliseconds(absl::Now() - begun);
+  info.started_at = absl::Now();
+  for (const BoundLayerInfo& b : parts.decoder->bindings()) {
+    info.bindings.push_back({b.layer, b.strategy, b.kernel, b.weight_bytes});
+  }
+  for (const std::string& note : start.checkpoint->notes()) info.notes.push_back(note);
+  if (start.kv.lowered) {
+    info.notes.push_back(absl::StrCat("max_model_len: lowered from the model's ", ContextLimit(start.config), " to ",
+                                      start.kv.max_model_len, ", what the KV memory of ", info.kv_bytes,
+                                      " bytes holds"));
+  }
+  if (!parts.tokenizer.has_value()) info.notes.push_back("no tokenizer files: ids in and out only");
+}
+
+}  // namespace
+
+int64_t ContextLimit(const DecoderConfig& config) {
+  const RopeSpec& rope = config.rope;
+  const double factor = std::clamp(rope.factor, 1.0, 1024.0);
+  if (rope.kind == "dynamic" || rope.kind == "linear") {
+    return static_cast<int64_t>(static_cast<double>(config.max_position) * factor);
+  }
+  if (rope.kind == "yarn" && rope.original_max_position > 0) {
+    const double stretched = static_cast<double>(rope.original_max_position) * factor;
+    return std::max(config.max_position, static_cast<int64_t>(std::min(stretched, 1e9)));
+  }
+  return config.max_position;
+}
+
+absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, int64_t page_bytes, int page_tokens) {
+  if (spec.max_model_len > context_limit) {
+    return Invalid("CONTEXT_TOO_LONG", absl::StrCat("max_model_len must be at most the model's ", context_limit,
+                                                    " positions, got ", spec.max_model_len));
+  }
+  if (spec.max_model_len == 1) return Invalid("OUT_OF_RANGE", "max_model_len must be at least 2, got 1");
+  KvSizing out;
+  const int64_t wanted = spec.max_model_len > 0 ? spec.max_model_len : context_limit;
+  if (spec.kv_bytes > 0) {
+    out.pages = std::min(spec.kv_bytes / std::max<int64_t>(1, page_bytes), int64_t{INT32_MAX});
+  } else {
+    const int64_t most = std::max(kDefaultKvTokens, spec.max_model_len);
+    const int64_t tokens = wanted >= most / spec.max_seqs ? most : wanted * spec.max_seqs;
+    out.pages = (tokens + page_tokens - 1) / page_tokens;
+  }
+  const int64_t held = out.pages * page_tokens;
+  if (held < 2 || spec.max_model_len > held) {
+    const int64_t needed = (std::max<int64_t>(2, spec.max_model_len) + page_tokens - 1) / page_tokens * page_bytes;
+    return Invalid("KV_MEMORY_TOO_SMALL",
+                   absl::StrCat("kv memory must hold max_model_len of ", spec.max_model_len, " positions (", needed,
+                                " bytes), got ", spec.kv_bytes, " bytes"));
+  }
+  out.max_model_len = std::min(wanted, held);
+  out.lowered = out.max_model_len < wanted;
+  return out;
+}
+
+absl::StatusOr<DecoderLoadSpec> ResolveLoadSpec(const std::string& quantization, const std::string& attn,
+                                                const std::string& mlp) {
+  DecoderLoadSpec out;
+  SAGE_ASSIGN_OR_RETURN(const std::string all, ResolveLinearStrategy(quantization));
+  SAGE_ASSIGN_OR_RETURN(out.attn_strategy, ResolveLinearStrategy(attn));
+  SAGE_ASSIGN_OR_RETURN(out.mlp_strategy, ResolveLinearStrategy(mlp));
+  if (attn != "none" && mlp != "none") {
+    out.strategy = all;
+    return out;
+  }
+  // "none" for one part keeps it as stored: the word for all moves to the other part.
+  if (attn != "none" && attn.empty()) out.attn_strategy = all;
+  if (mlp != "none" && mlp.empty()) out.mlp_strategy = all;
+  return out;
+}
+
+absl::StatusOr<std::shared_ptr<InferenceEngine>> StartLlmEngine(const EngineSpec& spec, int threads,
+                                                                MetricSink* metrics, const CancelToken& cancel,
+                                                                const ProgressFn& progress) {
+  const absl::Time begun = absl::Now();
+  SAGE_RETURN_IF_ERROR(CheckSpec(spec));
+  Start start{spec, {}, {}, nullptr, {}, {}, {}, {}};
+  SAGE_RETURN_IF_ERROR(OpenModel(start));
+  SAGE_RETURN_IF_ERROR(PlanMemory(start));
+  SAGE_RETURN_IF_ERROR(LoadParts(start, threads, cancel, progress));
+  FillInfo(start, begun);
+  EngineParts& parts = start.parts;
+  parts.kv_pages = start.kv.pages;
+  parts.kv_page_tokens = kPageTokens;
+  parts.scheduler = {spec.max_seqs, std::max(spec.max_step_tokens, spec.max_seqs)};
+  parts.admission = {spec.max_queue_requests, spec.max_queue_tokens};
+  parts.max_model_len = start.kv.max_model_len;
+  parts.metrics = metrics != nullptr ? metrics : &NullMetricSink();
+  EngineMetrics(*parts.metrics, parts.info.engine_id).Loaded(parts.info.load_ms * 1e-3);
+  return MakeEngine(std::move(parts));
+}
+
+}  // namespace sage
