@@ -1,0 +1,134 @@
+// The page pool and the scheduling rules: order, chunks, admission by pages, preemption of the youngest.
+#include "engine/runtime/scheduler.h"
+
+#include <set>
+
+#include "gtest/gtest.h"
+
+namespace sage {
+namespace {
+
+std::shared_ptr<Sequence> MakeSequence(int choice, int64_t prompt) {
+  auto out = std::make_shared<Sequence>();
+  out->request = std::make_shared<GenerationRequest>();
+  out->choice = choice;
+  out->ids.assign(static_cast<size_t>(prompt), 1);
+  out->prompt_length = prompt;
+  return out;
+}
+
+// What the step loop does after a step.
+void Finish(const StepPlan& plan) {
+  for (const ScheduledRows& slice : plan.slices) {
+    slice.sequence->computed += slice.rows;
+    if (slice.samples) slice.sequence->ids.push_back(2);
+  }
+}
+
+TEST(KvPool, GivesEachPageOnceAndTakesItBack) {
+  KvPool pool(4, 16);
+  std::vector<int32_t> a, b;
+  EXPECT_TRUE(pool.Grow(a, 33));
+  EXPECT_EQ(a.size(), 3u);
+  EXPECT_FALSE(pool.Grow(b, 17));
+  EXPECT_TRUE(b.empty());
+  EXPECT_TRUE(pool.Grow(b, 16));
+  EXPECT_EQ(pool.free(), 0);
+  std::set<int32_t> all(a.begin(), a.end());
+  all.insert(b.begin(), b.end());
+  EXPECT_EQ(all.size(), 4u);
+  EXPECT_TRUE(pool.Grow(a, 48));  // fits what it has
+  EXPECT_FALSE(pool.Grow(a, 49));
+  pool.Release(a);
+  pool.Release(b);
+  EXPECT_EQ(pool.used(), 0);
+}
+
+TEST(Scheduler, ChunksPromptsAndMixesDecodeRows) {
+  KvPool pool(100, 4);
+  Scheduler scheduler(pool, {4, 8});
+  scheduler.Add(MakeSequence(0, 3));
+  scheduler.Add(MakeSequence(1, 20));
+  StepPlan plan = scheduler.Schedule();
+  ASSERT_EQ(plan.slices.size(), 2u);
+  EXPECT_EQ(plan.slices[0].rows, 3);
+  EXPECT_TRUE(plan.slices[0].samples);
+  EXPECT_EQ(plan.slices[1].rows, 5);
+  EXPECT_FALSE(plan.slices[1].samples);
+  EXPECT_EQ(plan.rows, 8);
+  EXPECT_EQ(plan.admitted.size(), 2u);
+  Finish(plan);
+  plan = scheduler.Schedule();
+  ASSERT_EQ(plan.slices.size(), 2u);
+  EXPECT_EQ(plan.slices[0].sequence->choice, 0);  // decode first
+  EXPECT_EQ(plan.slices[0].rows, 1);
+  EXPECT_EQ(plan.slices[1].rows, 7);
+  EXPECT_TRUE(plan.admitted.empty());
+}
+
+TEST(Scheduler, AdmitsInOrderAndNeverPassesTheHead) {
+  KvPool pool(4, 4);
+  Scheduler scheduler(pool, {8, 64});
+  scheduler.Add(MakeSequence(0, 8));
+  scheduler.Add(MakeSequence(1, 16));  // does not fit beside the first
+  scheduler.Add(MakeSequence(2, 1));   // would fit, but came later
+  const StepPlan plan = scheduler.Schedule();
+  ASSERT_EQ(plan.slices.size(), 1u);
+  EXPECT_EQ(scheduler.waiting(), 2);
+}
+
+TEST(Scheduler, HonoursMaxSeqs) {
+  KvPool pool(100, 4);
+  Scheduler scheduler(pool, {2, 64});
+  for (int i = 0; i < 5; ++i) scheduler.Add(MakeSequence(i, 2));
+  EXPECT_EQ(scheduler.Schedule().slices.size(), 2u);
+}
+
+TEST(Scheduler, PreemptsTheYoungestAndKeepsTheOrder) {
+  KvPool pool(6, 4);
+  Scheduler scheduler(pool, {8, 64});
+  std::vector<std::shared_ptr<Sequence>> all;
+  for (int i = 0; i < 2; ++i) all.push_back(MakeSequence(i, 4));
+  for (const auto& s : all) scheduler.Add(s);
+  int64_t preempted = 0;
+  for (int step = 0; step < 40 && all[0]->length() < 22; ++step) {
+    const StepPlan plan = scheduler.Schedule();
+    preempted += plan.preempted;
+    ASSERT_FALSE(plan.slices.empty());
+    EXPECT_EQ(plan.slices[0].sequence, all[0]);  // the oldest always runs
+    int64_t rows = 0;
+    for (const ScheduledRows& slice : plan.slices) {
+      rows += slice.rows;
+      EXPECT_GE(static_cast<int64_t>(slice.sequence->pages.size()) * 4, slice.sequence->computed + slice.rows);
+    }
+    EXPECT_EQ(rows, plan.rows);
+    Finish(plan);
+  }
+  EXPECT_GE(preempted, 1);
+  EXPECT_EQ(all[1]->computed, 0);
+  EXPECT_TRUE(all[1]->pages.empty());
+  scheduler.Remove(*all[0]);
+  const StepPlan plan = scheduler.Schedule();
+  ASSERT_EQ(plan.slices.size(), 1u);
+  EXPECT_EQ(plan.slices[0].sequence, all[1]);
+  EXPECT_EQ(plan.slices[0].rows, all[1]->length());  // all of it again
+  EXPECT_TRUE(plan.admitted.empty());                // it ran before
+  scheduler.Remove(*all[1]);
+  EXPECT_TRUE(scheduler.idle());
+  EXPECT_EQ(pool.used(), 0);
+}
+
+TEST(Scheduler, ReapTakesRunningAndWaiting) {
+  KvPool pool(100, 4);
+  Scheduler scheduler(pool, {2, 64});
+  for (int i = 0; i < 4; ++i) scheduler.Add(MakeSequence(i, 5));
+  scheduler.Schedule();
+  const auto ended = scheduler.Reap([](const Sequence& s) { return s.choice == 1 || s.choice == 3; });
+  ASSERT_EQ(ended.size(), 2u);
+  EXPECT_EQ(pool.used(), 2);
+  EXPECT_EQ(scheduler.running(), 1);
+  EXPECT_EQ(scheduler.waiting(), 1);
+}
+
+}  // namespace
+}  // namespace sage
