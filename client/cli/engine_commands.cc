@@ -1,0 +1,176 @@
+// sage llm engine start | list | get | stop.
+#include <cstdio>
+
+#include "client/cli/command.h"
+#include "client/cli/progress.h"
+#include "sage/quant/v1/engine.grpc.pb.h"
+
+namespace sage::cli {
+namespace {
+
+namespace v1 = ::sage::quant::v1;
+using Json = nlohmann::ordered_json;
+
+std::string StateName(v1::Engine::State state) {
+  const std::string name = v1::Engine::State_Name(state);
+  return name.rfind("STATE_", 0) == 0 ? name.substr(6) : name;
+}
+
+Json EngineJson(const v1::Engine& e) {
+  Json out = {{"engine_id", e.engine_id()},       {"state", StateName(e.state())},
+              {"model", e.model()},               {"quantization", e.quantization()},
+              {"kv_quant", e.kv_quant()},         {"backend", e.backend()},
+              {"weight_bytes", e.weight_bytes()}, {"kv_bytes", e.kv_bytes()},
+              {"load_ms", e.load_ms()},           {"architecture", e.architecture()},
+              {"capability", e.capability()},     {"max_model_len", e.max_model_len()},
+              {"max_seqs", e.max_seqs()},         {"vocab_size", e.vocab_size()},
+              {"model_path", e.model_path()},     {"notes", Json::array()}};
+  for (const std::string& note : e.notes()) out["notes"].push_back(note);
+  if (!e.error().empty()) out["error_message"] = e.error();
+  if (e.has_load()) {
+    const v1::EngineLoad& l = e.load();
+    out["load"] = {{"running_requests", l.running_requests()}, {"waiting_requests", l.waiting_requests()},
+                   {"waiting_tokens", l.waiting_tokens()},     {"kv_pages_used", l.kv_pages_used()},
+                   {"kv_pages_total", l.kv_pages_total()},     {"generated_tokens_total", l.generated_tokens_total()},
+                   {"prompt_tokens_total", l.prompt_tokens_total()}};
+  }
+  if (e.kernel_bindings_size() > 0) {
+    out["kernel_bindings"] = Json::array();
+    for (const v1::KernelBinding& b : e.kernel_bindings()) {
+      out["kernel_bindings"].push_back(
+          {{"layer", b.layer()}, {"strategy", b.strategy()}, {"kernel", b.kernel()}, {"weight_bytes", b.weight_bytes()}});
+    }
+  }
+  return out;
+}
+
+void PrintEngine(const v1::Engine& e) {
+  std::printf("%-24s %-9s %-32s %-12s kv %-5s %-5s weights %-9s kv %-9s load %.0f ms\n", e.engine_id().c_str(),
+              StateName(e.state()).c_str(), e.model().c_str(), e.quantization().c_str(), e.kv_quant().c_str(),
+              e.backend().c_str(), FormatBytes(static_cast<double>(e.weight_bytes())).c_str(),
+              FormatBytes(static_cast<double>(e.kv_bytes())).c_str(), e.load_ms());
+  for (const std::string& note : e.notes()) std::printf("  note: %s\n", note.c_str());
+  if (!e.error().empty()) std::printf("  error: %s\n", e.error().c_str());
+}
+
+void Show(const Context& context, const v1::Engine& engine) {
+  if (context.options.json) {
+    PrintJson(EngineJson(engine));
+  } else {
+    PrintEngine(engine);
+  }
+}
+
+void AddStart(CLI::App& engine, Context& context) {
+  auto* command = engine.add_subcommand("start", "Load a model and start serving it");
+  auto request = std::make_shared<v1::StartEngineRequest>();
+  const auto text = [command](const char* flag, const char* help, std::function<void(const std::string&)> set) {
+    command->add_option_function<std::string>(flag, std::move(set), help);
+  };
+  command->add_option_function<std::string>("model", [request](const std::string& v) { request->set_model(v); },
+                                            "Path under a model root, ORG/NAME, an artifact or a GGUF file")->required();
+  text("--engine-id", "Name of the engine", [request](const std::string& v) { request->set_engine_id(v); });
+  text("--engine-kind", "llm", [request](const std::string& v) { request->set_engine_kind(v); });
+  text("--quantization", "Strategy, int4, int8, none, or an artifact", [request](const std::string& v) { request->set_quantization(v); });
+  text("--kv-quant", "KV strategy: f32, bf16, auto", [request](const std::string& v) { request->set_kv_quant(v); });
+  text("--attn-quantization", "Strategy of q, k, v, o", [request](const std::string& v) { request->set_attn_quantization(v); });
+  text("--mlp-quantization", "Strategy of gate, up, down", [request](const std::string& v) { request->set_mlp_quantization(v); });
+  text("--backend", "cpu, cuda or auto", [request](const std::string& v) { request->set_backend(v); });
+  text("--draft-mode", "none", [request](const std::string& v) { request->set_draft_mode(v); });
+  text("--request-id", "Idempotency key", [request](const std::string& v) { request->set_request_id(v); });
+  command->add_option_function<int32_t>("--max-seqs", [request](int32_t v) { request->set_max_seqs(v); }, "Sequences in one step");
+  command->add_option_function<int64_t>("--max-model-len", [request](int64_t v) { request->set_max_model_len(v); }, "Longest context");
+  command->add_option_function<uint64_t>(
+             "--kv-memory", [request](uint64_t v) { request->set_kv_memory(static_cast<int64_t>(v)); },
+             "KV cache, bytes (suffixes kb, mb, gb)")
+      ->transform(CLI::AsSizeValue(false));
+  command->callback([request, &context] {
+    context.Run([&]() -> std::optional<Failure> {
+      auto stub = v1::EngineService::NewStub(context.session->channel());
+      Session::Call call(*context.session);
+      v1::Engine answer;
+      const grpc::Status status = stub->StartEngine(call.get(), *request, &answer);
+      if (!status.ok()) return context.session->ToFailure(status);
+      Show(context, answer);
+      return std::nullopt;
+    });
+  });
+}
+
+void AddList(CLI::App& engine, Context& context) {
+  engine.add_subcommand("list", "All engines")->callback([&context] {
+    context.Run([&]() -> std::optional<Failure> {
+      auto stub = v1::EngineService::NewStub(context.session->channel());
+      Json all = Json::array();
+      v1::ListEnginesRequest request;
+      do {
+        Session::Call call(*context.session);
+        v1::ListEnginesResponse answer;
+        const grpc::Status status = stub->ListEngines(call.get(), request, &answer);
+        if (!status.ok()) return context.session->ToFailure(status);
+        for (const v1::Engine& e : answer.engines()) {
+          if (context.options.json) {
+            all.push_back(EngineJson(e));
+          } else {
+            PrintEngine(e);
+          }
+        }
+        request.set_page_token(answer.next_page_token());
+      } while (!request.page_token().empty());
+      if (context.options.json) PrintJson(all);
+      return std::nullopt;
+    });
+  });
+}
+
+void AddGetAndStop(CLI::App& engine, Context& context) {
+  auto id = std::make_shared<std::string>();
+  auto* get = engine.add_subcommand("get", "One engine with its kernels and load");
+  get->add_option("id", *id, "Engine id")->required();
+  get->callback([id, &context] {
+    context.Run([&]() -> std::optional<Failure> {
+      auto stub = v1::EngineService::NewStub(context.session->channel());
+      Session::Call call(*context.session);
+      v1::GetEngineRequest request;
+      request.set_engine_id(*id);
+      v1::Engine answer;
+      const grpc::Status status = stub->GetEngine(call.get(), request, &answer);
+      if (!status.ok()) return context.session->ToFailure(status);
+      Show(context, answer);
+      return std::nullopt;
+    });
+  });
+  auto drain = std::make_shared<double>(-1);
+  auto* stop = engine.add_subcommand("stop", "Drain and stop an engine");
+  stop->add_option("id", *id, "Engine id")->required();
+  stop->add_option("--drain-timeout", *drain, "Seconds that running requests may take");
+  stop->callback([id, drain, &context] {
+    context.Run([&]() -> std::optional<Failure> {
+      auto stub = v1::EngineService::NewStub(context.session->channel());
+      Session::Call call(*context.session);
+      v1::StopEngineRequest request;
+      request.set_engine_id(*id);
+      if (*drain >= 0) {
+        request.mutable_drain_timeout()->set_seconds(static_cast<int64_t>(*drain));
+        request.mutable_drain_timeout()->set_nanos(static_cast<int32_t>((*drain - static_cast<int64_t>(*drain)) * 1e9));
+      }
+      v1::Engine answer;
+      const grpc::Status status = stub->StopEngine(call.get(), request, &answer);
+      if (!status.ok()) return context.session->ToFailure(status);
+      Show(context, answer);
+      return std::nullopt;
+    });
+  });
+}
+
+}  // namespace
+
+void AddEngineCommands(CLI::App& llm, Context& context) {
+  auto* engine = llm.add_subcommand("engine", "Engines: loaded models that serve");
+  engine->require_subcommand(1);
+  AddStart(*engine, context);
+  AddList(*engine, context);
+  AddGetAndStop(*engine, context);
+}
+
+}  // namespace sage::cli
