@@ -186,6 +186,18 @@ absl::StatusOr<Json> HashSideFiles(const std::string& folder, const std::vector<
   return out;
 }
 
+absl::Status RemoveAllBut(const std::string& folder, const std::vector<ShardRecord>& shards) {
+  std::vector<fs::path> remove;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    const bool keep = std::any_of(shards.begin(), shards.end(), [&](const ShardRecord& s) { return s.file == name; });
+    if (!keep) remove.push_back(it->path());
+  }
+  for (const fs::path& path : remove) fs::remove_all(path, error);
+  return error ? FileProblem(absl::StrCat("cannot clear ", folder), error) : absl::OkStatus();
+}
+
 absl::Status PublishFolder(const std::string& staged, const std::string& target) {
   struct stat info;
   if (lstat(target.c_str(), &info) == 0) {

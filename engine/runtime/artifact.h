@@ -44,6 +44,9 @@ absl::Status WriteModelFiles(const std::string& folder, const ArtifactSource& so
 // name -> sha256 of every regular file of the folder but the manifest and the shards.
 absl::StatusOr<Json> HashSideFiles(const std::string& folder, const std::vector<ShardRecord>& shards);
 
+// Deletes everything in a folder but the shards.
+absl::Status RemoveAllBut(const std::string& folder, const std::vector<ShardRecord>& shards);
+
 // Moves a finished folder to its place: a rename, or (across file systems) a copy beside the target and a rename.
 // ALREADY_EXISTS when something is there.
 absl::Status PublishFolder(const std::string& staged, const std::string& target);

@@ -1,0 +1,366 @@
+// The calibration loop: one shard a layer, each finished before the next begins, the manifest last.
+//
+// The unfinished artifact lives in work_dir/calibrate-<spec hash>; the file of that name with ".progress.json" lists the finished
+// shards. A rerun of the same spec keeps every shard whose bytes still have the recorded sha256 and continues at the first
+// missing one.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/file.h"
+#include "engine/base/status.h"
+#include "engine/runtime/artifact.h"
+#include "engine/runtime/artifact_tokenizer.h"
+#include "engine/runtime/calibrate_plan.h"
+#include "engine/runtime/operations.h"
+
+namespace sage {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct LinearRecord {
+  LayerResult result;
+  int64_t parameters = 0;
+  bool quantized = false;
+};
+
+struct ShardProgress {
+  ShardRecord shard;
+  std::vector<LinearRecord> linears;
+  int64_t source_bytes = 0;
+};
+
+// sum (w - d)^2 and sum w^2 row by row, added in row order: the result does not depend on threads.
+double RelativeError(const Tensor& weight, const Tensor& dequantized, ThreadPool& threads) {
+  const int64_t N = weight.shape()[0], K = weight.shape()[1];
+  std::vector<double> difference(static_cast<size_t>(N)), norm(static_cast<size_t>(N));
+  threads.ParallelFor(N, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* w = weight.as<float>() + n * K;
+      const float* d = dequantized.as<float>() + n * K;
+      double a = 0, b = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const double e = static_cast<double>(w[k]) - d[k];
+        a += e * e;
+        b += static_cast<double>(w[k]) * w[k];
+      }
+      difference[static_cast<size_t>(n)] = a;
+      norm[static_cast<size_t>(n)] = b;
+    }
+  });
+  double a = 0, b = 0;
+  for (int64_t n = 0; n < N; ++n) {
+    a += difference[static_cast<size_t>(n)];
+    b += norm[static_cast<size_t>(n)];
+  }
+  return b > 0 ? std::sqrt(a / b) : (a > 0 ? 1.0 : 0.0);
+}
+
+std::string StoredSha256(const StoredLinear& stored) {
+  Sha256 hash;
+  for (const auto& [name, view] : stored.tensors) hash.Update(view.data, view.bytes);
+  return hash.HexDigest();
+}
+
+Json ToJson(const LinearRecord& record) {
+  return {{"name", record.result.name},     {"scheme", record.result.scheme}, {"error", record.result.error},
+          {"sha256", record.result.sha256}, {"bytes", record.result.bytes},   {"parameters", record.parameters},
+          {"quantized", record.quantized}};
+}
+
+absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
+  LinearRecord record;
+  SAGE_ASSIGN_OR_RETURN(record.result.name, JsonString(json, "name", ""));
+  SAGE_ASSIGN_OR_RETURN(record.result.scheme, JsonString(json, "scheme", ""));
+  SAGE_ASSIGN_OR_RETURN(record.result.error, JsonDouble(json, "error", 0));
+  SAGE_ASSIGN_OR_RETURN(record.result.sha256, JsonString(json, "sha256", ""));
+  SAGE_ASSIGN_OR_RETURN(record.result.bytes, JsonInt(json, "bytes", 0));
+  SAGE_ASSIGN_OR_RETURN(record.parameters, JsonInt(json, "parameters", 0));
+  SAGE_ASSIGN_OR_RETURN(record.quantized, JsonBool(json, "quantized", false));
+  return record;
+}
+
+absl::StatusOr<ShardProgress> ProgressFromJson(const Json& json) {
+  ShardProgress out;
+  if (!json.is_object() || !json.contains("shard") || !json.contains("linears") || !json["linears"].is_array()) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_PROGRESS", "progress: needs 'shard' and 'linears'");
+  }
+  SAGE_ASSIGN_OR_RETURN(out.shard, ShardFromJson(json["shard"]));
+  SAGE_ASSIGN_OR_RETURN(out.source_bytes, JsonInt(json, "source_bytes", 0));
+  for (const Json& entry : json["linears"]) {
+    SAGE_ASSIGN_OR_RETURN(LinearRecord record, LinearFromJson(entry));
+    out.linears.push_back(std::move(record));
+  }
+  return out;
+}
+
+class Calibration {
+ public:
+  Calibration(const CalibrationSpec& spec, CalibrationPlan plan, ThreadPool& threads)
+      : spec_(spec), plan_(std::move(plan)), threads_(threads) {}
+
+  absl::Status Prepare();
+  absl::Status RunShards(const CancelToken& cancel, const ProgressFn& progress);
+  absl::StatusOr<Json> Finish();
+  bool resumed() const { return resumed_; }
+
+ private:
+  std::string progress_path() const { return folder_ + ".progress.json"; }
+  int64_t shard_count() const { return plan_.source->shard_count(); }
+  void LoadProgress();
+  absl::Status SaveProgress() const;
+  absl::StatusOr<ShardProgress> MakeShard(int64_t shard);
+  absl::Status AddQuantized(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors);
+  absl::Status AddDense(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors);
+  Json Manifest(const Json& side_files) const;
+  Json KvQuantPlan() const;
+
+  const CalibrationSpec& spec_;
+  CalibrationPlan plan_;
+  ThreadPool& threads_;
+  std::string folder_;
+  std::unique_ptr<FolderLock> lock_;
+  std::vector<ShardProgress> done_;
+  bool resumed_ = false;
+};
+
+absl::Status Calibration::Prepare() {
+  const std::string parent = fs::path(spec_.output).parent_path().string();
+  const std::string work = !spec_.work_dir.empty() ? spec_.work_dir : (parent.empty() ? "." : parent) + "/.sage-work";
+  SAGE_RETURN_IF_ERROR(MakeDirectories(work));
+  folder_ = absl::StrCat(work, "/calibrate-", plan_.spec_hash.substr(0, 16));
+  SAGE_ASSIGN_OR_RETURN(lock_, FolderLock::Take(folder_ + ".lock"));
+  SAGE_RETURN_IF_ERROR(MakeDirectories(folder_));
+  // A tokenizer that cannot be written is refused now, not after the last layer.
+  if (plan_.source->is_gguf()) SAGE_RETURN_IF_ERROR(GgufTokenizerFiles(plan_.source->checkpoint().path()).status());
+  LoadProgress();
+  return absl::OkStatus();
+}
+
+// Anything unreadable or damaged only shortens what is kept: the work is done again.
+void Calibration::LoadProgress() {
+  const absl::StatusOr<std::string> text = ReadFile(progress_path());
+  if (!text.ok()) return;
+  const absl::StatusOr<Json> json = ParseJson(*text, "progress");
+  if (!json.ok() || !json->is_object() || json->value("spec_hash", Json()) != Json(plan_.spec_hash)) return;
+  if (!json->contains("shards") || !(*json)["shards"].is_array()) return;
+  for (const Json& entry : (*json)["shards"]) {
+    absl::StatusOr<ShardProgress> shard = ProgressFromJson(entry);
+    const std::string want = ShardFileName(static_cast<int64_t>(done_.size()), shard_count());
+    if (!shard.ok() || shard->shard.file != want || !ShardIsIntact(folder_, shard->shard)) break;
+    done_.push_back(*std::move(shard));
+  }
+  resumed_ = !done_.empty();
+}
+
+absl::Status Calibration::SaveProgress() const {
+  Json shards = Json::array();
+  for (const ShardProgress& shard : done_) {
+    Json linears = Json::array();
+    for (const LinearRecord& record : shard.linears) linears.push_back(ToJson(record));
+    shards.push_back({{"shard", ShardToJson(shard.shard)}, {"linears", linears}, {"source_bytes", shard.source_bytes}});
+  }
+  const Json out = {{"spec_hash", plan_.spec_hash}, {"shards", std::move(shards)}};
+  return WriteFileAtomic(progress_path(), DumpJson(out));
+}
+
+absl::Status Calibration::AddQuantized(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {
+  SAGE_ASSIGN_OR_RETURN(const Tensor weight, plan_.source->Weight(slot, threads_));
+  SAGE_ASSIGN_OR_RETURN(const std::unique_ptr<CalibratorState> state, plan_.calibrator->start(plan_.linear, slot.N, slot.K));
+  SAGE_ASSIGN_OR_RETURN(const LayerPlan layer, state->Solve(weight.view(), plan_.linear, threads_));
+  SAGE_ASSIGN_OR_RETURN(StoredLinear quantized, plan_.strategy->quantize(weight.view(), plan_.linear, layer, threads_));
+  const auto stored = std::make_shared<StoredLinear>(std::move(quantized));
+  SAGE_ASSIGN_OR_RETURN(const Tensor back, Dequantize(*stored));
+  LinearRecord record;
+  record.result = {slot.name, stored->spec.strategy, RelativeError(weight, back, threads_), StoredSha256(*stored),
+                   static_cast<int64_t>(stored->weight_bytes())};
+  record.parameters = slot.N * slot.K;
+  record.quantized = true;
+  out.linears.push_back(std::move(record));
+  for (const auto& [name, view] : stored->tensors) tensors.push_back({slot.name + "." + name, view, stored});
+  return absl::OkStatus();
+}
+
+absl::Status Calibration::AddDense(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {
+  NamedTensor tensor;
+  SAGE_ASSIGN_OR_RETURN(const TensorView dense, plan_.source->DenseWeight(slot));
+  if (!dense.empty()) {
+    tensor = {slot.name + ".weight", dense, nullptr};
+  } else {
+    SAGE_ASSIGN_OR_RETURN(const Tensor weight, plan_.source->Weight(slot, threads_));
+    SAGE_ASSIGN_OR_RETURN(tensor, ConvertFloats(slot.name + ".weight", weight.as<float>(), {slot.N, slot.K},
+                                                plan_.source->float_dtype()));
+  }
+  LinearRecord record;
+  record.result = {slot.name, std::string(DTypeName(tensor.view.dtype)), 0,
+                   Sha256Hex({static_cast<const char*>(tensor.view.data), tensor.view.bytes}),
+                   static_cast<int64_t>(tensor.view.bytes)};
+  record.parameters = slot.N * slot.K;
+  out.linears.push_back(std::move(record));
+  tensors.push_back(std::move(tensor));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
+  ShardProgress out;
+  SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> tensors, plan_.source->PlainTensors(shard, threads_));
+  for (const NamedTensor& tensor : tensors) out.source_bytes += static_cast<int64_t>(tensor.view.bytes);
+  for (const LinearSlot& slot : plan_.source->ShardLinears(shard)) {
+    SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, plan_.source->Stored(slot));
+    out.source_bytes += static_cast<int64_t>(stored.weight_bytes());
+    const absl::Status status =
+        plan_.Quantizes(slot) ? AddQuantized(slot, out, tensors) : AddDense(slot, out, tensors);
+    if (!status.ok()) return Annotate(status, slot.name);
+    SAGE_ASSIGN_OR_RETURN(NamedTensor bias, plan_.source->Bias(slot));
+    if (!bias.view.empty()) tensors.push_back(std::move(bias));
+  }
+  SAGE_ASSIGN_OR_RETURN(out.shard, WriteShard(folder_, ShardFileName(shard, shard_count()), std::move(tensors)));
+  return out;
+}
+
+absl::Status Calibration::RunShards(const CancelToken& cancel, const ProgressFn& progress) {
+  const int64_t total = shard_count();
+  for (int64_t shard = static_cast<int64_t>(done_.size()); shard < total; ++shard) {
+    SAGE_RETURN_IF_ERROR(cancel.Check());
+    if (progress) progress({shard + 1 < total ? absl::StrCat("layer ", shard) : "embeddings and head", shard, total, "layers"});
+    SAGE_ASSIGN_OR_RETURN(ShardProgress made, MakeShard(shard));
+    done_.push_back(std::move(made));
+    SAGE_RETURN_IF_ERROR(SaveProgress());
+  }
+  if (progress) progress({"manifest", total, total, "layers"});
+  return cancel.Check();
+}
+
+Json Calibration::KvQuantPlan() const {
+  const std::string& name = plan_.kv_strategy;
+  const bool fp8 = name.compare(0, 3, "fp8") == 0, int8 = name.compare(0, 4, "int8") == 0;
+  return {{"strategy", name},
+          {"dtype", fp8 ? "fp8" : int8 ? "int8" : "none"},
+          {"block_size", 16},
+          {"group_size", 0},
+          {"scale_precision", "fp32"}};
+}
+
+Json Calibration::Manifest(const Json& side_files) const {
+  Json layers = Json::array(), bindings = Json::array(), files = Json::array();
+  int64_t weight_bytes = 0, source_bytes = 0, quantized_bytes = 0, quantized_parameters = 0;
+  for (const ShardProgress& shard : done_) {
+    files.push_back(ShardToJson(shard.shard));
+    source_bytes += shard.source_bytes;
+    for (const TensorRecord& tensor : shard.shard.tensors) weight_bytes += tensor.bytes;
+    for (const LinearRecord& record : shard.linears) {
+      layers.push_back(ToJson(record));
+      if (!record.quantized) continue;
+      quantized_bytes += record.result.bytes;
+      quantized_parameters += record.parameters;
+      bindings.push_back({{"operator", record.result.name},
+                          {"strategy", record.result.scheme},
+                          {"weight_bits", plan_.strategy->weight_bits},
+                          {"activation_bits", plan_.strategy->activation_bits},
+                          {"group_size", plan_.linear.group_size},
+                          {"symmetric", plan_.linear.symmetric}});
+    }
+  }
+  const Checkpoint& source = plan_.source->checkpoint();
+  return {{"format_version", kArtifactFormatVersion},
+          {"producer", absl::StrCat("sagequant ", kEngineVersion)},
+          {"spec_hash", plan_.spec_hash},
+          {"quantization", plan_.linear.strategy},
+          {"checkpoint_format", plan_.format},
+          {"calibration_record",
+           {{"method", std::string(plan_.calibrator->name)}, {"spec", plan_.spec}, {"dataset", plan_.dataset},
+            {"samples", spec_.samples}, {"sequence_length", spec_.sequence_length}, {"seed", spec_.seed},
+            {"layers", std::move(layers)}}},
+          {"kernel_bindings", std::move(bindings)},
+          {"kv_quant_plan", KvQuantPlan()},
+          {"provenance",
+           {{"model", spec_.model_name}, {"path", source.path()}, {"format", std::string(source.format())},
+            {"sha256", plan_.source_sha256}, {"file_bytes", static_cast<int64_t>(source.file_bytes())},
+            {"notes", source.notes()}}},
+          {"totals",
+           {{"weight_bytes", weight_bytes}, {"source_bytes", source_bytes}, {"quantized_bytes", quantized_bytes},
+            {"quantized_parameters", quantized_parameters},
+            {"bits_per_weight", 8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(quantized_parameters)}}},
+          {"files", std::move(files)},
+          {"side_files", side_files}};
+}
+
+absl::StatusOr<Json> Calibration::Finish() {
+  std::vector<ShardRecord> shards;
+  for (const ShardProgress& shard : done_) shards.push_back(shard.shard);
+  // A stopped run may have left files behind: only shards go on, the rest is made anew.
+  SAGE_RETURN_IF_ERROR(RemoveAllBut(folder_, shards));
+  const Json quantization = CompressedTensorsConfig(plan_.linear, plan_.strategy->weight_bits, plan_.ignored);
+  const Json config = ArtifactConfig(*plan_.source, quantization, plan_.source->float_dtype());
+  SAGE_RETURN_IF_ERROR(WriteModelFiles(folder_, *plan_.source, config, shards));
+  SAGE_RETURN_IF_ERROR(WriteTokenizerFiles(*plan_.source, folder_).status());
+  SAGE_ASSIGN_OR_RETURN(const Json side_files, HashSideFiles(folder_, shards));
+  const Json manifest = Manifest(side_files);
+  SAGE_RETURN_IF_ERROR(WriteFileAtomic(folder_ + "/" + kManifestFile, DumpJson(manifest, 2) + "\n"));
+  SAGE_RETURN_IF_ERROR(PublishFolder(folder_, spec_.output));
+  std::error_code ignored;
+  fs::remove(progress_path(), ignored);
+  fs::remove(folder_ + ".lock", ignored);
+  return manifest;
+}
+
+absl::StatusOr<CalibrationResult> ResultOf(const CalibrationSpec& spec, const Json& manifest) {
+  CalibrationResult result;
+  result.path = spec.output;
+  result.artifact = fs::path(spec.output).filename().string();
+  SAGE_ASSIGN_OR_RETURN(result.quantization, JsonString(manifest, "quantization", ""));
+  SAGE_ASSIGN_OR_RETURN(result.format, JsonString(manifest, "checkpoint_format", ""));
+  const Json totals = manifest.value("totals", Json::object());
+  SAGE_ASSIGN_OR_RETURN(result.weight_bytes, JsonInt(totals, "weight_bytes", 0));
+  SAGE_ASSIGN_OR_RETURN(result.source_bytes, JsonInt(totals, "source_bytes", 0));
+  SAGE_ASSIGN_OR_RETURN(result.bits_per_weight, JsonDouble(totals, "bits_per_weight", 0));
+  const Json record = manifest.value("calibration_record", Json::object());
+  for (const Json& entry : record.value("layers", Json::array())) {
+    SAGE_ASSIGN_OR_RETURN(LinearRecord linear, LinearFromJson(entry));
+    result.layers.push_back(std::move(linear.result));
+  }
+  return result;
+}
+
+absl::Status CheckOutput(const CalibrationSpec& spec) {
+  if (spec.output.empty()) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "OUTPUT_MISSING", "output: must name the artifact folder");
+  }
+  if (spec.output.back() == '/') {
+    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_OUTPUT", "output: must not end in '/'");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<CalibrationResult> CalibrateModel(const CalibrationSpec& spec, ThreadPool& threads, const CancelToken& cancel,
+                                                 const ProgressFn& progress) {
+  const auto begin = std::chrono::steady_clock::now();
+  SAGE_RETURN_IF_ERROR(CheckOutput(spec));
+  SAGE_RETURN_IF_ERROR(cancel.Check());
+  SAGE_ASSIGN_OR_RETURN(CalibrationPlan plan, PlanCalibration(spec));
+  if (FileExists(spec.output) || IsDirectory(spec.output)) {
+    const absl::StatusOr<Json> manifest = ReadManifest(spec.output);
+    if (manifest.ok() && manifest->value("spec_hash", Json()) == Json(plan.spec_hash)) {
+      SAGE_ASSIGN_OR_RETURN(CalibrationResult result, ResultOf(spec, *manifest));
+      result.resumed = true;
+      return result;
+    }
+    return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS",
+                     absl::StrCat("output: ", spec.output, " is there already and holds something else"));
+  }
+  Calibration calibration(spec, std::move(plan), threads);
+  SAGE_RETURN_IF_ERROR(calibration.Prepare());
+  SAGE_RETURN_IF_ERROR(calibration.RunShards(cancel, progress));
+  SAGE_ASSIGN_OR_RETURN(const Json manifest, calibration.Finish());
+  SAGE_ASSIGN_OR_RETURN(CalibrationResult result, ResultOf(spec, manifest));
+  result.resumed = calibration.resumed();
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return result;
+}
+
+}  // namespace sage
