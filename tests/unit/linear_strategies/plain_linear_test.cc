@@ -90,7 +90,7 @@ TEST(DenseLinear, Refusals) {
   EXPECT_FALSE(kF16.check(SpecOf(kF16), 0, 64).ok());
   std::vector<float> weights(8, 1.0f);
   weights[5] = 70000.0f;
-  EXPECT_EQ(kF16.quantize(ViewOf(weights, 2, 4), SpecOf(kF16), {}, threads).status().message(),
+  EXPECT_EQ(std::string(kF16.quantize(ViewOf(weights, 2, 4), SpecOf(kF16), {}, threads).status().message()),
             "f16: weights must fit F16, got 70000 at row 1, column 1");
   weights[5] = std::nanf("");
   EXPECT_EQ(GetErrorReason(kBf16.quantize(ViewOf(weights, 2, 4), SpecOf(kBf16), {}, threads).status()).reason,
