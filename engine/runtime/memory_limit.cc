@@ -18,14 +18,15 @@ std::string Slurp(const std::string& path) {
 }
 
 // The number after `key` in a text of "key value" lines; -1 when absent ("max" too).
-int64_t NumberAfter(std::string_view text, std::string_view key) {
-  size_t at = text.substr(0, key.size()) == key ? 0 : text.find("\n" + std::string(key));
-  if (at == std::string_view::npos) return -1;
-  if (at > 0) ++at;
-  at += key.size();
-  while (at < text.size() && (text[at] == ' ' || text[at] == '\t')) ++at;
-  if (at >= text.size() || std::isdigit(static_cast<unsigned char>(text[at])) == 0) return -1;
-  return std::strtoll(std::string(text.substr(at, 20)).c_str(), nullptr, 10);
+int64_t NumberAfter(const std::string& text, const std::string& key) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.compare(0, key.size(), key) != 0) continue;
+    std::istringstream value(line.substr(key.size()));
+    int64_t out = -1;
+    return value >> out ? out : -1;
+  }
+  return -1;
 }
 
 int64_t GroupAvailable() {
@@ -42,7 +43,7 @@ int64_t GroupAvailable() {
 }  // namespace
 
 int64_t ParseMemAvailable(std::string_view meminfo) {
-  const int64_t kib = NumberAfter(meminfo, "MemAvailable:");
+  const int64_t kib = NumberAfter(std::string(meminfo), "MemAvailable:");
   return kib < 0 ? -1 : kib * 1024;
 }
 

@@ -1,0 +1,98 @@
+// Golden models through the whole engine: greedy ids with many requests in one batch, chunked prompts and preemption.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/runtime/start_engine.h"
+#include "gtest/gtest.h"
+#include "tests/unit/decoder/golden_data.h"
+#include "tests/unit/runtime/fake_decoder.h"
+
+namespace sage {
+namespace {
+
+class GoldenEngine : public testing::TestWithParam<const char*> {};
+
+// Six requests at once, long and short in turn; every one must follow the path of a lone transformers run.
+void RunMixedBatch(InferenceEngine& engine, const GoldenTensors& want) {
+  std::vector<std::unique_ptr<Collector>> collectors;
+  for (int i = 0; i < 6; ++i) {
+    GenerateSpec generate;
+    generate.prompt_ids = want.Get<int32_t>(i % 2 == 0 ? "long.ids" : "short.ids");
+    generate.sampling.temperature = 0;
+    generate.max_tokens = 32;
+    generate.ignore_eos = true;
+    collectors.push_back(std::make_unique<Collector>());
+    ASSERT_TRUE(engine.Submit(generate, collectors.back()->sink()).ok());
+  }
+  for (int i = 0; i < 6; ++i) {
+    Collector& collector = *collectors[static_cast<size_t>(i)];
+    ASSERT_TRUE(collector.Wait().status.ok()) << collector.Wait().status;
+    EXPECT_EQ(collector.choices[0].ids, want.Get<int32_t>(i % 2 == 0 ? "long.greedy_ids" : "short.greedy_ids")) << i;
+  }
+}
+
+TEST_P(GoldenEngine, GreedyIdsInAMixedBatch) {
+  if (!HaveGolden()) GTEST_SKIP() << "shared golden data is absent";
+  const std::string name = GetParam();
+  const GoldenTensors want(GoldenFolder() + "/expected/" + name + ".safetensors");
+  EngineSpec spec;
+  spec.model = GoldenFolder() + "/models/" + name;
+  spec.backend = "cpu";
+  spec.kv_quantization = "f32";
+  spec.max_step_tokens = 40;  // the long prompt of 96 ids takes three chunks
+  spec.max_seqs = 6;
+  spec.max_model_len = 128;
+  spec.threads = 2;
+  for (int round = 0; round < 2; ++round) {
+    auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    EXPECT_EQ((*engine)->info().state, "RUNNING");
+    EXPECT_EQ((*engine)->tokenizer(), nullptr);
+    RunMixedBatch(**engine, want);
+    const EngineStats stats = (*engine)->stats();
+    // Again with 14 pages (224 of 510 positions): sequences wait, are preempted and computed again.
+    spec.kv_bytes = (*engine)->info().kv_bytes / stats.kv_pages_total * 14;
+    (*engine)->Stop(absl::InfiniteFuture());
+    EXPECT_EQ((*engine)->stats().kv_pages_used, 0);
+  }
+}
+
+TEST_P(GoldenEngine, ScoresEqualTheGoldenLogits) {
+  if (!HaveGolden()) GTEST_SKIP() << "shared golden data is absent";
+  const std::string name = GetParam();
+  const GoldenTensors want(GoldenFolder() + "/expected/" + name + ".safetensors");
+  EngineSpec spec;
+  spec.model = GoldenFolder() + "/models/" + name;
+  spec.backend = "cpu";
+  spec.kv_quantization = "f32";
+  spec.max_step_tokens = 33;
+  spec.max_seqs = 2;
+  auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  ScoreSpec score;
+  score.ids = want.Get<int32_t>("long.ids");
+  const auto logits = want.Get<float>("long.logits");
+  const size_t V = logits.size() / score.ids.size();
+  double nll = 0;
+  for (size_t i = 0; i + 1 < score.ids.size(); ++i) {
+    double sum = 0;
+    for (size_t v = 0; v < V; ++v) sum += std::exp(static_cast<double>(logits[i * V + v]));
+    nll += std::log(sum) - logits[i * V + static_cast<size_t>(score.ids[i + 1])];
+  }
+  const auto result = (*engine)->Score(score, CancelToken(), nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->scored, 95);
+  EXPECT_NEAR(result->nll / 95, nll / 95, 1e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenEngine,
+                         testing::Values("01-llama2-mha", "02-llama-gqa-tied", "05-llama-rope-dynamic",
+                                         "07-mistral-swa", "08-qwen2-tied", "09-qwen3-qk-norm"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace sage

@@ -1,0 +1,110 @@
+// How an engine is sized and resolved, what StartEngine refuses, and the figures of the memory check.
+#include "engine/runtime/start_engine.h"
+
+#include "engine/base/status.h"
+#include "engine/runtime/memory_limit.h"
+#include "gtest/gtest.h"
+
+namespace sage {
+namespace {
+
+constexpr int64_t kPageBytes = 1000;
+std::string Reason(const absl::Status& status) { return GetErrorReason(status).reason; }
+
+TEST(SizeKv, DefaultsToSixteenThousandTokens) {
+  EngineSpec spec;
+  const auto kv = SizeKv(spec, 131072, kPageBytes, 16);
+  ASSERT_TRUE(kv.ok());
+  EXPECT_EQ(kv->pages, 1024);
+  EXPECT_EQ(kv->max_model_len, 16384);
+  EXPECT_TRUE(kv->lowered);
+  spec.max_model_len = 40000;  // asked for: the default grows
+  const auto longer = SizeKv(spec, 131072, kPageBytes, 16);
+  EXPECT_EQ(longer->pages, 2500);
+  EXPECT_EQ(longer->max_model_len, 40000);
+  EXPECT_FALSE(longer->lowered);
+}
+
+TEST(SizeKv, TakesNoMoreThanAllSequencesCanUse) {
+  EngineSpec spec;
+  spec.max_seqs = 4;
+  const auto kv = SizeKv(spec, 512, kPageBytes, 16);
+  EXPECT_EQ(kv->pages, 128);
+  EXPECT_EQ(kv->max_model_len, 512);
+  spec.max_seqs = 1;
+  EXPECT_EQ(SizeKv(spec, 100, kPageBytes, 16)->pages, 7);
+}
+
+TEST(SizeKv, GivenMemoryBoundsTheContext) {
+  EngineSpec spec;
+  spec.kv_bytes = 10 * kPageBytes + 999;
+  const auto kv = SizeKv(spec, 2048, kPageBytes, 16);
+  EXPECT_EQ(kv->pages, 10);
+  EXPECT_EQ(kv->max_model_len, 160);
+  EXPECT_TRUE(kv->lowered);
+  spec.max_model_len = 161;
+  EXPECT_EQ(Reason(SizeKv(spec, 2048, kPageBytes, 16).status()), "KV_MEMORY_TOO_SMALL");
+  spec.max_model_len = 0;
+  spec.kv_bytes = 10;
+  EXPECT_EQ(Reason(SizeKv(spec, 2048, kPageBytes, 16).status()), "KV_MEMORY_TOO_SMALL");
+  spec.kv_bytes = 0;
+  spec.max_model_len = 2049;
+  EXPECT_EQ(Reason(SizeKv(spec, 2048, kPageBytes, 16).status()), "CONTEXT_TOO_LONG");
+}
+
+TEST(ContextLimit, RopeScalingsThatExtend) {
+  DecoderConfig config;
+  config.max_position = 1000;
+  EXPECT_EQ(ContextLimit(config), 1000);
+  config.rope.factor = 4;
+  config.rope.kind = "llama3";
+  EXPECT_EQ(ContextLimit(config), 1000);
+  config.rope.kind = "dynamic";
+  EXPECT_EQ(ContextLimit(config), 4000);
+  config.rope.kind = "yarn";
+  config.rope.original_max_position = 500;
+  EXPECT_EQ(ContextLimit(config), 2000);
+  config.rope.original_max_position = 100;
+  EXPECT_EQ(ContextLimit(config), 1000);
+}
+
+TEST(ResolveLoadSpec, NoneForOnePartLeavesItAsStored) {
+  auto load = ResolveLoadSpec("int8_w8a16", "", "");
+  ASSERT_TRUE(load.ok()) << load.status();
+  EXPECT_EQ(load->strategy, "int8_w8a16");
+  load = ResolveLoadSpec("int8_w8a16", "none", "");
+  EXPECT_EQ(load->strategy, "");
+  EXPECT_EQ(load->attn_strategy, "");
+  EXPECT_EQ(load->mlp_strategy, "int8_w8a16");
+  load = ResolveLoadSpec("int8_w8a16", "none", "none");
+  EXPECT_EQ(load->strategy + load->attn_strategy + load->mlp_strategy, "");
+  EXPECT_FALSE(ResolveLoadSpec("int9", "", "").ok());
+}
+
+TEST(StartEngine, RefusesWithAReason) {
+  const auto start = [](auto&& change) {
+    EngineSpec spec;
+    spec.model = "no such folder";
+    change(spec);
+    return StartLlmEngine(spec, 1, nullptr, CancelToken(), nullptr).status();
+  };
+  EXPECT_EQ(Reason(start([](EngineSpec&) {})), "MODEL_NOT_FOUND");
+  const absl::Status draft = start([](EngineSpec& s) { s.draft_mode = "eagle"; });
+  EXPECT_EQ(Reason(draft), "DRAFT_MODE_UNSUPPORTED");
+  EXPECT_TRUE(absl::IsUnimplemented(draft));
+  const absl::Status backend = start([](EngineSpec& s) { s.backend = "abacus"; });
+  EXPECT_EQ(Reason(backend), "UNKNOWN_BACKEND");
+  EXPECT_NE(backend.message().find("cpu"), std::string::npos);
+  EXPECT_EQ(Reason(start([](EngineSpec& s) { s.max_seqs = 0; })), "OUT_OF_RANGE");
+  EXPECT_EQ(Reason(start([](EngineSpec& s) { s.kv_quantization = "int5"; })), "UNKNOWN_KV_STRATEGY");
+  EXPECT_EQ(Reason(start([](EngineSpec& s) { s.quantization = "int5"; })), "UNKNOWN_QUANTIZATION");
+}
+
+TEST(Memory, ReadsMemAvailable) {
+  EXPECT_EQ(ParseMemAvailable("MemTotal: 10 kB\nMemAvailable:    2048 kB\nBuffers: 1 kB\n"), 2048 * 1024);
+  EXPECT_EQ(ParseMemAvailable("MemTotal: 10 kB\n"), -1);
+  EXPECT_GT(AvailableMemory(), 0);
+}
+
+}  // namespace
+}  // namespace sage
