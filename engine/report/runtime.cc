@@ -1,4 +1,5 @@
-// The runtime: starts engines, and runs the long operations on threads of low priority so that no request waits on them.
+// The runtime: starts engines, and runs the long operations on threads of low priority so that no request waits on
+// them.
 #include <sys/resource.h>
 
 #include <algorithm>

@@ -116,9 +116,8 @@ absl::Status Engine::CheckGenerate(const GenerateSpec& spec) const {
     return Invalid("INVALID_N", absl::StrCat("n must be in [1, ", kMaxChoices, "], got ", spec.n));
   }
   if (length * spec.n > parts_.admission.max_queue_tokens) {
-    return Invalid("PROMPT_EXCEEDS_QUEUE",
-                   absl::StrCat("prompt ids times n must be at most the queue's ", parts_.admission.max_queue_tokens,
-                                ", got ", length * spec.n));
+    return Invalid("PROMPT_EXCEEDS_QUEUE", absl::StrCat("prompt ids times n must be at most the queue's ",
+                                                        parts_.admission.max_queue_tokens, ", got ", length * spec.n));
   }
   if (spec.logprobs < -1 || spec.logprobs > 20) {
     return Invalid("INVALID_LOGPROBS", absl::StrCat("logprobs must be in [0, 20] or -1, got ", spec.logprobs));
@@ -148,9 +147,9 @@ absl::StatusOr<ScoreResult> Engine::Score(const ScoreSpec& spec, const CancelTok
     const int64_t before;
   } count(scoring_);
   if (count.before >= parts_.admission.max_queue_requests) {
-    return MakeError(
-        absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
-        absl::StrCat("score: at most ", parts_.admission.max_queue_requests, " calls may wait, got ", count.before + 1));
+    return MakeError(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
+                     absl::StrCat("score: at most ", parts_.admission.max_queue_requests, " calls may wait, got ",
+                                  count.before + 1));
   }
   auto job = std::make_shared<ScoreJob>();
   job->spec = spec;

@@ -19,11 +19,11 @@ absl::Status Inbox::Push(std::shared_ptr<GenerationRequest> request) {
   SAGE_RETURN_IF_ERROR(CheckOpen());
   const int64_t requests_now = waiting_requests(), tokens_now = waiting_tokens();
   if (requests_now + 1 > limits_.max_queue_requests || tokens_now + tokens > limits_.max_queue_tokens) {
-    return MakeError(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
-                     absl::StrCat("queue: at most ", limits_.max_queue_requests, " requests and ",
-                                  limits_.max_queue_tokens, " prompt ids may wait, got ", requests_now + 1, " and ",
-                                  tokens_now + tokens),
-                     {{"waiting_requests", absl::StrCat(requests_now)}, {"waiting_tokens", absl::StrCat(tokens_now)}});
+    return MakeError(
+        absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
+        absl::StrCat("queue: at most ", limits_.max_queue_requests, " requests and ", limits_.max_queue_tokens,
+                     " prompt ids may wait, got ", requests_now + 1, " and ", tokens_now + tokens),
+        {{"waiting_requests", absl::StrCat(requests_now)}, {"waiting_tokens", absl::StrCat(tokens_now)}});
   }
   waiting_requests_.store(requests_now + 1, std::memory_order_relaxed);
   waiting_tokens_.store(tokens_now + tokens, std::memory_order_relaxed);

@@ -54,7 +54,8 @@ absl::Status CheckSampling(const SamplingSpec& spec, int64_t V) {
   if (!InRange(spec.repetition_penalty, 0.01, 100)) {
     return OutOfRange("repetition_penalty", "in [0.01, 100]", spec.repetition_penalty);
   }
-  if (!InRange(spec.presence_penalty, -2, 2)) return OutOfRange("presence_penalty", "in [-2, 2]", spec.presence_penalty);
+  if (!InRange(spec.presence_penalty, -2, 2))
+    return OutOfRange("presence_penalty", "in [-2, 2]", spec.presence_penalty);
   if (!InRange(spec.frequency_penalty, -2, 2)) {
     return OutOfRange("frequency_penalty", "in [-2, 2]", spec.frequency_penalty);
   }

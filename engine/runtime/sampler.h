@@ -48,8 +48,8 @@ class Sampler {
   float KthLargest(int64_t k);
   void KeepNucleus(double top_p, Distribution* out);
 
-  std::vector<float> adjusted_;   // [V]
-  std::vector<int32_t> counts_;   // [V], all zero between calls
+  std::vector<float> adjusted_;  // [V]
+  std::vector<int32_t> counts_;  // [V], all zero between calls
   std::vector<float> heap_;
   std::vector<std::pair<double, int32_t>> bucket_;
   Distribution drawn_;

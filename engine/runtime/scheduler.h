@@ -1,8 +1,8 @@
 // Chooses the rows of a step: decode rows first, then prompt chunks, then new sequences, strictly in order of arrival.
 //
-// A sequence gets the pages of all its ids when it is admitted and one more at each page boundary. When none is free the
-// youngest running sequence gives its pages back and waits at the head of the queue; its positions are computed again
-// later, to the same bits. The oldest is never preempted, so every sequence finishes. Step thread only.
+// A sequence gets the pages of all its ids when it is admitted and one more at each page boundary. When none is free
+// the youngest running sequence gives its pages back and waits at the head of the queue; its positions are computed
+// again later, to the same bits. The oldest is never preempted, so every sequence finishes. Step thread only.
 #pragma once
 
 #include <cstdint>

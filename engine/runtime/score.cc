@@ -19,9 +19,7 @@ absl::Status Invalid(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("score: ", message));
 }
 
-int64_t EffectiveWindow(const ScoreSpec& spec) {
-  return std::min(spec.window, static_cast<int64_t>(spec.ids.size()));
-}
+int64_t EffectiveWindow(const ScoreSpec& spec) { return std::min(spec.window, static_cast<int64_t>(spec.ids.size())); }
 
 }  // namespace
 
@@ -135,8 +133,7 @@ absl::StatusOr<bool> ScoreRun::RunChunk(StepContext& ctx) {
   std::vector<int64_t> output_rows(static_cast<size_t>(outputs));
   std::iota(output_rows.begin(), output_rows.end(), 0);
   DecoderBatch batch;
-  batch.ids =
-      absl::MakeConstSpan(spec.ids).subspan(static_cast<size_t>(begin + position_), static_cast<size_t>(rows));
+  batch.ids = absl::MakeConstSpan(spec.ids).subspan(static_cast<size_t>(begin + position_), static_cast<size_t>(rows));
   batch.sequences = absl::MakeConstSpan(&slice, 1);
   batch.output_rows = output_rows;
   SAGE_RETURN_IF_ERROR(decoder_.Forward(ctx, batch, *kv_, hidden_.as<float>()));

@@ -52,7 +52,8 @@ absl::StatusOr<std::unique_ptr<Backend>> ChooseBackend(const std::string& name, 
     if (def->name != "cuda") continue;
     absl::StatusOr<std::unique_ptr<Backend>> cuda = def->open();
     if (cuda.ok()) return cuda;
-    notes->push_back(absl::StrCat("backend auto: cuda is not usable here (", std::string(cuda.status().message()), ")"));
+    notes->push_back(
+        absl::StrCat("backend auto: cuda is not usable here (", std::string(cuda.status().message()), ")"));
   }
   return OpenBackend("cpu");
 }
@@ -160,23 +161,21 @@ absl::Status PlanMemory(Start& start) {
   SAGE_ASSIGN_OR_RETURN(start.kv, SizeKv(start.spec, ContextLimit(start.config), page_bytes, kPageTokens));
   SAGE_ASSIGN_OR_RETURN(const int64_t weights, PredictWeights(*start.checkpoint, start.config, start.load));
   const int64_t rows = std::max(start.spec.max_step_tokens, start.spec.max_seqs);
-  const bool quantizes = !start.load.strategy.empty() || !start.load.attn_strategy.empty() ||
-                         !start.load.mlp_strategy.empty();
+  const bool quantizes =
+      !start.load.strategy.empty() || !start.load.attn_strategy.empty() || !start.load.mlp_strategy.empty();
   return CheckMemory(weights, start.kv.pages * page_bytes, PredictWorkspace(start.config, rows, quantizes));
 }
 
 absl::Status LoadParts(Start& start, int threads, const CancelToken& cancel, const ProgressFn& progress) {
   EngineParts& parts = start.parts;
   parts.threads = std::make_unique<ThreadPool>(start.spec.threads > 0 ? start.spec.threads : threads);
-  SAGE_ASSIGN_OR_RETURN(parts.decoder, Decoder::Load(start.checkpoint, start.load, *parts.backend, *parts.threads,
-                                                     cancel, progress));
+  SAGE_ASSIGN_OR_RETURN(parts.decoder,
+                        Decoder::Load(start.checkpoint, start.load, *parts.backend, *parts.threads, cancel, progress));
   const KvLayout layout = parts.decoder->kv_layout(kPageTokens);
-  SAGE_ASSIGN_OR_RETURN(parts.kv, KvArena::Allocate(start.kv_strategy, layout, start.config.L, start.kv.pages,
-                                                    *parts.backend));
-  parts.make_arena = [strategy = start.kv_strategy, layout, L = start.config.L,
-                      backend = parts.backend.get()](int64_t pages) {
-    return KvArena::Allocate(strategy, layout, L, pages, *backend);
-  };
+  SAGE_ASSIGN_OR_RETURN(parts.kv,
+                        KvArena::Allocate(start.kv_strategy, layout, start.config.L, start.kv.pages, *parts.backend));
+  parts.make_arena = [strategy = start.kv_strategy, layout, L = start.config.L, backend = parts.backend.get()](
+                         int64_t pages) { return KvArena::Allocate(strategy, layout, L, pages, *backend); };
   SAGE_ASSIGN_OR_RETURN(parts.tokenizer, FindTokenizer(start.path, start.spec.model));
   return cancel.Check();
 }

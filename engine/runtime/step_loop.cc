@@ -19,7 +19,9 @@ int64_t MonotonicNs() {
       .count();
 }
 
-bool Contains(const std::vector<int32_t>& ids, int32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool Contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 }  // namespace
 
@@ -160,8 +162,8 @@ void StepLoop::SampleRow(const Sequence& sequence, const float* logits, Sampler&
   const GenerateSpec& spec = sequence.request->spec;
   const auto row = absl::MakeConstSpan(logits, static_cast<size_t>(parts_.decoder->config().V));
   const SamplingHistory history{absl::MakeConstSpan(spec.prompt_ids), sequence.output_ids()};
-  const absl::StatusOr<int32_t> id = sampler.Sample(row, history, spec.sampling, sequence.request->seed,
-                                                    sequence.choice, sequence.output_length());
+  const absl::StatusOr<int32_t> id =
+      sampler.Sample(row, history, spec.sampling, sequence.request->seed, sequence.choice, sequence.output_length());
   out->status = id.status();
   out->token = TokenRecord();
   if (!id.ok()) return;
@@ -229,8 +231,8 @@ void StepLoop::Advance(const std::shared_ptr<Sequence>& sequence, const Sampled&
     FlushText(*sequence, event);
   } else {
     AppendText(*sequence, event);
-    if (event.finish_reason.empty() && (sequence->output_length() >= spec.max_tokens ||
-                                        sequence->length() >= parts_.max_model_len)) {
+    if (event.finish_reason.empty() &&
+        (sequence->output_length() >= spec.max_tokens || sequence->length() >= parts_.max_model_len)) {
       event.finish_reason = "length";
       FlushText(*sequence, event);
     }

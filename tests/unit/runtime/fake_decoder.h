@@ -192,6 +192,11 @@ class LetterTokenizer final : public Tokenizer {
   int32_t vocab_size() const override { return 64; }
   std::optional<int32_t> bos_id() const override { return std::nullopt; }
   std::optional<int32_t> eos_id() const override { return 0; }
+  std::string DecodePart(absl::Span<const int32_t> ids, bool skip_special, bool) const override {
+    return *Decode(ids, skip_special);
+  }
+  bool InByteRun(int32_t) const override { return false; }
+  bool decodes_whole() const override { return false; }
   std::string kind() const override { return "letters"; }
 };
 
