@@ -33,7 +33,8 @@ struct EngineParts {
   EngineInfo info;
 };
 
-// Starts the step thread. The engine stops (cancelling what runs) when the last reference goes.
+// Starts the step thread. The engine stops (cancelling what runs) when the last reference goes, which must not be from
+// within a sink: the step thread cannot wait for itself.
 std::shared_ptr<InferenceEngine> MakeEngine(EngineParts parts);
 
 }  // namespace sage

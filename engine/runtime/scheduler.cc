@@ -34,8 +34,8 @@ bool Scheduler::MakeRoom(const std::shared_ptr<Sequence>& sequence, int64_t posi
   return true;
 }
 
-void Scheduler::Admit(StepPlan& plan) {
-  while (plan.rows < limits_.max_step_tokens && running() < limits_.max_seqs && !waiting_.empty()) {
+void Scheduler::Admit(int64_t budget, StepPlan& plan) {
+  while (plan.rows < budget && running() < limits_.max_seqs && !waiting_.empty()) {
     const std::shared_ptr<Sequence>& next = waiting_.front();
     // A page for each running sequence stays free, so that the newcomer is not preempted at the next page boundary.
     const int64_t needed = pool_.PagesFor(next->length()) + running();
@@ -48,7 +48,7 @@ void Scheduler::Admit(StepPlan& plan) {
       sequence->ever_ran = true;
       plan.admitted.push_back(sequence);
     }
-    Place(sequence, std::min(sequence->length(), limits_.max_step_tokens - plan.rows), plan);
+    Place(sequence, std::min(sequence->length(), budget - plan.rows), plan);
   }
 }
 
@@ -60,13 +60,17 @@ StepPlan Scheduler::Schedule() {
     if (sequence->length() - sequence->computed != 1) continue;
     if (MakeRoom(sequence, sequence->length(), plan)) Place(sequence, 1, plan);
   }
-  for (size_t i = 0; i < running_.size() && plan.rows < limits_.max_step_tokens; ++i) {
+  int64_t budget = limits_.max_step_tokens;
+  if (plan.rows > 0 && limits_.mixed_prompt_tokens > 0) {
+    budget = std::min(budget, plan.rows + limits_.mixed_prompt_tokens);
+  }
+  for (size_t i = 0; i < running_.size() && plan.rows < budget; ++i) {
     const std::shared_ptr<Sequence> sequence = running_[i];
     const int64_t missing = sequence->length() - sequence->computed;
     if (missing <= 1) continue;  // its pages are there since admission
-    Place(sequence, std::min(missing, limits_.max_step_tokens - plan.rows), plan);
+    Place(sequence, std::min(missing, budget - plan.rows), plan);
   }
-  if (plan.preempted == 0) Admit(plan);
+  if (plan.preempted == 0) Admit(budget, plan);
   return plan;
 }
 

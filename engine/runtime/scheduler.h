@@ -19,6 +19,8 @@ namespace sage {
 struct SchedulerLimits {
   int64_t max_seqs = 64;
   int64_t max_step_tokens = 512;  // at least max_seqs
+  // Prompt rows beside decode rows: those who already read are not made to wait for a whole chunk. 0 = no such bound.
+  int64_t mixed_prompt_tokens = 0;
 };
 
 struct ScheduledRows {
@@ -54,7 +56,7 @@ class Scheduler {
   bool MakeRoom(const std::shared_ptr<Sequence>& sequence, int64_t positions, StepPlan& plan);
   void PreemptYoungest(StepPlan& plan);
   void Place(const std::shared_ptr<Sequence>& sequence, int64_t rows, StepPlan& plan);
-  void Admit(StepPlan& plan);
+  void Admit(int64_t budget, StepPlan& plan);
 
   KvPool& pool_;
   const SchedulerLimits limits_;

@@ -115,13 +115,13 @@ absl::Status ScoreRun::ScoreRows(StepContext& ctx, int64_t first_id, int64_t row
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> ScoreRun::RunChunk(StepContext& ctx) {
+absl::StatusOr<bool> ScoreRun::RunChunk(StepContext& ctx, int64_t max_rows) {
   if (job_->cancelled.load(std::memory_order_acquire)) return absl::CancelledError("score: cancelled by the caller");
   const ScoreSpec& spec = job_->spec;
   const int64_t ids = static_cast<int64_t>(spec.ids.size());
   const int64_t begin = window_ * spec.window;
   const int64_t length = std::min(spec.window, ids - begin);
-  const int64_t rows = std::min(chunk_rows_, length - position_);
+  const int64_t rows = std::min({chunk_rows_, max_rows, length - position_});
   const bool window_ends = position_ + rows == length;
   const int64_t outputs = window_ends ? rows - 1 : rows;  // the last id of a window predicts nothing in it
 

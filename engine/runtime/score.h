@@ -37,8 +37,8 @@ class ScoreRun {
                                                          const MakeArena& make_arena, int page_tokens,
                                                          int64_t chunk_rows);
 
-  // Runs at most `chunk_rows` rows. True when the job is complete.
-  absl::StatusOr<bool> RunChunk(StepContext& ctx);
+  // Runs at most `max_rows` (and never more than `chunk_rows`) rows. True when the job is complete.
+  absl::StatusOr<bool> RunChunk(StepContext& ctx, int64_t max_rows);
   ScoreJob& job() { return *job_; }
   ScoreResult TakeResult();
   static int64_t WindowCount(const ScoreSpec& spec);

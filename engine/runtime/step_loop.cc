@@ -306,7 +306,11 @@ void StepLoop::ScoreStep() {
     score_run_ = std::move(*run);
   }
   StepContext ctx = NewContext();
-  absl::StatusOr<bool> complete = score_run_->RunChunk(ctx);
+  // While others generate, a chunk is as small as a prompt's would be beside them.
+  const SchedulerLimits& limits = parts_.scheduler;
+  const bool alone = scheduler_.idle() || limits.mixed_prompt_tokens <= 0;
+  absl::StatusOr<bool> complete =
+      score_run_->RunChunk(ctx, alone ? limits.max_step_tokens : limits.mixed_prompt_tokens);
   if (inbox_.cancel_all()) complete = absl::CancelledError("score: the engine was stopped");
   if (complete.ok() && !*complete) return;
   ScoreJob& job = score_run_->job();

@@ -417,9 +417,69 @@ TEST(Engine, SixtyFourClientsAThirdCancelled) {
   ExpectNoPages(*e.engine);
 }
 
+class RecordingSink final : public MetricSink {
+ public:
+  void Increment(std::string_view name, const MetricLabels& labels, double by) override { Add(name, labels, by); }
+  void SetGauge(std::string_view name, const MetricLabels& labels, double value) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    values_[std::string(name)] = value;
+  }
+  void Observe(std::string_view name, const MetricLabels& labels, double value) override {
+    EXPECT_GE(value, 0) << name;
+    Add(name, labels, 1);
+  }
+  double Get(const std::string& name) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return values_.contains(name) ? values_[name] : -1;
+  }
+
+ private:
+  void Add(std::string_view name, const MetricLabels& labels, double by) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::string key(name);
+    EXPECT_EQ(labels.at(0), (std::pair<std::string, std::string>("engine", "fake")));
+    for (size_t i = 1; i < labels.size(); ++i) key += "," + labels[i].second;
+    values_[key] += by;
+  }
+  std::mutex mutex_;
+  std::map<std::string, double> values_;
+};
+
+TEST(Engine, MetricsCountWhatHappened) {
+  RecordingSink sink;
+  FakeEngineSpec fake;
+  fake.metrics = &sink;
+  {
+    FakeEngine e = StartFake(fake);
+    Collector a, b, c;
+    ASSERT_TRUE(e.engine->Submit(Greedy(Prompt(10, 1), 7), a.sink()).ok());
+    ASSERT_TRUE(e.engine->Submit(Greedy(Prompt(5, 1), 3), b.sink()).ok());
+    auto handle = e.engine->Submit(Greedy(Prompt(5, 2), 200), c.sink());
+    c.WaitForEvents(1);
+    (*handle)->Cancel();
+    a.Wait();
+    b.Wait();
+    const int64_t cut = c.Wait().usage.completion_tokens;
+    ExpectNoPages(*e.engine);
+    e.engine->Stop(absl::InfiniteFuture());
+    EXPECT_EQ(sink.Get("sage_generated_tokens_total"), static_cast<double>(10 + cut));
+    EXPECT_EQ(sink.Get("sage_inter_token_latency_seconds"), static_cast<double>(7 + cut));
+    EXPECT_EQ(sink.Get("sage_step_seconds"), static_cast<double>(e.engine->stats().steps_total));
+  }
+  EXPECT_EQ(sink.Get("sage_requests_total,length"), 2);
+  EXPECT_EQ(sink.Get("sage_requests_total,cancelled"), 1);
+  EXPECT_EQ(sink.Get("sage_prompt_tokens_total"), 20);
+  for (const char* name : {"sage_queue_seconds", "sage_time_to_first_token_seconds", "sage_request_seconds"}) {
+    EXPECT_EQ(sink.Get(name), 3) << name;
+  }
+  EXPECT_EQ(sink.Get("sage_kv_pages_used"), 0);
+  EXPECT_EQ(sink.Get("sage_kv_pages_total"), 256);
+}
+
 TEST(Engine, ScoreEqualsTheReferenceBesideGeneration) {
   FakeEngineSpec fake;
   fake.max_step_tokens = 8;
+  fake.mixed_prompt_tokens = 3;
   FakeEngine e = StartFake(fake);
   Collector c;
   ASSERT_TRUE(e.engine->Submit(Greedy(Prompt(10, 1), 100), c.sink()).ok());

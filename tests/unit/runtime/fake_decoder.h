@@ -208,6 +208,8 @@ struct FakeEngine {
 struct FakeEngineSpec {
   int64_t pages = 256, max_seqs = 8, max_step_tokens = 16, max_model_len = 256, V = 64;
   AdmissionLimits admission;
+  int64_t mixed_prompt_tokens = 0;
+  MetricSink* metrics = nullptr;
   bool tokenizer = false;
   int threads = 2;
   absl::Duration delay = absl::ZeroDuration();
@@ -227,7 +229,8 @@ inline FakeEngine StartFake(const FakeEngineSpec& spec = {}) {
   parts.kv_pages = spec.pages;
   parts.kv_page_tokens = FakeDecoder::kPageTokens;
   parts.make_arena = [](int64_t) -> absl::StatusOr<std::unique_ptr<KvArena>> { return std::make_unique<KvArena>(); };
-  parts.scheduler = {spec.max_seqs, spec.max_step_tokens};
+  parts.scheduler = {spec.max_seqs, spec.max_step_tokens, spec.mixed_prompt_tokens};
+  parts.metrics = spec.metrics;
   parts.admission = spec.admission;
   parts.max_model_len = spec.max_model_len;
   parts.info.engine_id = "fake";

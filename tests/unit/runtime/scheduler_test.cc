@@ -46,7 +46,7 @@ TEST(KvPool, GivesEachPageOnceAndTakesItBack) {
 
 TEST(Scheduler, ChunksPromptsAndMixesDecodeRows) {
   KvPool pool(100, 4);
-  Scheduler scheduler(pool, {4, 8});
+  Scheduler scheduler(pool, {4, 8, 0});
   scheduler.Add(MakeSequence(0, 3));
   scheduler.Add(MakeSequence(1, 20));
   StepPlan plan = scheduler.Schedule();
@@ -66,9 +66,24 @@ TEST(Scheduler, ChunksPromptsAndMixesDecodeRows) {
   EXPECT_TRUE(plan.admitted.empty());
 }
 
+TEST(Scheduler, PromptChunksAreSmallBesideDecodeRows) {
+  KvPool pool(100, 4);
+  Scheduler scheduler(pool, {4, 32, 5});
+  scheduler.Add(MakeSequence(0, 40));
+  StepPlan plan = scheduler.Schedule();
+  EXPECT_EQ(plan.rows, 32);  // alone: the whole budget
+  Finish(plan);
+  Finish(scheduler.Schedule());
+  scheduler.Add(MakeSequence(1, 40));
+  plan = scheduler.Schedule();
+  ASSERT_EQ(plan.slices.size(), 2u);
+  EXPECT_EQ(plan.slices[0].rows, 1);
+  EXPECT_EQ(plan.slices[1].rows, 5);
+}
+
 TEST(Scheduler, AdmitsInOrderAndNeverPassesTheHead) {
   KvPool pool(4, 4);
-  Scheduler scheduler(pool, {8, 64});
+  Scheduler scheduler(pool, {8, 64, 0});
   scheduler.Add(MakeSequence(0, 8));
   scheduler.Add(MakeSequence(1, 16));  // does not fit beside the first
   scheduler.Add(MakeSequence(2, 1));   // would fit, but came later
@@ -79,14 +94,14 @@ TEST(Scheduler, AdmitsInOrderAndNeverPassesTheHead) {
 
 TEST(Scheduler, HonoursMaxSeqs) {
   KvPool pool(100, 4);
-  Scheduler scheduler(pool, {2, 64});
+  Scheduler scheduler(pool, {2, 64, 0});
   for (int i = 0; i < 5; ++i) scheduler.Add(MakeSequence(i, 2));
   EXPECT_EQ(scheduler.Schedule().slices.size(), 2u);
 }
 
 TEST(Scheduler, PreemptsTheYoungestAndKeepsTheOrder) {
   KvPool pool(6, 4);
-  Scheduler scheduler(pool, {8, 64});
+  Scheduler scheduler(pool, {8, 64, 0});
   std::vector<std::shared_ptr<Sequence>> all;
   for (int i = 0; i < 2; ++i) all.push_back(MakeSequence(i, 4));
   for (const auto& s : all) scheduler.Add(s);
@@ -120,7 +135,7 @@ TEST(Scheduler, PreemptsTheYoungestAndKeepsTheOrder) {
 
 TEST(Scheduler, ReapTakesRunningAndWaiting) {
   KvPool pool(100, 4);
-  Scheduler scheduler(pool, {2, 64});
+  Scheduler scheduler(pool, {2, 64, 0});
   for (int i = 0; i < 4; ++i) scheduler.Add(MakeSequence(i, 5));
   scheduler.Schedule();
   const auto ended = scheduler.Reap([](const Sequence& s) { return s.choice == 1 || s.choice == 3; });
