@@ -40,6 +40,12 @@ class Tokenizer {
   virtual int32_t vocab_size() const = 0;  // largest id + 1
   virtual std::optional<int32_t> bos_id() const = 0;
   virtual std::optional<int32_t> eos_id() const = 0;
+  // For StreamDecoder: the bytes of `ids` as they stand in a text, at its beginning when `first`. `ids` is one token, or
+  // a whole run of tokens of which `InByteRun` is true (byte fallback decides on such a run as a whole).
+  virtual std::string DecodePart(absl::Span<const int32_t> ids, bool skip_special, bool first) const = 0;
+  virtual bool InByteRun(int32_t id) const = 0;
+  // True when the decoder can only see the text as a whole; then nothing is streamed before the end.
+  virtual bool decodes_whole() const = 0;
   virtual std::string kind() const = 0;  // "bpe", "unigram", "sentencepiece", "gguf:gpt-2", ... for logs and reports
 
   static constexpr size_t kMaxTextBytes = size_t{64} << 20;
@@ -75,7 +81,8 @@ class StreamDecoder {
   const Tokenizer& tokenizer_;
   bool skip_special_;
   bool first_ = true;
-  std::string pending_;
+  std::string pending_;        // bytes of a character that is not complete yet
+  std::vector<int32_t> held_;  // a run of byte tokens, or everything when the decoder needs the whole text
 };
 
 }  // namespace sage
