@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -141,9 +142,8 @@ void Sampler::KeepNucleus(double top_p, Distribution* out) {
   constexpr size_t kBuckets = 64;
   std::array<double, kBuckets> mass{};
   double total = 0;
-  const auto bucket_of = [](double w) {
-    if (w <= 0x1.0p-62) return kBuckets - 1;
-    return static_cast<size_t>(-std::ilogb(w));
+  const auto bucket_of = [](double w) {  // w in [0, 1]: its exponent, negated
+    return std::min<size_t>(kBuckets - 1, 1023 - (std::bit_cast<uint64_t>(w) >> 52));
   };
   for (const double w : out->probabilities) {
     mass[bucket_of(w)] += w;
