@@ -1,17 +1,15 @@
 # Target helpers: one static library a folder, instruction-set flags by file name, one test binary a module.
 
-# foo_avx2.cc and foo_avx512.cc are compiled for that instruction set and only called after a cpuid check.
+# tier_avx2.cc and tier_avx512.cc are compiled for that instruction set and only called after a cpuid check. Nothing else is:
+# a library template instantiated there could be linked into code that runs on any machine.
 function(sage_set_isa_flags)
   foreach(file IN LISTS ARGN)
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-      if(file MATCHES "_avx2\\.cc$")
+      if(file MATCHES "/tier_avx2\\.cc$")
         set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi2")
-      elseif(file MATCHES "_avx512bf16\\.cc$")
+      elseif(file MATCHES "/tier_avx512\\.cc$")
         set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
-          "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512bf16")
-      elseif(file MATCHES "_avx512\\.cc$")
-        set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
-          "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mprefer-vector-width=512")
+          "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mprefer-vector-width=512;-Wno-uninitialized;-Wno-maybe-uninitialized")
       endif()
     endif()
   endforeach()

@@ -28,10 +28,14 @@ absl::StatusOr<Json> ReadJsonFile(const std::string& path, size_t most) {
 
 const char* DenseStrategy(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "f32";
-    case DType::kF16: return "f16";
-    case DType::kBF16: return "bf16";
-    default: return nullptr;
+    case DType::kF32:
+      return "f32";
+    case DType::kF16:
+      return "f16";
+    case DType::kBF16:
+      return "bf16";
+    default:
+      return nullptr;
   }
 }
 
@@ -82,7 +86,8 @@ absl::Status HfFolder::OpenShards() {
   if (map == index.end() || !map->is_object()) return Bad(absl::StrCat(index_path, ": weight_map must be an object"));
   std::set<std::string> names;
   for (const auto& [tensor, shard] : map->items()) {
-    if (!shard.is_string()) return Bad(absl::StrCat(index_path, ": weight_map of '", tensor.substr(0, 120), "' must be a file name"));
+    if (!shard.is_string())
+      return Bad(absl::StrCat(index_path, ": weight_map of '", tensor.substr(0, 120), "' must be a file name"));
     names.insert(shard.get<std::string>());
   }
   if (names.size() > 100000) return Bad(absl::StrCat(index_path, ": names more than 100000 shards"));

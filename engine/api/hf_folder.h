@@ -27,7 +27,8 @@ class HfFolder {
   absl::StatusOr<TensorView> Get(std::string_view name) const;
   // A [N, K] float weight with its bias, strategy "f32", "f16" or "bf16".
   absl::StatusOr<StoredLinear> GetDense(std::string_view module) const;
-  // Modules with a two-dimensional "weight" that are projections or the head, and tensors that belong to no such module.
+  // Modules with a two-dimensional "weight" that are projections or the head, and tensors that belong to no such
+  // module.
   std::vector<std::string> DenseLinearNames() const;
   absl::StatusOr<std::string> Fingerprint() const;
   size_t file_bytes() const;

@@ -20,18 +20,22 @@ constexpr size_t kMaxDimensions = 16;
 
 class SafetensorsParser {
  public:
-  SafetensorsParser(const uint8_t* data, size_t size, const std::string& name) : data_(data), size_(size), name_(name) {}
+  SafetensorsParser(const uint8_t* data, size_t size, const std::string& name)
+      : data_(data), size_(size), name_(name) {}
 
   absl::StatusOr<std::shared_ptr<SafetensorsFile>> Parse() {
     if (size_ < 8) return Bad("must be at least 8 bytes long, got ", size_);
     uint64_t header_size = 0;
     std::memcpy(&header_size, data_, 8);
-    if (header_size > kMaxHeaderBytes) return Bad("header must be at most ", kMaxHeaderBytes, " bytes, got ", header_size);
-    if (header_size > size_ - 8) return Bad("header of ", header_size, " bytes passes the end of the file (", size_, " bytes)");
+    if (header_size > kMaxHeaderBytes)
+      return Bad("header must be at most ", kMaxHeaderBytes, " bytes, got ", header_size);
+    if (header_size > size_ - 8)
+      return Bad("header of ", header_size, " bytes passes the end of the file (", size_, " bytes)");
     const std::string_view text(reinterpret_cast<const char*>(data_) + 8, static_cast<size_t>(header_size));
     if (text.empty() || text[0] != '{') return Bad("header must begin with '{'");
-    SAGE_ASSIGN_OR_RETURN(const Json header, ParseJson(text, name_, {.max_bytes = kMaxHeaderBytes, .max_depth = 8,
-                                                                     .reject_duplicate_keys = true}));
+    SAGE_ASSIGN_OR_RETURN(
+        const Json header,
+        ParseJson(text, name_, {.max_bytes = kMaxHeaderBytes, .max_depth = 8, .reject_duplicate_keys = true}));
     begin_ = 8 + static_cast<size_t>(header_size);
     out_.reset(new SafetensorsFile());
     for (const auto& [key, value] : header.items()) {
@@ -74,9 +78,11 @@ class SafetensorsParser {
     const std::string tensor = key.substr(0, 200);
     if (!value.is_object()) return Bad("tensor '", tensor, "' must be an object");
     const auto dtype_name = value.find("dtype");
-    if (dtype_name == value.end() || !dtype_name->is_string()) return Bad("tensor '", tensor, "': dtype must be a string");
+    if (dtype_name == value.end() || !dtype_name->is_string())
+      return Bad("tensor '", tensor, "': dtype must be a string");
     const auto dtype = ParseDType(dtype_name->get<std::string>());
-    if (!dtype) return Bad("tensor '", tensor, "': dtype is not known, got '", dtype_name->get<std::string>().substr(0, 40), "'");
+    if (!dtype)
+      return Bad("tensor '", tensor, "': dtype is not known, got '", dtype_name->get<std::string>().substr(0, 40), "'");
     TensorView view;
     view.dtype = *dtype;
     SAGE_RETURN_IF_ERROR(ReadShape(tensor, value, &view.shape));
@@ -87,13 +93,15 @@ class SafetensorsParser {
     }
     const uint64_t from = (*offsets)[0].get<uint64_t>(), to = (*offsets)[1].get<uint64_t>();
     if (from > to || to > size_ - begin_) {
-      return Bad("tensor '", tensor, "': data_offsets [", from, ", ", to, "] must lie within the data of ", size_ - begin_, " bytes");
+      return Bad("tensor '", tensor, "': data_offsets [", from, ", ", to, "] must lie within the data of ",
+                 size_ - begin_, " bytes");
     }
     const auto count = ElementCount(view.shape);
     uint64_t bytes = 0;
-    if (!count.ok() || __builtin_mul_overflow(static_cast<uint64_t>(*count), DTypeSize(*dtype), &bytes) || bytes != to - from) {
-      return Bad("tensor '", tensor, "': ", std::string(DTypeName(*dtype)), " ", ShapeText(view.shape), " does not fill data_offsets [",
-                 from, ", ", to, "]");
+    if (!count.ok() || __builtin_mul_overflow(static_cast<uint64_t>(*count), DTypeSize(*dtype), &bytes) ||
+        bytes != to - from) {
+      return Bad("tensor '", tensor, "': ", std::string(DTypeName(*dtype)), " ", ShapeText(view.shape),
+                 " does not fill data_offsets [", from, ", ", to, "]");
     }
     view.data = data_ + begin_ + from;
     view.bytes = static_cast<size_t>(bytes);
@@ -103,7 +111,8 @@ class SafetensorsParser {
   }
 
   absl::Status CheckCoverage() {
-    std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) { return std::tie(a.from, a.to) < std::tie(b.from, b.to); });
+    std::sort(spans_.begin(), spans_.end(),
+              [](const Span& a, const Span& b) { return std::tie(a.from, a.to) < std::tie(b.from, b.to); });
     uint64_t at = 0;
     for (const Span& span : spans_) {
       if (span.from < at) return Bad("tensor '", span.name, "' overlaps the one before it");

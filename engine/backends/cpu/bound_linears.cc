@@ -1,0 +1,264 @@
+// Repacks weights once and splits each product over threads by outputs.
+#include "engine/backends/cpu/bound_linears.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
+
+namespace sage::cpu {
+namespace {
+
+// Below this many multiply-adds a product is not worth waking another thread for.
+constexpr int64_t kInlineWork = 32 * 1024;
+
+// int16 form of a value, shared by every layer that reads the value with the same block size.
+QuantizedRows QuantizeActivation(StepContext& ctx, const StepValue& x, int64_t block, int64_t padded,
+                                 const TierFns& tier) {
+  const int64_t blocks = (x.K + block - 1) / block;
+  // Forms are told apart by block size; the names live as long as the process.
+  static constexpr const char* kForm = "int16";
+  const size_t code_bytes = static_cast<size_t>(x.M * blocks * padded) * sizeof(int16_t);
+  const size_t codes_padded = (code_bytes + 127) / 64 * 64;
+  const size_t scale_bytes = static_cast<size_t>(x.M * blocks) * sizeof(float);
+  const size_t bytes = codes_padded + 2 * scale_bytes;
+  // The id carries the block size: two layers with different groups need different forms of one value.
+  uint8_t* memory = ctx.activations->Get(x.id * 1024 + block, kForm, bytes, [&](uint8_t* to) {
+    auto* codes = reinterpret_cast<int16_t*>(to);
+    auto* scale = reinterpret_cast<float*>(to + codes_padded);
+    auto* sum = reinterpret_cast<int32_t*>(to + codes_padded + scale_bytes);
+    const auto rows = [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        tier.quantize_row(x.data + m * x.stride, x.K, block, padded, codes + m * blocks * padded, scale + m * blocks,
+                          sum + m * blocks);
+      }
+    };
+    if (x.M * x.K < kInlineWork) {
+      rows(0, x.M);
+    } else {
+      ctx.threads->ParallelFor(x.M, 1, rows);
+    }
+  });
+  return {reinterpret_cast<int16_t*>(memory), reinterpret_cast<float*>(memory + codes_padded),
+          reinterpret_cast<int32_t*>(memory + codes_padded + scale_bytes), blocks, padded};
+}
+
+// Cuts `units` of outputs over the threads: several pieces a thread, because cores are not equally fast from moment to
+// moment.
+template <typename Body>
+void SplitOutputs(StepContext& ctx, int64_t units, int64_t work, const Body& body) {
+  const int64_t threads = ctx.threads->size();
+  if (threads == 1 || work < kInlineWork) {
+    body(0, units);
+    return;
+  }
+  const int64_t pieces = std::min(units, work > 64 * kInlineWork ? threads * 8 : threads * 2);
+  ctx.threads->Run(pieces, [&](int64_t piece, int) {
+    const int64_t begin = units * piece / pieces, end = units * (piece + 1) / pieces;
+    if (begin < end) body(begin, end);
+  });
+}
+
+const float* BiasOf(const std::vector<float>& bias) { return bias.empty() ? nullptr : bias.data(); }
+
+class DenseLinear final : public BoundLinear {
+ public:
+  using Fn = decltype(TierFns::dense_f32);
+  DenseLinear(LinearWeight weight, Fn fn, std::string kernel)
+      : weight_(std::move(weight)), fn_(fn), kernel_(std::move(kernel)) {}
+
+  void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
+    const int64_t K = weight_.K;
+    SplitOutputs(ctx, (weight_.N + 7) / 8, x.M * weight_.N * K, [&](int64_t begin, int64_t end) {
+      fn_(x.data, x.stride, x.M, K, weight_.dense.values.data, begin * 8, std::min(end * 8, weight_.N),
+          BiasOf(weight_.bias), out, out_stride);
+    });
+  }
+  int64_t N() const override { return weight_.N; }
+  int64_t K() const override { return weight_.K; }
+  size_t weight_bytes() const override { return weight_.dense.values.bytes; }
+  std::string kernel() const override { return kernel_; }
+
+ private:
+  LinearWeight weight_;
+  Fn fn_;
+  std::string kernel_;
+};
+
+class BlockLinear final : public BoundLinear {
+ public:
+  using Fn = decltype(TierFns::blocks_q4_0);
+  BlockLinear(LinearWeight weight, Fn fn, int64_t row_bytes, const TierFns& tier, std::string kernel)
+      : weight_(std::move(weight)), fn_(fn), row_bytes_(row_bytes), tier_(tier), kernel_(std::move(kernel)) {}
+
+  void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
+    const QuantizedRows rows = QuantizeActivation(ctx, x, 32, 32, tier_);
+    SplitOutputs(ctx, weight_.N, x.M * weight_.N * weight_.K, [&](int64_t begin, int64_t end) {
+      fn_(rows, x.M, {weight_.blocks.data, row_bytes_}, begin, end, BiasOf(weight_.bias), out, out_stride);
+    });
+  }
+  int64_t N() const override { return weight_.N; }
+  int64_t K() const override { return weight_.K; }
+  size_t weight_bytes() const override { return weight_.blocks.bytes; }
+  std::string kernel() const override { return kernel_; }
+
+ private:
+  LinearWeight weight_;
+  Fn fn_;
+  int64_t row_bytes_;
+  const TierFns& tier_;
+  std::string kernel_;
+};
+
+class PanelLinear final : public BoundLinear {
+ public:
+  PanelLinear(const TierFns& tier, std::string kernel) : tier_(tier), kernel_(std::move(kernel)) {}
+
+  absl::Status Pack(LinearWeight weight, bool nibbles, ThreadPool& threads);
+
+  void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
+    const QuantizedRows rows = QuantizeActivation(ctx, x, block_, padded_, tier_);
+    const PanelWeights w{codes_.as<uint8_t>(),
+                         scale_.as<float>(),
+                         offset_.empty() ? nullptr : offset_.as<float>(),
+                         blocks_,
+                         padded_,
+                         blocks_per_group_,
+                         nibbles_ ? 8 : 0,
+                         nibbles_};
+    SplitOutputs(ctx, (N_ + 15) / 16, x.M * N_ * K_, [&](int64_t begin, int64_t end) {
+      tier_.panels(rows, x.M, w, begin, end, N_, BiasOf(bias_), out, out_stride);
+    });
+  }
+  int64_t N() const override { return N_; }
+  int64_t K() const override { return K_; }
+  size_t weight_bytes() const override { return codes_.bytes() + scale_.bytes() + offset_.bytes(); }
+  std::string kernel() const override { return kernel_; }
+
+ private:
+  void PackPanel(const IntegerWeight& w, int64_t panel, int64_t groups);
+
+  const TierFns& tier_;
+  std::string kernel_;
+  int64_t N_ = 0, K_ = 0, block_ = 0, padded_ = 0, blocks_ = 0, blocks_per_group_ = 1;
+  bool nibbles_ = false;
+  Tensor codes_, scale_, offset_;
+  std::vector<float> bias_;
+};
+
+// Inputs of one activation block: the group, or the largest piece of it up to 256.
+int64_t BlockOf(int64_t group) {
+  if (group <= 256) return group;
+  for (int64_t block = 256; block >= 64; --block) {
+    if (group % block == 0) return block;
+  }
+  return 128;  // the last block of the row is short
+}
+
+absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& threads) {
+  const IntegerWeight& w = weight.integer;
+  N_ = weight.N;
+  K_ = weight.K;
+  nibbles_ = nibbles;
+  const int64_t groups = (K_ + w.group_size - 1) / w.group_size;
+  block_ = BlockOf(w.group_size);
+  if (groups > 1 && w.group_size % block_ != 0) {
+    return MakeError(
+        absl::StatusCode::kInvalidArgument, "GROUP_SIZE_NOT_SUPPORTED",
+        absl::StrCat(kernel_, ": group_size must be at most 256 or have a divisor in 64..256, got ", w.group_size));
+  }
+  padded_ = (block_ + 3) / 4 * 4;
+  blocks_ = (K_ + block_ - 1) / block_;
+  blocks_per_group_ = groups == 1 ? blocks_ : w.group_size / block_;
+  const int64_t panels = (N_ + 15) / 16;
+  const int64_t code_bytes = panels * blocks_ * padded_ * (nibbles ? 8 : 16);
+  SAGE_ASSIGN_OR_RETURN(codes_, Tensor::Allocate(DType::kU8, {code_bytes}));
+  SAGE_ASSIGN_OR_RETURN(scale_, Tensor::Allocate(DType::kF32, {panels, groups, 16}));
+  if (!w.offset.empty()) {
+    SAGE_ASSIGN_OR_RETURN(offset_, Tensor::Allocate(DType::kF32, {panels, groups, 16}));
+  }
+  threads.ParallelFor(panels, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) PackPanel(w, p, groups);
+  });
+  bias_ = std::move(weight.bias);
+  return absl::OkStatus();
+}
+
+void PanelLinear::PackPanel(const IntegerWeight& w, int64_t panel, int64_t groups) {
+  const int64_t rows = std::min<int64_t>(16, N_ - panel * 16);
+  const int64_t step = nibbles_ ? 32 : 64;
+  uint8_t* const base = codes_.as<uint8_t>() + panel * blocks_ * (padded_ / 4) * step;
+  for (int64_t r = 0; r < 16; ++r) {
+    for (int64_t b = 0; b < blocks_; ++b) {
+      for (int64_t i = 0; i < padded_; ++i) {
+        const int64_t k = b * block_ + i;
+        const bool inside = r < rows && i < block_ && k < K_;
+        const int code = inside ? w.codes[static_cast<size_t>((panel * 16 + r) * K_ + k)] : 0;
+        uint8_t* quad = base + (b * (padded_ / 4) + i / 4) * step;
+        if (!nibbles_) {
+          quad[(i % 4 / 2) * 32 + r * 2 + i % 2] = static_cast<uint8_t>(code);
+        } else {
+          const int value = (code + 8) & 15;
+          quad[r * 2 + i % 2] |= static_cast<uint8_t>(i % 4 < 2 ? value : value << 4);
+        }
+      }
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      const size_t from = static_cast<size_t>((panel * 16 + r) * groups + g);
+      const int64_t to = (panel * groups + g) * 16 + r;
+      scale_.as<float>()[to] = r < rows ? w.scale[from] : 0.0f;
+      if (!offset_.empty()) offset_.as<float>()[to] = r < rows ? w.offset[from] : 0.0f;
+    }
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindDense(LinearWeight weight, const TierFns& tier, std::string kernel) {
+  const DType dtype = weight.dense.values.dtype;
+  const auto fn = dtype == DType::kF32    ? tier.dense_f32
+                  : dtype == DType::kF16  ? tier.dense_f16
+                  : dtype == DType::kBF16 ? tier.dense_bf16
+                                          : nullptr;
+  if (fn == nullptr || weight.dense.values.shape != Shape{weight.N, weight.K}) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "WEIGHT_NOT_DENSE",
+                     absl::StrCat(kernel, ": weight must be [", weight.N, ", ", weight.K, "] f32, f16 or bf16, got ",
+                                  ShapeText(weight.dense.values.shape), " ", std::string(DTypeName(dtype))));
+  }
+  return std::make_unique<DenseLinear>(std::move(weight), fn, std::move(kernel));
+}
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, bool nibbles, ThreadPool& threads,
+                                                        const TierFns& tier, std::string kernel) {
+  const IntegerWeight& w = weight.integer;
+  const auto refuse = [&](const std::string& rule) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "WEIGHT_NOT_SUPPORTED", absl::StrCat(kernel, ": ", rule));
+  };
+  if (w.group_size <= 0) return refuse("group_size must be positive");
+  if (static_cast<int64_t>(w.codes.size()) != weight.N * weight.K) return refuse("codes must be [N, K]");
+  if (!w.codes_signed && (w.bits == 8 || nibbles)) return refuse("codes must be signed");
+  if (nibbles && w.bits > 4) return refuse(absl::StrCat("codes must have at most 4 bits, got ", w.bits));
+  if (!w.g_idx.empty()) return refuse("g_idx (act-order) needs weights with consecutive groups");
+  auto out = std::make_unique<PanelLinear>(tier, std::move(kernel));
+  SAGE_RETURN_IF_ERROR(out->Pack(std::move(weight), nibbles, threads));
+  return out;
+}
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindBlocks(LinearWeight weight, const TierFns& tier, std::string kernel) {
+  const std::string& type = weight.blocks.type;
+  const auto fn = type == "q4_0"   ? tier.blocks_q4_0
+                  : type == "q4_1" ? tier.blocks_q4_1
+                  : type == "q8_0" ? tier.blocks_q8_0
+                                   : nullptr;
+  const int64_t block_bytes = type == "q4_0" ? 18 : type == "q4_1" ? 20 : 34;
+  const int64_t row_bytes = weight.K / 32 * block_bytes;
+  if (fn == nullptr || weight.K % 32 != 0 || weight.blocks.bytes != static_cast<size_t>(row_bytes * weight.N)) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "WEIGHT_NOT_SUPPORTED",
+                     absl::StrCat(kernel, ": blocks of type '", type, "' must fill [", weight.N, ", ", weight.K,
+                                  "], got ", weight.blocks.bytes, " bytes"));
+  }
+  return std::make_unique<BlockLinear>(std::move(weight), fn, row_bytes, tier, std::move(kernel));
+}
+
+}  // namespace sage::cpu

@@ -1,0 +1,21 @@
+// Bound linear layers of the CPU: they own repacked weights and hand row ranges to the functions of a tier.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/api/backend.h"
+#include "engine/backends/cpu/kernels/tier.h"
+
+namespace sage::cpu {
+
+// Float weights read in place.
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindDense(LinearWeight weight, const TierFns& tier, std::string kernel);
+// Integer codes repacked into panels of 16 outputs. `nibbles` stores two codes a byte.
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, bool nibbles, ThreadPool& threads,
+                                                        const TierFns& tier, std::string kernel);
+// ggml blocks of 32 read in place.
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindBlocks(LinearWeight weight, const TierFns& tier, std::string kernel);
+
+}  // namespace sage::cpu

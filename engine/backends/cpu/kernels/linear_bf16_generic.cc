@@ -1,0 +1,23 @@
+// Linear layers with bf16 weights read in place, on any CPU.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_bf16_generic";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("generic", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindDense(std::move(weight), kGenericTier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearBf16Generic;
+const LinearKernelDef kLinearBf16Generic = {
+    .name = kName, .strategy = "bf16", .rank = 0, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,22 @@
+// Linear layers with f16 weights read in place, on AVX2.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_f16_avx2";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindDense(std::move(weight), kAvx2Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearF16Avx2;
+const LinearKernelDef kLinearF16Avx2 = {.name = kName, .strategy = "f16", .rank = 10, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,22 @@
+// Linear layers with f16 weights read in place, on AVX-512 VNNI.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_f16_avx512";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx512", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindDense(std::move(weight), kAvx512Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearF16Avx512;
+const LinearKernelDef kLinearF16Avx512 = {.name = kName, .strategy = "f16", .rank = 20, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,23 @@
+// Linear layers with ggml Q4_0 blocks with int16 activations, on any CPU.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_gguf_q4_0_generic";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("generic", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindBlocks(std::move(weight), kGenericTier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearGgufQ40Generic;
+const LinearKernelDef kLinearGgufQ40Generic = {
+    .name = kName, .strategy = "gguf_q4_0", .rank = 0, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

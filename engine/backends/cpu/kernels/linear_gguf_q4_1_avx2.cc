@@ -1,0 +1,23 @@
+// Linear layers with ggml Q4_1 blocks with int16 activations, on AVX2.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_gguf_q4_1_avx2";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindBlocks(std::move(weight), kAvx2Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearGgufQ41Avx2;
+const LinearKernelDef kLinearGgufQ41Avx2 = {
+    .name = kName, .strategy = "gguf_q4_1", .rank = 10, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,23 @@
+// Linear layers with ggml Q4_1 blocks with int16 activations, on AVX-512 VNNI.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_gguf_q4_1_avx512";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx512", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindBlocks(std::move(weight), kAvx512Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearGgufQ41Avx512;
+const LinearKernelDef kLinearGgufQ41Avx512 = {
+    .name = kName, .strategy = "gguf_q4_1", .rank = 20, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

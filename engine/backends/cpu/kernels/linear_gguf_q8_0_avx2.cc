@@ -1,0 +1,23 @@
+// Linear layers with ggml Q8_0 blocks with int16 activations, on AVX2.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_gguf_q8_0_avx2";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindBlocks(std::move(weight), kAvx2Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearGgufQ80Avx2;
+const LinearKernelDef kLinearGgufQ80Avx2 = {
+    .name = kName, .strategy = "gguf_q8_0", .rank = 10, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

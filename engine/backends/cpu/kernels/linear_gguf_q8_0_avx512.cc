@@ -1,0 +1,23 @@
+// Linear layers with ggml Q8_0 blocks with int16 activations, on AVX-512 VNNI.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_gguf_q8_0_avx512";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx512", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
+  return BindBlocks(std::move(weight), kAvx512Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearGgufQ80Avx512;
+const LinearKernelDef kLinearGgufQ80Avx512 = {
+    .name = kName, .strategy = "gguf_q8_0", .rank = 20, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,23 @@
+// Linear layers with 4-bit codes in panels with int16 activations, on AVX2.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_int4_w4a16_avx2";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
+  return BindPanels(std::move(weight), /*nibbles=*/true, threads, kAvx2Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearInt4W4a16Avx2;
+const LinearKernelDef kLinearInt4W4a16Avx2 = {
+    .name = kName, .strategy = "int4_w4a16", .rank = 10, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

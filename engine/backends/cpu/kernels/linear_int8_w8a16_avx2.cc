@@ -1,0 +1,23 @@
+// Linear layers with 8-bit codes in panels with int16 activations, on AVX2.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_int8_w8a16_avx2";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
+  return BindPanels(std::move(weight), /*nibbles=*/false, threads, kAvx2Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearInt8W8a16Avx2;
+const LinearKernelDef kLinearInt8W8a16Avx2 = {
+    .name = kName, .strategy = "int8_w8a16", .rank = 10, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

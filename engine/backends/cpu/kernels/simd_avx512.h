@@ -1,0 +1,83 @@
+// The sixteen-lane vectors on AVX-512 (F, BW, VL, DQ, VNNI): same operations, same order, same bits as simd_generic.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace sage::cpu::avx512 {
+
+// Rows of activations that share one pass over a panel: as many as the registers hold.
+constexpr int kPanelRows = 8;
+
+struct F {
+  __m512 v;
+  static F Zero() { return {_mm512_setzero_ps()}; }
+  static F Set1(float x) { return {_mm512_set1_ps(x)}; }
+  static F Load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static F Load(const uint16_t* p, bool half) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if (half) return {_mm512_cvtph_ps(raw)};
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+  }
+  void Store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+inline F Fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F Mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F Add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F Sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F Div(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F Max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F Min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F Abs(F a) { return {_mm512_abs_ps(a.v)}; }
+inline float Sum(F a) {
+  const __m256 e = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+inline float MaxLane(F a) { return _mm512_reduce_max_ps(a.v); }
+inline F Round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F PowerOfTwo(F n) {
+  const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
+}
+inline void StoreInt16(F whole, int16_t* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(whole.v)));
+}
+
+struct W {
+  __m512i v;
+  static W Load(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
+  static W FromI8(const uint8_t* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static W Pair(const int16_t* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, 4);
+    return {_mm512_set1_epi32(pair)};
+  }
+};
+inline void Nibbles32(const uint8_t* p, W* low, W* high) {
+  const __m512i w = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  low->v = _mm512_and_si512(w, _mm512_set1_epi16(15));
+  high->v = _mm512_srli_epi16(w, 4);
+}
+inline W Nibbles16(const uint8_t* p, int bias) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i low = _mm_and_si128(raw, _mm_set1_epi8(15));
+  const __m128i high = _mm_and_si128(_mm_srli_epi16(raw, 4), _mm_set1_epi8(15));
+  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  return {_mm512_sub_epi16(_mm512_cvtepu8_epi16(both), _mm512_set1_epi16(static_cast<short>(bias)))};
+}
+
+struct I {
+  __m512i v;
+  static I Zero() { return {_mm512_setzero_si512()}; }
+  static I Set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+};
+inline I Dot(I acc, W a, W b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }
+inline I Add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline F ToFloat(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+}  // namespace sage::cpu::avx512

@@ -1,0 +1,171 @@
+// Sixteen-lane vectors in plain C++: the tier that runs everywhere and defines what the others must compute, bit for
+// bit.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "engine/tensor/float_convert.h"
+
+namespace sage::cpu::generic {
+
+// Rows of activations that share one pass over a panel: as many as the registers hold.
+constexpr int kPanelRows = 4;
+
+struct F {  // float x 16
+  float v[16];
+  static F Zero() { return Set1(0.0f); }
+  static F Set1(float x) {
+    F r;
+    for (float& e : r.v) e = x;
+    return r;
+  }
+  static F Load(const float* p) {
+    F r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static F Load(const uint16_t* p, bool half) {
+    F r;
+    for (int i = 0; i < 16; ++i) r.v[i] = half ? F16ToFloat(p[i]) : BF16ToFloat(p[i]);
+    return r;
+  }
+  void Store(float* p) const { std::memcpy(p, v, sizeof v); }
+};
+inline F Fma(const F& a, const F& b, const F& c) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
+  return r;
+}
+inline F Mul(const F& a, const F& b) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] * b.v[i];
+  return r;
+}
+inline F Add(const F& a, const F& b) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] + b.v[i];
+  return r;
+}
+inline F Sub(const F& a, const F& b) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] - b.v[i];
+  return r;
+}
+inline F Div(const F& a, const F& b) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] / b.v[i];
+  return r;
+}
+// a > b ? a : b, as the vector instructions do.
+inline F Max(const F& a, const F& b) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return r;
+}
+inline F Min(const F& a, const F& b) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return r;
+}
+inline F Abs(const F& a) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = std::fabs(a.v[i]);
+  return r;
+}
+// Lanes 8..15 onto 0..7, 4..7 onto 0..3, and so on: the one order of a lane sum.
+inline float Sum(const F& a) {
+  float t[16];
+  std::memcpy(t, a.v, sizeof t);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) t[i] += t[i + half];
+  }
+  return t[0];
+}
+inline float MaxLane(const F& a) {
+  float m = a.v[0];
+  for (int i = 1; i < 16; ++i) m = m > a.v[i] ? m : a.v[i];
+  return m;
+}
+// Nearest integer, half to even, of |x| < 2^22: adding and taking away 1.5 * 2^23.
+inline F Round(const F& a) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = std::nearbyintf(a.v[i]);
+  return r;
+}
+// 2^n of whole n in [-126, 127].
+inline F PowerOfTwo(const F& n) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = std::bit_cast<float>((static_cast<int32_t>(n.v[i]) + 127) << 23);
+  return r;
+}
+inline void StoreInt16(const F& whole, int16_t* p) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(whole.v[i]);
+}
+
+struct W {  // int16 x 32
+  int16_t v[32];
+  static W Load(const int16_t* p) {
+    W r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static W FromI8(const uint8_t* p) {
+    W r;
+    for (int i = 0; i < 32; ++i) r.v[i] = static_cast<int8_t>(p[i]);
+    return r;
+  }
+  static W Pair(const int16_t* p) {  // (p[0], p[1]) in every lane
+    W r;
+    for (int i = 0; i < 32; i += 2) std::memcpy(r.v + i, p, 4);
+    return r;
+  }
+};
+// Low and high nibbles of 32 bytes as int16.
+inline void Nibbles32(const uint8_t* p, W* low, W* high) {
+  for (int i = 0; i < 32; ++i) {
+    low->v[i] = p[i] & 15;
+    high->v[i] = p[i] >> 4;
+  }
+}
+// Low nibbles of 16 bytes in 0..15, high nibbles in 16..31, less `bias`.
+inline W Nibbles16(const uint8_t* p, int bias) {
+  W r;
+  for (int i = 0; i < 16; ++i) {
+    r.v[i] = static_cast<int16_t>((p[i] & 15) - bias);
+    r.v[i + 16] = static_cast<int16_t>((p[i] >> 4) - bias);
+  }
+  return r;
+}
+
+struct I {  // int32 x 16
+  int32_t v[16];
+  static I Zero() { return Set1(0); }
+  static I Set1(int32_t x) {
+    I r;
+    for (int32_t& e : r.v) e = x;
+    return r;
+  }
+};
+// acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1].
+inline I Dot(const I& acc, const W& a, const W& b) {
+  I r;
+  for (int i = 0; i < 16; ++i) {
+    r.v[i] = acc.v[i] + static_cast<int32_t>(a.v[2 * i]) * b.v[2 * i] +
+             static_cast<int32_t>(a.v[2 * i + 1]) * b.v[2 * i + 1];
+  }
+  return r;
+}
+inline I Add(const I& a, const I& b) {
+  I r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] + b.v[i];
+  return r;
+}
+inline F ToFloat(const I& a) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);
+  return r;
+}
+
+}  // namespace sage::cpu::generic

@@ -1,0 +1,27 @@
+// The kernel functions compiled for AVX2, FMA and F16C.
+#define SAGE_TIER avx2
+#include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/simd_avx2.h"
+
+namespace sage::cpu {
+
+const TierFns kAvx2Tier = {
+    .name = "avx2",
+    .dense_f32 = avx2::Dense<avx2::LoadF32>,
+    .dense_f16 = avx2::Dense<avx2::LoadF16>,
+    .dense_bf16 = avx2::Dense<avx2::LoadBF16>,
+    .quantize_row = avx2::QuantizeRow,
+    .panels = avx2::Panels,
+    .blocks_q4_0 = avx2::Blocks<avx2::Q4_0>,
+    .blocks_q4_1 = avx2::Blocks<avx2::Q4_1>,
+    .blocks_q8_0 = avx2::Blocks<avx2::Q8_0>,
+    .attend_f32 = avx2::Attend<avx2::KvF32>,
+    .attend_bf16 = avx2::Attend<avx2::KvBF16>,
+    .rms_norm_row = avx2::RmsNormRow,
+    .add = avx2::AddRow,
+    .silu_mul_row = avx2::SiluMulRow,
+    .rope_row = avx2::RopeRow,
+};
+
+}  // namespace sage::cpu

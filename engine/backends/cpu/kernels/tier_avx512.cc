@@ -1,0 +1,27 @@
+// The kernel functions compiled for AVX-512 with VNNI.
+#define SAGE_TIER avx512
+#include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/simd_avx512.h"
+
+namespace sage::cpu {
+
+const TierFns kAvx512Tier = {
+    .name = "avx512",
+    .dense_f32 = avx512::Dense<avx512::LoadF32>,
+    .dense_f16 = avx512::Dense<avx512::LoadF16>,
+    .dense_bf16 = avx512::Dense<avx512::LoadBF16>,
+    .quantize_row = avx512::QuantizeRow,
+    .panels = avx512::Panels,
+    .blocks_q4_0 = avx512::Blocks<avx512::Q4_0>,
+    .blocks_q4_1 = avx512::Blocks<avx512::Q4_1>,
+    .blocks_q8_0 = avx512::Blocks<avx512::Q8_0>,
+    .attend_f32 = avx512::Attend<avx512::KvF32>,
+    .attend_bf16 = avx512::Attend<avx512::KvBF16>,
+    .rms_norm_row = avx512::RmsNormRow,
+    .add = avx512::AddRow,
+    .silu_mul_row = avx512::SiluMulRow,
+    .rope_row = avx512::RopeRow,
+};
+
+}  // namespace sage::cpu

@@ -1,0 +1,27 @@
+// The kernel functions compiled for plain C++.
+#define SAGE_TIER generic
+#include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/simd_generic.h"
+
+namespace sage::cpu {
+
+const TierFns kGenericTier = {
+    .name = "generic",
+    .dense_f32 = generic::Dense<generic::LoadF32>,
+    .dense_f16 = generic::Dense<generic::LoadF16>,
+    .dense_bf16 = generic::Dense<generic::LoadBF16>,
+    .quantize_row = generic::QuantizeRow,
+    .panels = generic::Panels,
+    .blocks_q4_0 = generic::Blocks<generic::Q4_0>,
+    .blocks_q4_1 = generic::Blocks<generic::Q4_1>,
+    .blocks_q8_0 = generic::Blocks<generic::Q8_0>,
+    .attend_f32 = generic::Attend<generic::KvF32>,
+    .attend_bf16 = generic::Attend<generic::KvBF16>,
+    .rms_norm_row = generic::RmsNormRow,
+    .add = generic::AddRow,
+    .silu_mul_row = generic::SiluMulRow,
+    .rope_row = generic::RopeRow,
+};
+
+}  // namespace sage::cpu
