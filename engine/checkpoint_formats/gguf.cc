@@ -1,8 +1,9 @@
 // GGUF files as checkpoints: metadata becomes a Hugging Face config, tensors keep their own blocks.
 //
-// F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are views of the map. The other types are taken apart losslessly into 8-bit codes with a
-// scale (and offset) for each 16 or 32 values ("int8_affine"). Llama-architecture files keep q and k rows in the order of
-// interleaved rotary pairs; the config says so and nothing is moved. Source: ggml docs/gguf.md, llama.cpp constants.py.
+// F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are views of the map. The other types are taken apart losslessly into 8-bit codes
+// with a scale (and offset) for each 16 or 32 values ("int8_affine"). Llama-architecture files keep q and k rows in the
+// order of interleaved rotary pairs; the config says so and nothing is moved. Source: ggml docs/gguf.md, llama.cpp
+// constants.py.
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -26,9 +27,9 @@ struct NamePair {
 };
 // Within "blk.N." and "model.layers.N.".
 constexpr NamePair kLayerModules[] = {
-    {"attn_q", "self_attn.q_proj"},      {"attn_k", "self_attn.k_proj"},        {"attn_v", "self_attn.v_proj"},
-    {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"},         {"ffn_up", "mlp.up_proj"},
-    {"ffn_down", "mlp.down_proj"},       {"attn_norm", "input_layernorm"},      {"ffn_norm", "post_attention_layernorm"},
+    {"attn_q", "self_attn.q_proj"},      {"attn_k", "self_attn.k_proj"},      {"attn_v", "self_attn.v_proj"},
+    {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"},       {"ffn_up", "mlp.up_proj"},
+    {"ffn_down", "mlp.down_proj"},       {"attn_norm", "input_layernorm"},    {"ffn_norm", "post_attention_layernorm"},
     {"attn_q_norm", "self_attn.q_norm"}, {"attn_k_norm", "self_attn.k_norm"},
 };
 constexpr NamePair kModules[] = {
@@ -56,13 +57,20 @@ std::string HfName(const std::string& name) {
 
 const char* NativeStrategy(GgmlType type) {
   switch (type) {
-    case GgmlType::kF32: return "f32";
-    case GgmlType::kF16: return "f16";
-    case GgmlType::kBF16: return "bf16";
-    case GgmlType::kQ4_0: return "gguf_q4_0";
-    case GgmlType::kQ4_1: return "gguf_q4_1";
-    case GgmlType::kQ8_0: return "gguf_q8_0";
-    default: return nullptr;
+    case GgmlType::kF32:
+      return "f32";
+    case GgmlType::kF16:
+      return "f16";
+    case GgmlType::kBF16:
+      return "bf16";
+    case GgmlType::kQ4_0:
+      return "gguf_q4_0";
+    case GgmlType::kQ4_1:
+      return "gguf_q4_1";
+    case GgmlType::kQ8_0:
+      return "gguf_q8_0";
+    default:
+      return nullptr;
   }
 }
 
@@ -104,13 +112,16 @@ class GgufCheckpoint final : public Checkpoint {
     return out;
   }
   bool HasTensor(std::string_view name) const override { return tensors_.find(name) != tensors_.end(); }
-  bool HasLinear(std::string_view module) const override { return HasTensor(absl::StrCat(std::string(module), ".weight")); }
+  bool HasLinear(std::string_view module) const override {
+    return HasTensor(absl::StrCat(std::string(module), ".weight"));
+  }
 
   absl::StatusOr<TensorView> GetTensor(std::string_view name) const override {
     SAGE_ASSIGN_OR_RETURN(const GgufTensor* tensor, Find(name));
     if (!IsDense(tensor->type)) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "DTYPE_NOT_FLOAT",
-                       absl::StrCat(path_, ": tensor '", tensor->name, "' is quantized; it is readable as a linear layer only"));
+      return MakeError(
+          absl::StatusCode::kInvalidArgument, "DTYPE_NOT_FLOAT",
+          absl::StrCat(path_, ": tensor '", tensor->name, "' is quantized; it is readable as a linear layer only"));
     }
     return TensorView{DenseDType(tensor->type), tensor->shape, tensor->data, tensor->bytes};
   }
@@ -120,7 +131,8 @@ class GgufCheckpoint final : public Checkpoint {
     SAGE_ASSIGN_OR_RETURN(const GgufTensor* tensor, Find(name + ".weight"));
     if (tensor->shape.size() != 2) {
       return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
-                       absl::StrCat(path_, ": tensor '", tensor->name, "' must have two dimensions, got ", ShapeText(tensor->shape)));
+                       absl::StrCat(path_, ": tensor '", tensor->name, "' must have two dimensions, got ",
+                                    ShapeText(tensor->shape)));
     }
     StoredLinear out;
     out.N = tensor->shape[0];
@@ -149,8 +161,8 @@ class GgufCheckpoint final : public Checkpoint {
     for (const auto& [name, tensor] : tensors_) {
       const GgmlTypeInfo* info = FindGgmlType(tensor->type);
       if (NativeStrategy(tensor->type) == nullptr && info != nullptr) {
-        kinds.insert(absl::StrCat(std::string(info->name), ": repacked losslessly to 8-bit codes with one scale for ", info->group,
-                                  " values"));
+        kinds.insert(absl::StrCat(std::string(info->name), ": repacked losslessly to 8-bit codes with one scale for ",
+                                  info->group, " values"));
       }
     }
     return {kinds.begin(), kinds.end()};
@@ -177,8 +189,8 @@ class GgufCheckpoint final : public Checkpoint {
     const GgmlTypeInfo* info = FindGgmlType(tensor.type);
     if (info == nullptr || info->group == 0) {
       return MakeError(absl::StatusCode::kUnimplemented, "GGML_TYPE_NOT_SUPPORTED",
-                       absl::StrCat(path_, ": tensor '", tensor.name, "' has ggml type ", static_cast<uint32_t>(tensor.type),
-                                    ", which is not readable"));
+                       absl::StrCat(path_, ": tensor '", tensor.name, "' has ggml type ",
+                                    static_cast<uint32_t>(tensor.type), ", which is not readable"));
     }
     const int64_t N = out->N, K = out->K, G = K / info->group, row_bytes = GgmlRowBytes(tensor.type, K);
     const auto add = [&](const char* name, DType dtype, Shape shape) -> absl::StatusOr<Tensor*> {
@@ -198,7 +210,8 @@ class GgufCheckpoint final : public Checkpoint {
     }
     for (int64_t n = 0; n < N; ++n) {
       SAGE_RETURN_IF_ERROR(RepackToAffine8(tensor.type, tensor.data + n * row_bytes, K, codes->as<int8_t>() + n * K,
-                                           scale->as<float>() + n * G, offset == nullptr ? nullptr : offset->as<float>() + n * G));
+                                           scale->as<float>() + n * G,
+                                           offset == nullptr ? nullptr : offset->as<float>() + n * G));
     }
     return absl::OkStatus();
   }
@@ -223,6 +236,10 @@ absl::Status GgufCheckpoint::MakeConfig() {
   const Json& meta = file_->metadata();
   SAGE_ASSIGN_OR_RETURN(const std::string arch, JsonString(meta, "general.architecture", ""));
   config_["model_type"] = arch;
+  for (const NamePair& pair : {NamePair{"llama", "LlamaForCausalLM"}, NamePair{"mistral", "MistralForCausalLM"},
+                               NamePair{"qwen2", "Qwen2ForCausalLM"}, NamePair{"qwen3", "Qwen3ForCausalLM"}}) {
+    if (arch == pair.gguf) config_["architectures"] = {pair.hf};
+  }
   Copy(arch, "block_count", "num_hidden_layers");
   Copy(arch, "context_length", "max_position_embeddings");
   Copy(arch, "embedding_length", "hidden_size");
@@ -234,7 +251,8 @@ absl::Status GgufCheckpoint::MakeConfig() {
   Copy(arch, "attention.sliding_window", "sliding_window");
   if (config_.contains("sliding_window")) config_["use_sliding_window"] = true;
   const auto embedding = tensors_.find("model.embed_tokens.weight");
-  if (embedding != tensors_.end() && !embedding->second->shape.empty()) config_["vocab_size"] = embedding->second->shape[0];
+  if (embedding != tensors_.end() && !embedding->second->shape.empty())
+    config_["vocab_size"] = embedding->second->shape[0];
   config_["tie_word_embeddings"] = tensors_.find("lm_head.weight") == tensors_.end();
   const auto has_bias = [&](const char* module) {
     return tensors_.find(absl::StrCat("model.layers.0.", module, ".bias")) != tensors_.end();
@@ -261,13 +279,15 @@ absl::Status GgufCheckpoint::MakeRope(const std::string& arch) {
   Copy(arch, "rope.freq_base", "rope_theta");
   SAGE_ASSIGN_OR_RETURN(std::string kind, JsonString(meta, absl::StrCat(arch, ".rope.scaling.type").c_str(), "none"));
   SAGE_ASSIGN_OR_RETURN(const double factor, JsonDouble(meta, absl::StrCat(arch, ".rope.scaling.factor").c_str(), 1.0));
-  SAGE_ASSIGN_OR_RETURN(const double old_linear, JsonDouble(meta, absl::StrCat(arch, ".rope.scale_linear").c_str(), 1.0));
+  SAGE_ASSIGN_OR_RETURN(const double old_linear,
+                        JsonDouble(meta, absl::StrCat(arch, ".rope.scale_linear").c_str(), 1.0));
   if (kind == "none" && old_linear != 1.0) {
     config_["rope_scaling"] = {{"rope_type", "linear"}, {"factor", old_linear}};
   } else if (kind != "none" && factor != 1.0) {
     config_["rope_scaling"] = {{"rope_type", kind}, {"factor", factor}};
     const auto original = meta.find(absl::StrCat(arch, ".rope.scaling.original_context_length"));
-    if (original != meta.end() && original->is_number()) config_["rope_scaling"]["original_max_position_embeddings"] = *original;
+    if (original != meta.end() && original->is_number())
+      config_["rope_scaling"]["original_max_position_embeddings"] = *original;
   }
   const auto factors = file_->tensors().find("rope_freqs.weight");
   if (factors != file_->tensors().end() && factors->second.type == GgmlType::kF32) {
@@ -292,15 +312,18 @@ std::string FindFile(const std::string& path) {
 }
 
 bool Recognize(const std::string& path) { return !FindFile(path).empty(); }
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) { return GgufCheckpoint::Open(FindFile(path)); }
+absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+  return GgufCheckpoint::Open(FindFile(path));
+}
 
 }  // namespace
 
 extern const CheckpointFormatDef kGguf;
-const CheckpointFormatDef kGguf = {.name = "gguf",
-                                   .summary = "GGUF v1 to v3: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K, IQ4_NL, IQ4_XS",
-                                   .rank = 20,
-                                   .recognize = Recognize,
-                                   .open = Open};
+const CheckpointFormatDef kGguf = {
+    .name = "gguf",
+    .summary = "GGUF v1 to v3: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K, IQ4_NL, IQ4_XS",
+    .rank = 20,
+    .recognize = Recognize,
+    .open = Open};
 
 }  // namespace sage::checkpoint_formats

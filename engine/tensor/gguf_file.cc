@@ -1,8 +1,13 @@
-// Reads a GGUF header with every size checked against what is left of the file before it is used.
+// Reads a GGUF header with a bounded cursor: no count, length or offset is used before it is checked against the bytes
+// that are left.
 #include "engine/tensor/gguf_file.h"
 
+#include <algorithm>
 #include <cstring>
-#include <limits>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
@@ -10,35 +15,55 @@
 namespace sage {
 namespace {
 
-constexpr uint64_t kMaxTensors = 1 << 20;
-constexpr uint64_t kMaxPairs = 1 << 20;
-constexpr uint64_t kMaxNameBytes = 64 << 10;
-constexpr uint64_t kMaxArrayItems = 1 << 24;
+// Bounds on what a header may make us allocate; real files stay far below (vocabularies have < 10^6 entries).
+constexpr uint64_t kMaxPairs = 1u << 16;
+constexpr uint64_t kMaxTensors = 1u << 17;
+constexpr uint64_t kMaxElements = 1u << 23;  // of all arrays of a file together
+constexpr uint64_t kMaxNameBytes = 65535;
+constexpr uint64_t kMaxDimension = uint64_t{1} << 40;
+constexpr uint32_t kMaxDimensions = 4;
+constexpr uint64_t kMaxAlignment = 1u << 20;
 constexpr int kMaxArrayDepth = 4;
 
-// Values of one block and bytes of one block of every readable type; 0 bytes = not readable.
-struct TypeSize {
-  int block, bytes;
+enum ValueType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
+
+struct BlockSize {
+  uint64_t values = 0;  // 0 = a type this engine does not read
+  uint64_t bytes = 0;
 };
-TypeSize SizeOf(GgmlType type) {
+
+BlockSize BlockSizeOf(GgmlType type) {
   switch (type) {
-    case GgmlType::kF32: return {1, 4};
-    case GgmlType::kF16: return {1, 2};
-    case GgmlType::kBF16: return {1, 2};
-    case GgmlType::kQ4_0: return {32, 18};
-    case GgmlType::kQ4_1: return {32, 20};
-    case GgmlType::kQ5_0: return {32, 22};
-    case GgmlType::kQ5_1: return {32, 24};
-    case GgmlType::kQ8_0: return {32, 34};
-    case GgmlType::kQ2_K: return {256, 84};
-    case GgmlType::kQ3_K: return {256, 110};
-    case GgmlType::kQ4_K: return {256, 144};
-    case GgmlType::kQ5_K: return {256, 176};
-    case GgmlType::kQ6_K: return {256, 210};
-    case GgmlType::kIQ4_NL: return {32, 18};
-    case GgmlType::kIQ4_XS: return {256, 136};
+    case GgmlType::kF32:
+      return {1, 4};
+    case GgmlType::kF16:
+    case GgmlType::kBF16:
+      return {1, 2};
+    case GgmlType::kQ4_0:
+    case GgmlType::kIQ4_NL:
+      return {32, 18};
+    case GgmlType::kQ4_1:
+      return {32, 20};
+    case GgmlType::kQ5_0:
+      return {32, 22};
+    case GgmlType::kQ5_1:
+      return {32, 24};
+    case GgmlType::kQ8_0:
+      return {32, 34};
+    case GgmlType::kQ2_K:
+      return {256, 84};
+    case GgmlType::kQ3_K:
+      return {256, 110};
+    case GgmlType::kQ4_K:
+      return {256, 144};
+    case GgmlType::kQ5_K:
+      return {256, 176};
+    case GgmlType::kQ6_K:
+      return {256, 210};
+    case GgmlType::kIQ4_XS:
+      return {256, 136};
   }
-  return {1, 0};
+  return {};
 }
 
 }  // namespace
@@ -49,172 +74,270 @@ class GgufParser {
 
   absl::StatusOr<std::shared_ptr<GgufFile>> Parse() {
     out_.reset(new GgufFile());
-    uint32_t magic = 0;
-    SAGE_RETURN_IF_ERROR(Read(&magic, "magic"));
-    if (std::memcmp(&magic, "GGUF", 4) != 0) return Bad("magic must be 'GGUF'");
-    SAGE_RETURN_IF_ERROR(Read(&out_->version_, "version"));
-    if (out_->version_ < 1 || out_->version_ > 3) return Bad("version must be 1, 2 or 3, got ", out_->version_);
-    uint64_t tensors = 0, pairs = 0;
-    SAGE_RETURN_IF_ERROR(ReadSize(&tensors, "tensor count"));
-    SAGE_RETURN_IF_ERROR(ReadSize(&pairs, "pair count"));
-    if (tensors > kMaxTensors) return Bad("tensor count must be at most ", kMaxTensors, ", got ", tensors);
-    if (pairs > kMaxPairs) return Bad("pair count must be at most ", kMaxPairs, ", got ", pairs);
     out_->metadata_ = Json::object();
+    uint64_t tensors = 0, pairs = 0;
+    SAGE_RETURN_IF_ERROR(ReadHeader(&tensors, &pairs));
     for (uint64_t i = 0; i < pairs; ++i) SAGE_RETURN_IF_ERROR(ReadPair());
-    for (uint64_t i = 0; i < tensors; ++i) SAGE_RETURN_IF_ERROR(ReadTensor());
+    SAGE_RETURN_IF_ERROR(ReadAlignment());
+    for (uint64_t i = 0; i < tensors; ++i) SAGE_RETURN_IF_ERROR(ReadTensorInfo());
     SAGE_RETURN_IF_ERROR(PlaceTensors());
     return std::move(out_);
   }
 
  private:
+  struct Info {
+    GgufTensor tensor;
+    uint64_t offset = 0;
+  };
+
   template <typename... Parts>
   absl::Status Bad(const Parts&... parts) const {
     return MakeError(absl::StatusCode::kInvalidArgument, "GGUF_INVALID", absl::StrCat(name_, ": ", parts...));
   }
+  size_t left() const { return size_ - at_; }
+  // Names come from the file: shortened, they still say which one is meant.
+  static std::string Short(std::string_view name) { return std::string(name.substr(0, 120)); }
+
   template <typename T>
-  absl::Status Read(T* value, const char* field) {
-    if (size_ - at_ < sizeof(T)) return Bad("ends within ", field, " at byte ", at_);
-    std::memcpy(value, data_ + at_, sizeof(T));
+  absl::Status Read(const char* what, T* out) {
+    if (left() < sizeof(T)) return Bad(what, " at byte ", at_, " passes the end of the file (", size_, " bytes)");
+    std::memcpy(out, data_ + at_, sizeof(T));
     at_ += sizeof(T);
     return absl::OkStatus();
   }
-  // Counts and lengths are 32 bits in version 1.
-  absl::Status ReadSize(uint64_t* value, const char* field) {
-    if (out_->version_ > 1) return Read(value, field);
-    uint32_t small = 0;
-    SAGE_RETURN_IF_ERROR(Read(&small, field));
-    *value = small;
+
+  // Counts and lengths: u32 in version 1, u64 later.
+  absl::Status ReadCount(const char* what, uint64_t* out) {
+    if (out_->version_ >= 2) return Read(what, out);
+    uint32_t narrow = 0;
+    SAGE_RETURN_IF_ERROR(Read(what, &narrow));
+    *out = narrow;
     return absl::OkStatus();
   }
-  absl::Status ReadText(std::string* text, uint64_t most, const char* field) {
-    uint64_t length = 0;
-    SAGE_RETURN_IF_ERROR(ReadSize(&length, field));
-    if (length > most || length > size_ - at_) return Bad(field, " of ", length, " bytes at byte ", at_, " is too long");
-    text->assign(reinterpret_cast<const char*>(data_) + at_, static_cast<size_t>(length));
-    at_ += static_cast<size_t>(length);
+
+  absl::Status ReadText(const char* what, uint64_t most, std::string* out) {
+    uint64_t bytes = 0;
+    SAGE_RETURN_IF_ERROR(ReadCount(what, &bytes));
+    if (bytes > left())
+      return Bad(what, " of ", bytes, " bytes passes the end of the file, ", left(), " bytes are left");
+    if (bytes > most) return Bad(what, " must be at most ", most, " bytes, got ", bytes);
+    out->assign(reinterpret_cast<const char*>(data_) + at_, static_cast<size_t>(bytes));
+    at_ += static_cast<size_t>(bytes);
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadHeader(uint64_t* tensors, uint64_t* pairs) {
+    char magic[4];
+    SAGE_RETURN_IF_ERROR(Read("magic", &magic));
+    if (std::memcmp(magic, "GGUF", 4) != 0) return Bad("must begin with 'GGUF'");
+    uint32_t version = 0;
+    SAGE_RETURN_IF_ERROR(Read("version", &version));
+    if (version < 1 || version > 3) {
+      const bool swapped = version >= (1u << 24) && (version & 0xffffffu) == 0;
+      return Bad("version must be 1, 2 or 3, got ", version, swapped ? " (a big-endian file?)" : "");
+    }
+    out_->version_ = version;
+    SAGE_RETURN_IF_ERROR(ReadCount("tensor count", tensors));
+    SAGE_RETURN_IF_ERROR(ReadCount("key count", pairs));
+    if (*tensors > kMaxTensors) return Bad("tensor count must be at most ", kMaxTensors, ", got ", *tensors);
+    if (*pairs > kMaxPairs) return Bad("key count must be at most ", kMaxPairs, ", got ", *pairs);
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadPair() {
+    std::string key;
+    SAGE_RETURN_IF_ERROR(ReadText("key", kMaxNameBytes, &key));
+    if (key.empty()) return Bad("keys must not be empty");
+    if (out_->metadata_.contains(key)) return Bad("key '", Short(key), "' is there twice");
+    uint32_t type = 0;
+    SAGE_RETURN_IF_ERROR(Read("value type", &type));
+    Json value;
+    const absl::Status status = ReadValue(type, 0, &value);
+    if (!status.ok()) return Annotate(status, absl::StrCat("key '", Short(key), "'"));
+    out_->metadata_[key] = std::move(value);
     return absl::OkStatus();
   }
 
   template <typename T>
   absl::Status ReadNumber(Json* out) {
     T value{};
-    SAGE_RETURN_IF_ERROR(Read(&value, "value"));
-    *out = value;
+    SAGE_RETURN_IF_ERROR(Read("value", &value));
+    if constexpr (std::is_same_v<T, float>) {
+      *out = static_cast<double>(value);
+    } else {
+      *out = value;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadBool(Json* out) {
+    uint8_t value = 0;
+    SAGE_RETURN_IF_ERROR(Read("value", &value));
+    if (value > 1) return Bad("booleans must be 0 or 1, got ", static_cast<int>(value));
+    *out = value == 1;
     return absl::OkStatus();
   }
 
   absl::Status ReadValue(uint32_t type, int depth, Json* out) {
     switch (type) {
-      case 0: return ReadNumber<uint8_t>(out);
-      case 1: return ReadNumber<int8_t>(out);
-      case 2: return ReadNumber<uint16_t>(out);
-      case 3: return ReadNumber<int16_t>(out);
-      case 4: return ReadNumber<uint32_t>(out);
-      case 5: return ReadNumber<int32_t>(out);
-      case 6: return ReadNumber<float>(out);
-      case 7: {
-        uint8_t flag = 0;
-        SAGE_RETURN_IF_ERROR(Read(&flag, "boolean"));
-        *out = flag != 0;
-        return absl::OkStatus();
-      }
-      case 8: {
+      case kU8:
+        return ReadNumber<uint8_t>(out);
+      case kI8:
+        return ReadNumber<int8_t>(out);
+      case kU16:
+        return ReadNumber<uint16_t>(out);
+      case kI16:
+        return ReadNumber<int16_t>(out);
+      case kU32:
+        return ReadNumber<uint32_t>(out);
+      case kI32:
+        return ReadNumber<int32_t>(out);
+      case kF32:
+        return ReadNumber<float>(out);
+      case kBool:
+        return ReadBool(out);
+      case kU64:
+        return ReadNumber<uint64_t>(out);
+      case kI64:
+        return ReadNumber<int64_t>(out);
+      case kF64:
+        return ReadNumber<double>(out);
+      case kString: {
         std::string text;
-        SAGE_RETURN_IF_ERROR(ReadText(&text, size_, "string"));
+        SAGE_RETURN_IF_ERROR(ReadText("string", size_, &text));
         *out = std::move(text);
         return absl::OkStatus();
       }
-      case 9: return ReadArray(depth, out);
-      case 10: return ReadNumber<uint64_t>(out);
-      case 11: return ReadNumber<int64_t>(out);
-      case 12: return ReadNumber<double>(out);
-      default: return Bad("value type must be in [0, 12], got ", type);
+      case kArray:
+        return ReadArray(depth, out);
+    }
+    return Bad("value type must be 0 to 12, got ", type);
+  }
+
+  // Bytes that a value takes at least: an array cannot have more elements than the rest of the file could hold.
+  uint64_t LeastBytes(uint32_t type) const {
+    const uint64_t count_bytes = out_->version_ >= 2 ? 8 : 4;
+    switch (type) {
+      case kU8:
+      case kI8:
+      case kBool:
+        return 1;
+      case kU16:
+      case kI16:
+        return 2;
+      case kU32:
+      case kI32:
+      case kF32:
+        return 4;
+      case kString:
+        return count_bytes;
+      case kArray:
+        return 4 + count_bytes;
+      default:
+        return 8;
     }
   }
 
   absl::Status ReadArray(int depth, Json* out) {
-    if (depth >= kMaxArrayDepth) return Bad("arrays must nest at most ", kMaxArrayDepth, " deep");
+    if (depth >= kMaxArrayDepth) return Bad("arrays must be nested at most ", kMaxArrayDepth, " deep");
     uint32_t type = 0;
     uint64_t count = 0;
-    SAGE_RETURN_IF_ERROR(Read(&type, "array type"));
-    SAGE_RETURN_IF_ERROR(ReadSize(&count, "array length"));
-    // Every item takes at least one byte, so a count beyond what is left cannot be true.
-    if (count > kMaxArrayItems || count > size_ - at_) return Bad("array of ", count, " items at byte ", at_, " is too long");
-    Json::array_t items;
+    SAGE_RETURN_IF_ERROR(Read("element type", &type));
+    SAGE_RETURN_IF_ERROR(ReadCount("array length", &count));
+    if (type > kF64) return Bad("value type must be 0 to 12, got ", type);
+    if (count > left() / LeastBytes(type)) {
+      return Bad("array of ", count, " elements passes the end of the file, ", left(), " bytes are left");
+    }
+    elements_ += count;
+    if (elements_ > kMaxElements) return Bad("arrays must have at most ", kMaxElements, " elements in all");
+    *out = Json::array();
+    auto& array = out->get_ref<Json::array_t&>();
+    array.reserve(static_cast<size_t>(count));
     for (uint64_t i = 0; i < count; ++i) {
-      Json item;
-      SAGE_RETURN_IF_ERROR(ReadValue(type, depth + 1, &item));
-      items.push_back(std::move(item));
+      array.emplace_back();
+      SAGE_RETURN_IF_ERROR(ReadValue(type, depth + 1, &array.back()));
     }
-    *out = std::move(items);
     return absl::OkStatus();
   }
 
-  absl::Status ReadPair() {
-    std::string key;
-    SAGE_RETURN_IF_ERROR(ReadText(&key, kMaxNameBytes, "key"));
-    uint32_t type = 0;
-    SAGE_RETURN_IF_ERROR(Read(&type, "value type"));
-    Json value;
-    SAGE_RETURN_IF_ERROR(ReadValue(type, 0, &value));
-    if (out_->metadata_.contains(key)) return Bad("key '", key.substr(0, 120), "' is there twice");
-    out_->metadata_[key] = std::move(value);
+  absl::Status ReadAlignment() {
+    const auto it = out_->metadata_.find("general.alignment");
+    if (it == out_->metadata_.end()) return absl::OkStatus();
+    alignment_ = it->is_number_unsigned() ? it->get<uint64_t>() : 0;
+    if (alignment_ == 0 || alignment_ > kMaxAlignment || (alignment_ & (alignment_ - 1)) != 0) {
+      return Bad("general.alignment must be a power of two in [1, ", kMaxAlignment, "], got ",
+                 DumpJson(*it).substr(0, 40));
+    }
     return absl::OkStatus();
   }
 
-  absl::Status ReadTensor() {
-    GgufTensor tensor;
-    SAGE_RETURN_IF_ERROR(ReadText(&tensor.name, kMaxNameBytes, "tensor name"));
+  absl::Status ReadTensorInfo() {
+    Info info;
+    GgufTensor& tensor = info.tensor;
+    SAGE_RETURN_IF_ERROR(ReadText("tensor name", kMaxNameBytes, &tensor.name));
+    if (tensor.name.empty()) return Bad("tensor names must not be empty");
+    const std::string what = absl::StrCat("tensor '", Short(tensor.name), "'");
     uint32_t dimensions = 0;
-    SAGE_RETURN_IF_ERROR(Read(&dimensions, "dimension count"));
-    if (dimensions > 4) return Bad("tensor '", tensor.name, "' must have at most 4 dimensions, got ", dimensions);
-    int64_t elements = 1;
+    SAGE_RETURN_IF_ERROR(Read("dimension count", &dimensions));
+    if (dimensions > kMaxDimensions) return Bad(what, " must have at most 4 dimensions, got ", dimensions);
     for (uint32_t i = 0; i < dimensions; ++i) {
-      uint64_t d = 0;
-      SAGE_RETURN_IF_ERROR(ReadSize(&d, "dimension"));
-      if (d == 0 || d > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) ||
-          __builtin_mul_overflow(elements, static_cast<int64_t>(d), &elements) || elements > (int64_t{1} << 48)) {
-        return Bad("tensor '", tensor.name, "': dimensions must be positive and multiply to at most 2^48");
-      }
-      tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(d));
+      uint64_t size = 0;
+      SAGE_RETURN_IF_ERROR(ReadCount("dimension", &size));
+      if (size == 0 || size > kMaxDimension) return Bad(what, ": sizes must be in [1, 2^40], got ", size);
+      tensor.shape.push_back(static_cast<int64_t>(size));
     }
     uint32_t type = 0;
-    uint64_t offset = 0;
-    SAGE_RETURN_IF_ERROR(Read(&type, "tensor type"));
-    SAGE_RETURN_IF_ERROR(Read(&offset, "tensor offset"));
+    SAGE_RETURN_IF_ERROR(Read("tensor type", &type));
+    SAGE_RETURN_IF_ERROR(Read("tensor offset", &info.offset));
     tensor.type = static_cast<GgmlType>(type);
-    const TypeSize size = SizeOf(tensor.type);
-    const int64_t row = tensor.shape.empty() ? 1 : tensor.shape.back();
-    if (size.bytes > 0 && row % size.block != 0) {
-      return Bad("tensor '", tensor.name, "': rows of type ", type, " must be multiples of ", size.block, ", got ", row);
+    SAGE_RETURN_IF_ERROR(CountBytes(what, &tensor));
+    std::reverse(tensor.shape.begin(), tensor.shape.end());
+    infos_.push_back(std::move(info));
+    return absl::OkStatus();
+  }
+
+  // shape[0] is still the row length here.
+  absl::Status CountBytes(const std::string& what, GgufTensor* tensor) const {
+    const BlockSize block = BlockSizeOf(tensor->type);
+    if (block.values == 0) return absl::OkStatus();  // not readable: said when it is asked for
+    const uint64_t row = tensor->shape.empty() ? 1 : static_cast<uint64_t>(tensor->shape[0]);
+    if (row % block.values != 0) {
+      return Bad(what, ": rows must be whole blocks of ", block.values, " values, got ", row);
     }
-    tensor.bytes = static_cast<size_t>(elements / size.block) * static_cast<size_t>(size.bytes);
-    const std::string name = tensor.name;
-    offsets_.push_back({name, offset});
-    if (!out_->tensors_.emplace(name, std::move(tensor)).second) return Bad("tensor '", name.substr(0, 120), "' is there twice");
+    uint64_t bytes = 0;
+    bool overflow = __builtin_mul_overflow(row / block.values, block.bytes, &bytes);
+    for (size_t i = 1; i < tensor->shape.size(); ++i) {
+      overflow = overflow || __builtin_mul_overflow(bytes, static_cast<uint64_t>(tensor->shape[i]), &bytes);
+    }
+    if (overflow || bytes > size_) return Bad(what, " is larger than the file of ", size_, " bytes");
+    tensor->bytes = static_cast<size_t>(bytes);
     return absl::OkStatus();
   }
 
   absl::Status PlaceTensors() {
-    uint64_t alignment = 32;
-    const auto it = out_->metadata_.find("general.alignment");
-    if (it != out_->metadata_.end()) {
-      if (!it->is_number_unsigned()) return Bad("general.alignment must be an unsigned integer");
-      alignment = it->get<uint64_t>();
-      if (alignment == 0 || alignment > (1 << 20) || (alignment & (alignment - 1)) != 0) {
-        return Bad("general.alignment must be a power of two up to 2^20, got ", alignment);
+    const size_t padding = (alignment_ - at_ % alignment_) % alignment_;
+    if (infos_.empty()) return absl::OkStatus();
+    if (padding > left()) return Bad("the data must begin at a multiple of ", alignment_, ", the file ends before it");
+    const size_t begin = at_ + padding;
+    std::sort(infos_.begin(), infos_.end(), [](const Info& a, const Info& b) {
+      return std::tie(a.offset, a.tensor.bytes) < std::tie(b.offset, b.tensor.bytes);
+    });
+    uint64_t end = 0;
+    for (Info& info : infos_) {
+      GgufTensor& tensor = info.tensor;
+      const std::string what = absl::StrCat("tensor '", Short(tensor.name), "'");
+      if (info.offset % alignment_ != 0) {
+        return Bad(what, ": offset must be a multiple of ", alignment_, ", got ", info.offset);
       }
-    }
-    if (offsets_.empty()) return absl::OkStatus();
-    const uint64_t begin = (at_ + alignment - 1) / alignment * alignment;
-    if (begin > size_) return Bad("ends before its data");
-    for (const auto& [name, offset] : offsets_) {
-      GgufTensor& tensor = out_->tensors_.at(name);
-      if (offset % alignment != 0) return Bad("tensor '", name, "': offset must be a multiple of ", alignment, ", got ", offset);
-      if (offset > size_ - begin || tensor.bytes > size_ - begin - offset) {
-        return Bad("tensor '", name, "': ", tensor.bytes, " bytes at offset ", offset, " pass the end of the file");
+      if (info.offset > size_ - begin || tensor.bytes > size_ - begin - info.offset) {
+        return Bad(what, ": ", tensor.bytes, " bytes at offset ", info.offset, " pass the end of the data (",
+                   size_ - begin, " bytes)");
       }
-      tensor.data = data_ + begin + offset;
+      if (info.offset < end) return Bad(what, " overlaps the one before it");
+      end = info.offset + tensor.bytes;
+      tensor.data = data_ + begin + info.offset;
+      std::string key = tensor.name;
+      if (!out_->tensors_.emplace(std::move(key), std::move(tensor)).second) return Bad(what, " is there twice");
     }
     return absl::OkStatus();
   }
@@ -223,7 +346,9 @@ class GgufParser {
   size_t size_;
   std::string name_;
   size_t at_ = 0;
-  std::vector<std::pair<std::string, uint64_t>> offsets_;
+  uint64_t elements_ = 0;
+  uint64_t alignment_ = 32;
+  std::vector<Info> infos_;
   std::shared_ptr<GgufFile> out_;
 };
 

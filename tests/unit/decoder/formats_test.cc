@@ -1,0 +1,95 @@
+// Checkpoints that the real tools wrote, through the whole decoder: their own logits, within the format's rounding.
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+
+#include "engine/base/file.h"
+#include "engine/decoder/decoder.h"
+#include "gtest/gtest.h"
+#include "tests/unit/decoder/golden_data.h"
+
+namespace sage {
+namespace {
+
+std::string CheckpointFolder() { return std::string(SAGE_SOURCE_DIR) + "/../shared/data/checkpoints"; }
+
+class ToolCheckpointTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ToolCheckpointTest, WeightsAndLogits) {
+  const std::string folder = CheckpointFolder() + "/" + GetParam();
+  if (!std::filesystem::exists(folder)) GTEST_SKIP() << "shared checkpoints are absent";
+  const auto checkpoint = OpenCheckpoint(folder);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->format(), "compressed_tensors");
+  std::ifstream in(folder + "/expected.json");
+  const auto expected = nlohmann::json::parse(in);
+  const auto& hashes = expected.contains("weights") ? expected["weights"] : expected;
+  int compared = 0;
+  for (const auto& [name, hash] : hashes.items()) {
+    if (!hash.is_string() || hash.get<std::string>().size() != 64) continue;
+    const std::string module = name.size() > 7 && name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name;
+    if (!(*checkpoint)->HasLinear(module)) continue;
+    const auto stored = (*checkpoint)->GetLinear(module);
+    ASSERT_TRUE(stored.ok()) << stored.status();
+    const auto full = Dequantize(*stored);
+    ASSERT_TRUE(full.ok()) << full.status();
+    EXPECT_EQ(Sha256Hex({full->as<char>(), full->bytes()}), hash.get<std::string>()) << module;
+    ++compared;
+  }
+  EXPECT_GT(compared, 5);
+
+  const GoldenTensors want(folder + "/expected.safetensors");
+  const auto ids = want.Get<int32_t>("input_ids");
+  const auto logits = want.Get<float>("logits");
+  ThreadPool threads(2);
+  auto backend = OpenBackend("cpu");
+  ASSERT_TRUE(backend.ok());
+  auto decoder = Decoder::Load(*checkpoint, DecoderLoadSpec{}, **backend, threads, CancelToken{}, nullptr);
+  ASSERT_TRUE(decoder.ok()) << decoder.status();
+  const DecoderConfig& c = (*decoder)->config();
+  auto kv = KvArena::Allocate("f32", (*decoder)->kv_layout(16), c.L, 8, **backend);
+  ASSERT_TRUE(kv.ok());
+  const int64_t S = static_cast<int64_t>(logits.size()) / c.V;
+  std::vector<int32_t> pages(8);
+  std::iota(pages.begin(), pages.end(), 0);
+  std::vector<int64_t> rows(static_cast<size_t>(S));
+  std::iota(rows.begin(), rows.end(), 0);
+  const SequenceSlice slice[] = {{.row_begin = 0, .rows = S, .context = 0, .prompt_length = S, .pages = pages.data()}};
+  std::vector<float> hidden(static_cast<size_t>(S * c.hidden)), got(static_cast<size_t>(S * c.V));
+  StepContext ctx;
+  ActivationCache cache;
+  ctx.threads = &threads;
+  ctx.activations = &cache;
+  ASSERT_TRUE(
+      (*decoder)
+          ->Forward(ctx, {absl::MakeConstSpan(ids).first(static_cast<size_t>(S)), slice, rows}, **kv, hidden.data())
+          .ok());
+  (*decoder)->Logits(ctx, hidden.data(), S, got.data());
+  double most = 0;
+  for (size_t i = 0; i < got.size(); ++i) most = std::max(most, std::abs(static_cast<double>(got[i]) - logits[i]));
+  EXPECT_LE(most, 2e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tools, ToolCheckpointTest,
+                         ::testing::Values("ct-pack-w4-g64-sym", "ct-pack-w8-channel", "ct-pack-w4-g64-asym-gptq"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           for (char& c : name) {
+                             if (c == '-') c = '_';
+                           }
+                           return name;
+                         });
+
+TEST(UnreadableCheckpointTest, IsRefusedByName) {
+  for (const std::string name :
+       {"gptq-w4-g64-sym", "awq-gemm-w4-g64", "bnb-nf4", "ct-fp8-dynamic", "ct-int8-w8a8-dynamic"}) {
+    const std::string folder = CheckpointFolder() + "/" + name;
+    if (!std::filesystem::exists(folder)) GTEST_SKIP() << "shared checkpoints are absent";
+    const auto checkpoint = OpenCheckpoint(folder);
+    EXPECT_EQ(checkpoint.status().code(), absl::StatusCode::kUnimplemented) << name << ": " << checkpoint.status();
+  }
+}
+
+}  // namespace
+}  // namespace sage
