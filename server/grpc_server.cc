@@ -1,0 +1,113 @@
+// Builds the gRPC server.
+#include "server/grpc_server.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/file.h"
+#include "engine/base/status.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/grpcpp.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/impl/service_type.h"
+#include "server/daemon.h"
+#include "server/services/services.h"
+
+namespace sage::server {
+namespace {
+
+constexpr int kMaxReceiveBytes = 64 << 20;
+constexpr const char* kServiceNames[] = {
+    "",
+    "sage.quant.v1.QuantizationService",
+    "sage.quant.v1.ArtifactService",
+    "sage.quant.v1.EngineService",
+    "sage.quant.v1.GenerationService",
+    "sage.quant.v1.ReportService",
+    "sage.quant.v1.OperationService",
+    "inference.GRPCInferenceService",
+};
+
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const DaemonConfig& config) {
+  if (config.tls_cert.empty()) return grpc::InsecureServerCredentials();
+  grpc::SslServerCredentialsOptions options(config.tls_client_ca.empty()
+                                                ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                                                : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
+  SAGE_ASSIGN_OR_RETURN(pair.private_key, ReadFile(config.tls_key, 1 << 20));
+  SAGE_ASSIGN_OR_RETURN(pair.cert_chain, ReadFile(config.tls_cert, 1 << 20));
+  options.pem_key_cert_pairs.push_back(pair);
+  if (!config.tls_client_ca.empty()) {
+    SAGE_ASSIGN_OR_RETURN(options.pem_root_certs, ReadFile(config.tls_client_ca, 1 << 20));
+  }
+  return grpc::SslServerCredentials(options);
+}
+
+void SetLimits(const DaemonConfig& config, grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(kMaxReceiveBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, config.max_streams);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 16 << 10);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // A long prefill sends nothing for a while; clients may ping every 10 s meanwhile.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
+}
+
+}  // namespace
+
+struct GrpcServer::State {
+  std::vector<std::unique_ptr<grpc::Service>> services;  // outlive the server
+  std::unique_ptr<grpc::Server> server;
+};
+
+GrpcServer::GrpcServer() : state_(std::make_unique<State>()) {}
+GrpcServer::~GrpcServer() {
+  if (state_->server) Shutdown(absl::Now());
+}
+
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Daemon& daemon) {
+  const DaemonConfig& config = daemon.config();
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  std::unique_ptr<GrpcServer> out(new GrpcServer());
+  auto& services = out->state_->services;
+  services.push_back(MakeQuantizationService(daemon));
+  services.push_back(MakeArtifactService(daemon));
+  services.push_back(MakeEngineService(daemon));
+  services.push_back(MakeGenerationService(daemon));
+  services.push_back(MakeReportService(daemon));
+  services.push_back(MakeOperationService(daemon));
+  services.push_back(MakeInferenceService(daemon));
+  SAGE_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials, Credentials(config));
+  grpc::ServerBuilder builder;
+  SetLimits(config, builder);
+  int port = 0;
+  builder.AddListeningPort(config.grpc_listen.ToString(), credentials, &port);
+  for (const auto& service : services) builder.RegisterService(service.get());
+  out->state_->server = builder.BuildAndStart();
+  if (out->state_->server == nullptr || port == 0) {
+    return MakeError(absl::StatusCode::kUnavailable, "CANNOT_LISTEN",
+                     absl::StrCat("grpc-listen: cannot listen on ", config.grpc_listen.ToString()));
+  }
+  out->SetServing(false);
+  ListenAddress bound = config.grpc_listen;
+  bound.port = port;
+  out->address_ = bound.ToString();
+  return out;
+}
+
+void GrpcServer::SetServing(bool serving) {
+  auto* health = state_->server->GetHealthCheckService();
+  if (health == nullptr) return;
+  for (const char* name : kServiceNames) health->SetServingStatus(name, serving);
+}
+
+void GrpcServer::Shutdown(absl::Time deadline) {
+  if (state_->server == nullptr) return;
+  state_->server->Shutdown(absl::ToChronoTime(deadline));
+  state_->server->Wait();
+  state_->server = nullptr;
+}
+
+}  // namespace sage::server

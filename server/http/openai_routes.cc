@@ -1,0 +1,282 @@
+// /v1/models, /v1/completions and /v1/chat/completions: whole answers and server-sent events.
+#include <atomic>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "engine/base/status.h"
+#include "httplib.h"
+#include "server/collect.h"
+#include "server/convert_status.h"
+#include "server/daemon.h"
+#include "server/http/openai_request.h"
+#include "server/http/routes.h"
+#include "server/prompt.h"
+#include "server/services/call.h"
+
+namespace sage::server {
+namespace {
+
+// The events of all prompts of one request, each under the choice number prompt * n + choice.
+struct Generation {
+  OpenAiRequest request;
+  std::string id, model;
+  int64_t created = 0;
+  std::shared_ptr<InferenceEngine> engine;
+  std::vector<std::shared_ptr<EventQueue>> queues;
+  std::vector<std::shared_ptr<GenerationHandle>> handles;
+  std::unique_ptr<Call> call;
+  size_t open = 0;  // the queue being read; prompts are answered in order
+  GenerationUsage usage;
+  std::vector<std::string> role_sent;
+  bool done = false;
+
+  ~Generation() {
+    for (const auto& handle : handles) handle->Cancel();  // no effect on one that ended
+  }
+  int Choice(const GenerationEvent& event) const {
+    return static_cast<int>(open) * request.spec.n + event.choice;
+  }
+};
+
+Json LogprobsJson(const Generation& generation, const std::vector<TokenRecord>& tokens) {
+  const TokenizerFiles* files = generation.engine->tokenizer();
+  const auto text_of = [&](int32_t id) {
+    const int32_t ids[] = {id};
+    if (files == nullptr || files->tokenizer == nullptr) return absl::StrCat("token_id:", id);
+    absl::StatusOr<std::string> text = files->tokenizer->Decode(ids, false);
+    return text.ok() ? *text : std::string();
+  };
+  const auto bytes_of = [](const std::string& text) {
+    Json bytes = Json::array();
+    for (const unsigned char c : text) bytes.push_back(c);
+    return bytes;
+  };
+  if (generation.request.chat) {
+    Json content = Json::array();
+    for (const TokenRecord& token : tokens) {
+      Json top = Json::array();
+      for (const TokenLogprob& other : token.top) {
+        top.push_back({{"token", other.token}, {"logprob", other.logprob}, {"bytes", bytes_of(other.token)}});
+      }
+      const std::string text = text_of(token.id);
+      content.push_back(
+          {{"token", text}, {"logprob", token.logprob}, {"bytes", bytes_of(text)}, {"top_logprobs", top}});
+    }
+    return {{"content", content}};
+  }
+  Json names = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
+  size_t offset = 0;
+  for (const TokenRecord& token : tokens) {
+    const std::string text = text_of(token.id);
+    names.push_back(text);
+    values.push_back(token.logprob);
+    Json top = Json::object();
+    for (const TokenLogprob& other : token.top) top[other.token] = other.logprob;
+    tops.push_back(top);
+    offsets.push_back(offset);
+    offset += text.size();
+  }
+  return {{"tokens", names}, {"token_logprobs", values}, {"top_logprobs", tops}, {"text_offset", offsets}};
+}
+
+Json UsageJson(const GenerationUsage& usage) {
+  return {{"prompt_tokens", usage.prompt_tokens},
+          {"completion_tokens", usage.completion_tokens},
+          {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+}
+
+Json Envelope(const Generation& generation, bool chunk) {
+  const char* object = !generation.request.chat ? "text_completion" : chunk ? "chat.completion.chunk" : "chat.completion";
+  return {{"id", generation.id}, {"object", object}, {"created", generation.created}, {"model", generation.model}};
+}
+
+// Admits and submits every prompt; the first refusal cancels the others.
+absl::Status Begin(Daemon& daemon, Generation& generation) {
+  OpenAiRequest& request = generation.request;
+  SAGE_ASSIGN_OR_RETURN(generation.engine, daemon.engines().Find(request.model));
+  generation.model = generation.engine->info().engine_id;
+  generation.call->SetEngine(generation.model);
+  std::vector<std::vector<int32_t>> prompts = std::move(request.ids);
+  for (const std::string& text : request.texts) {
+    SAGE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodePrompt(*generation.engine, text, true));
+    prompts.push_back(std::move(ids));
+  }
+  if (request.chat) {
+    SAGE_ASSIGN_OR_RETURN(
+        std::vector<int32_t> ids,
+        EncodeChat(*generation.engine, request.chat_context, request.add_generation_prompt));
+    prompts.push_back(std::move(ids));
+  }
+  for (std::vector<int32_t>& prompt : prompts) {
+    GenerateSpec spec = request.spec;
+    spec.prompt_ids = std::move(prompt);
+    spec.request_id = generation.call->request_id;
+    auto queue = std::make_shared<EventQueue>();
+    auto handle = generation.engine->Submit(std::move(spec), queue->Sink(queue));
+    if (!handle.ok()) {
+      daemon.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(handle.status())}}, 1);
+      return handle.status();
+    }
+    generation.queues.push_back(std::move(queue));
+    generation.handles.push_back(*std::move(handle));
+  }
+  return absl::OkStatus();
+}
+
+// The next event, or nullopt after a tenth of a second. Adds up the usage and moves on to the next prompt.
+std::optional<GenerationEvent> NextEvent(Generation& generation, int* choice) {
+  std::optional<GenerationEvent> event =
+      generation.queues[generation.open]->Next(absl::Now() + absl::Milliseconds(100));
+  if (!event) return event;
+  *choice = generation.Choice(*event);
+  if (event->last) {
+    generation.usage.prompt_tokens += event->usage.prompt_tokens;
+    generation.usage.completion_tokens += event->usage.completion_tokens;
+    generation.usage.cached_tokens += event->usage.cached_tokens;
+    if (++generation.open == generation.queues.size() || !event->status.ok()) generation.done = true;
+  }
+  return event;
+}
+
+std::string ChunkText(Generation& generation, const GenerationEvent& event, int choice) {
+  Json row = {{"index", choice}, {"finish_reason", nullptr}, {"logprobs", nullptr}};
+  if (!event.finish_reason.empty()) row["finish_reason"] = event.finish_reason;
+  if (generation.request.logprobs) row["logprobs"] = LogprobsJson(generation, event.tokens);
+  if (generation.request.chat) {
+    Json delta = Json::object();
+    if (generation.role_sent.size() <= static_cast<size_t>(choice)) generation.role_sent.resize(choice + 1);
+    if (generation.role_sent[choice].empty()) delta["role"] = generation.role_sent[choice] = "assistant";
+    if (!event.text.empty() || delta.contains("role")) delta["content"] = event.text;
+    row["delta"] = delta;
+  } else {
+    row["text"] = event.text;
+  }
+  Json chunk = Envelope(generation, true);
+  chunk["choices"] = Json::array({row});
+  if (generation.request.include_usage) chunk["usage"] = nullptr;
+  return absl::StrCat("data: ", DumpJson(chunk), "\n\n");
+}
+
+// One turn of the stream: waits for an event and writes it. False ends the connection.
+bool WriteTurn(const std::shared_ptr<Generation>& generation, httplib::DataSink& sink) {
+  const auto send = [&](const std::string& text) { return sink.write(text.data(), text.size()); };
+  int choice = 0;
+  std::optional<GenerationEvent> event = NextEvent(*generation, &choice);
+  if (!event) {
+    if (sink.is_writable()) return true;
+    generation->call->SetStatus(absl::CancelledError("the client went away"));
+    return false;
+  }
+  const bool worth = !event->text.empty() || !event->finish_reason.empty() || generation->request.logprobs;
+  if (event->status.ok() && worth && !send(ChunkText(*generation, *event, choice))) {
+    generation->call->SetStatus(absl::CancelledError("the client went away"));
+    return false;
+  }
+  if (!generation->done) return true;
+  if (!event->status.ok()) {
+    generation->call->SetStatus(event->status);
+    send(absl::StrCat("data: ", DumpJson(OpenAiError(event->status)), "\n\n"));
+  } else if (generation->request.include_usage) {
+    Json chunk = Envelope(*generation, true);
+    chunk["choices"] = Json::array();
+    chunk["usage"] = UsageJson(generation->usage);
+    send(absl::StrCat("data: ", DumpJson(chunk), "\n\n"));
+  }
+  send("data: [DONE]\n\n");
+  sink.done();
+  return true;
+}
+
+Json ChoiceJson(const Generation& generation, int index, const std::string& text, const std::string& finish_reason,
+                const std::vector<TokenRecord>& tokens) {
+  Json row = {{"index", index}, {"finish_reason", finish_reason}, {"logprobs", nullptr}};
+  if (generation.request.logprobs) row["logprobs"] = LogprobsJson(generation, tokens);
+  if (generation.request.chat) {
+    row["message"] = {{"role", "assistant"}, {"content", text}};
+  } else {
+    row["text"] = text;
+  }
+  return row;
+}
+
+void AnswerWhole(Daemon& daemon, Generation& generation, httplib::Response& response) {
+  const size_t count = generation.queues.size() * static_cast<size_t>(generation.request.spec.n);
+  std::vector<std::string> texts(count), reasons(count);
+  std::vector<std::vector<TokenRecord>> tokens(count);
+  while (!generation.done) {
+    int choice = 0;
+    std::optional<GenerationEvent> event = NextEvent(generation, &choice);
+    if (!event) continue;
+    if (event->last && !event->status.ok()) {
+      generation.call->SetStatus(event->status);
+      return SetError(event->status, response);
+    }
+    if (choice < 0 || static_cast<size_t>(choice) >= count) continue;
+    texts[choice] += event->text;
+    if (!event->finish_reason.empty()) reasons[choice] = event->finish_reason;
+    if (generation.request.logprobs) {
+      tokens[choice].insert(tokens[choice].end(), event->tokens.begin(), event->tokens.end());
+    }
+  }
+  Json body = Envelope(generation, false);
+  body["choices"] = Json::array();
+  for (size_t i = 0; i < count; ++i) {
+    body["choices"].push_back(ChoiceJson(generation, static_cast<int>(i), texts[i], reasons[i], tokens[i]));
+  }
+  body["usage"] = UsageJson(generation.usage);
+  SetJson(body, response);
+}
+
+void Complete(Daemon& daemon, bool chat, const httplib::Request& http, httplib::Response& response) {
+  auto generation = std::make_shared<Generation>();
+  generation->call = std::make_unique<Call>(daemon, "http", chat ? "ChatCompletions" : "Completions");
+  if (!OpenCall(*generation->call, http, true, response)) return;
+  absl::StatusOr<OpenAiRequest> request = ParseOpenAiRequest(http.body, chat);
+  absl::Status status = request.status();
+  if (request.ok()) {
+    generation->request = *std::move(request);
+    generation->created = absl::ToUnixSeconds(absl::Now());
+    generation->id = NewId(chat ? "chatcmpl" : "cmpl");
+    status = Begin(daemon, *generation);
+  }
+  if (!status.ok()) {
+    generation->call->SetStatus(status);
+    return SetError(status, response);
+  }
+  if (!generation->request.stream) return AnswerWhole(daemon, *generation, response);
+  response.set_header("Cache-Control", "no-cache");
+  response.set_chunked_content_provider(
+      "text/event-stream", [generation](size_t, httplib::DataSink& sink) { return WriteTurn(generation, sink); },
+      [generation](bool) {  // also called when the client went away
+        for (const auto& handle : generation->handles) handle->Cancel();
+      });
+}
+
+}  // namespace
+
+void AddOpenAiRoutes(Daemon& daemon, httplib::Server& server) {
+  server.Get("/v1/models", [&daemon](const httplib::Request& request, httplib::Response& response) {
+    Call call(daemon, "http", "Models");
+    if (!OpenCall(call, request, false, response)) return;
+    Json list = Json::array();
+    for (const EngineRecord& record : daemon.engines().List()) {
+      if (record.info.state != "RUNNING") continue;
+      list.push_back({{"id", record.info.engine_id},
+                      {"object", "model"},
+                      {"created", absl::ToUnixSeconds(record.info.started_at)},
+                      {"owned_by", "sagequant"},
+                      {"root", record.info.model},
+                      {"max_model_len", record.info.max_model_len}});
+    }
+    SetJson({{"object", "list"}, {"data", list}}, response);
+  });
+  server.Post("/v1/completions", [&daemon](const httplib::Request& request, httplib::Response& response) {
+    Complete(daemon, false, request, response);
+  });
+  server.Post("/v1/chat/completions", [&daemon](const httplib::Request& request, httplib::Response& response) {
+    Complete(daemon, true, request, response);
+  });
+}
+
+}  // namespace sage::server

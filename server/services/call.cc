@@ -1,0 +1,112 @@
+// Calls and the unary reactor.
+#include "server/services/call.h"
+
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "engine/base/status.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/server_callback.h"
+#include "server/convert_status.h"
+#include "server/daemon.h"
+#include "server/telemetry/log.h"
+
+namespace sage::server {
+namespace {
+
+std::string Metadata(const grpc::CallbackServerContext& context, const char* key) {
+  const auto& metadata = context.client_metadata();
+  const auto it = metadata.find(key);
+  return it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
+}
+
+class UnaryReactor final : public grpc::ServerUnaryReactor {
+ public:
+  UnaryReactor(Daemon& daemon, const char* method) : call_(daemon, "grpc", method) {}
+  void Start(Daemon& daemon, grpc::CallbackServerContext* context, Lane lane, Admission admission,
+             std::function<absl::Status(Call&)> work) {
+    const absl::Status status = call_.Open(*context, admission == Admission::kNeeded);
+    if (!status.ok()) return End(status);
+    auto run = [this, work = std::move(work)] {
+      if (call_.cancel.cancelled()) return End(absl::CancelledError("cancelled by the client"));
+      End(work(call_));
+    };
+    const bool queued = lane == Lane::kQuick ? daemon.Quick(std::move(run)) : daemon.Slow(std::move(run));
+    if (!queued) End(WorkersBusy());
+  }
+  void OnCancel() override { call_.cancel.Cancel(); }
+  void OnDone() override { delete this; }
+
+ private:
+  void End(const absl::Status& status) {
+    call_.SetStatus(status);
+    Finish(ToGrpcStatus(status));
+  }
+  Call call_;
+};
+
+std::atomic<int64_t> in_flight_grpc{0}, in_flight_http{0};
+
+}  // namespace
+
+Call::Call(Daemon& daemon, std::string interface, std::string method)
+    : daemon_(daemon), interface_(std::move(interface)), method_(std::move(method)), began_(absl::Now()) {
+  auto& in_flight = interface_ == "grpc" ? in_flight_grpc : in_flight_http;
+  daemon_.metrics().SetGauge("sage_rpc_in_flight", {{"interface", interface_}}, static_cast<double>(++in_flight));
+}
+
+Call::~Call() {
+  auto& in_flight = interface_ == "grpc" ? in_flight_grpc : in_flight_http;
+  daemon_.metrics().SetGauge("sage_rpc_in_flight", {{"interface", interface_}}, static_cast<double>(--in_flight));
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - began_);
+  const std::string code = CodeName(status_.code());
+  daemon_.metrics().Increment("sage_rpc_requests_total",
+                              {{"interface", interface_}, {"method", method_}, {"code", code}}, 1);
+  daemon_.metrics().Observe("sage_rpc_request_seconds", {{"interface", interface_}, {"method", method_}}, seconds);
+  Json line = {{"interface", interface_}, {"method", method_}, {"code", code}, {"ms", seconds * 1000}};
+  if (!request_id.empty()) line["request_id"] = request_id;
+  if (!trace_id.empty()) line["trace_id"] = trace_id;
+  if (!engine_.empty()) line["engine"] = engine_;
+  if (!status_.ok()) {
+    line["reason"] = ReasonOf(status_);
+    line["message"] = std::string(status_.message());
+  }
+  Log(status_.ok() || HttpCode(status_.code()) < 500 ? LogLevel::kInfo : LogLevel::kWarn, "request", line);
+}
+
+absl::Status Call::Open(const grpc::CallbackServerContext& context, bool admit) {
+  const auto limit = context.deadline();
+  if (limit != std::chrono::system_clock::time_point::max()) deadline = absl::FromChrono(limit);
+  return Open(Metadata(context, "authorization"), Metadata(context, "x-request-id"), Metadata(context, "traceparent"),
+              admit);
+}
+
+absl::Status Call::Open(const std::string& authorization, const std::string& id, const std::string& traceparent,
+                        bool admit) {
+  request_id = id.substr(0, 128);
+  const std::vector<std::string> parts = absl::StrSplit(traceparent.substr(0, 128), '-');
+  if (parts.size() >= 3 && parts[1].size() == 32) trace_id = parts[1];
+  absl::Status status = daemon_.Authenticate(authorization);
+  if (status.ok() && admit) status = daemon_.Admit();
+  if (!status.ok()) {
+    daemon_.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(status)}}, 1);
+    status_ = status;
+  }
+  return status;
+}
+
+absl::Status WorkersBusy() {
+  return MakeError(absl::StatusCode::kResourceExhausted, "WORKERS_BUSY",
+                   "the daemon's request workers are all busy and their queue is full");
+}
+
+grpc::ServerUnaryReactor* RunUnary(Daemon& daemon, grpc::CallbackServerContext* context, const char* method, Lane lane,
+                                   Admission admission, std::function<absl::Status(Call&)> work) {
+  auto* reactor = new UnaryReactor(daemon, method);
+  reactor->Start(daemon, context, lane, admission, std::move(work));
+  return reactor;
+}
+
+}  // namespace sage::server

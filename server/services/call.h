@@ -1,0 +1,58 @@
+// What every RPC has in common: identity, authentication, admission, deadline, cancellation, one log line and metrics.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "engine/base/cancel.h"
+
+namespace grpc {
+class CallbackServerContext;
+class ServerUnaryReactor;
+}  // namespace grpc
+
+namespace sage::server {
+
+class Daemon;
+
+// One call of a client, over gRPC or HTTP. Its destructor writes the log line and the metrics.
+class Call {
+ public:
+  Call(Daemon& daemon, std::string interface, std::string method);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // Reads identity, deadline and credentials; not OK when the call must be refused.
+  absl::Status Open(const grpc::CallbackServerContext& context, bool admit);
+  absl::Status Open(const std::string& authorization, const std::string& request_id, const std::string& traceparent,
+                    bool admit);
+  void SetStatus(const absl::Status& status) { status_ = status; }
+  void SetEngine(const std::string& engine_id) { engine_ = engine_id; }
+
+  CancelToken cancel;
+  absl::Time deadline = absl::InfiniteFuture();
+  std::string request_id, trace_id;
+
+ private:
+  Daemon& daemon_;
+  const std::string interface_, method_;
+  std::string engine_;
+  absl::Time began_;
+  absl::Status status_;
+};
+
+enum class Lane { kQuick, kSlow };
+enum class Admission { kNeeded, kNotNeeded };
+
+// Runs `work` on a worker and finishes the call with its status; `work` fills the response it captured.
+grpc::ServerUnaryReactor* RunUnary(Daemon& daemon, grpc::CallbackServerContext* context, const char* method, Lane lane,
+                                   Admission admission, std::function<absl::Status(Call&)> work);
+
+// The refusal when the workers' queue is full.
+absl::Status WorkersBusy();
+
+}  // namespace sage::server

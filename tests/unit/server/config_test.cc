@@ -1,0 +1,89 @@
+// Settings: precedence of flags, environment and file, and what is refused.
+#include "server/config.h"
+
+#include <unistd.h>
+
+#include <fstream>
+
+#include "gtest/gtest.h"
+
+namespace sage::server {
+namespace {
+
+std::string TempFile(const std::string& content) {
+  const std::string path = testing::TempDir() + "/config_test_" + std::to_string(getpid()) + ".yaml";
+  std::ofstream(path) << content;
+  return path;
+}
+
+TEST(Config, FlagsBeatEnvironmentBeatsFile) {
+  const std::string file = TempFile("threads: 1\nlog_level: warn\ndata_dir: from-file\nmodel_root: [a, b]\n");
+  auto line = ParseCommandLine({"--config", file, "--threads", "3"},
+                               {{"SAGE_THREADS", "2"}, {"SAGE_LOG_LEVEL", "error"}});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->config.threads, 3);
+  EXPECT_EQ(line->config.log_level, "error");
+  EXPECT_EQ(line->config.data_dir, "from-file");
+  EXPECT_EQ(line->config.model_roots, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(line->config.grpc_listen.ToString(), "127.0.0.1:50551");
+  EXPECT_EQ(line->config.http_listen.ToString(), "127.0.0.1:50552");
+}
+
+TEST(Config, ModelRootRepeatsAndReplacesTheEnvironment) {
+  auto line = ParseCommandLine({"--model-root", "x", "--model-root", "y"}, {{"SAGE_MODEL_ROOT", "p:q"}});
+  ASSERT_TRUE(line.ok());
+  EXPECT_EQ(line->config.model_roots, (std::vector<std::string>{"x", "y"}));
+  line = ParseCommandLine({}, {{"SAGE_MODEL_ROOT", "p:q"}});
+  ASSERT_TRUE(line.ok());
+  EXPECT_EQ(line->config.model_roots, (std::vector<std::string>{"p", "q"}));
+}
+
+TEST(Config, RefusesUnknownKeysAndBadValues) {
+  auto line = ParseCommandLine({"--config", TempFile("thread: 1\n")}, {});
+  ASSERT_FALSE(line.ok());
+  EXPECT_NE(std::string(line.status().message()).find("thread"), std::string::npos);
+  EXPECT_FALSE(ParseCommandLine({"--threads", "-1"}, {}).ok());
+  EXPECT_FALSE(ParseCommandLine({"--grpc-listen", "nohost"}, {}).ok());
+  EXPECT_FALSE(ParseCommandLine({"--grpc-listen", "h:70000"}, {}).ok());
+  EXPECT_FALSE(ParseCommandLine({"--log-format", "xml"}, {}).ok());
+  EXPECT_FALSE(ParseCommandLine({"--config", TempFile("threads: [1, 2]\n")}, {}).ok());
+  EXPECT_FALSE(ParseCommandLine({"--config", TempFile("a: [\n")}, {}).ok());
+  auto usage = ParseCommandLine({"--no-such"}, {});
+  ASSERT_TRUE(usage.ok());
+  EXPECT_TRUE(usage->exit_now);
+  EXPECT_EQ(usage->exit_code, 2);
+}
+
+TEST(Config, Addresses) {
+  EXPECT_EQ(ParseListenAddress("unix:/x/y.sock")->ToString(), "unix:/x/y.sock");
+  EXPECT_TRUE(ParseListenAddress("unix:/x/y.sock")->loopback());
+  EXPECT_TRUE(ParseListenAddress("[::1]:80")->loopback());
+  EXPECT_EQ(ParseListenAddress("[::1]:80")->ToString(), "[::1]:80");
+  EXPECT_FALSE(ParseListenAddress("0.0.0.0:80")->loopback());
+  EXPECT_FALSE(ParseListenAddress(":80").ok());
+  EXPECT_FALSE(ParseListenAddress("unix:").ok());
+}
+
+TEST(Config, BeyondLoopbackNeedsTlsOrToken) {
+  auto line = ParseCommandLine({"--grpc-listen", "0.0.0.0:1"}, {});
+  ASSERT_TRUE(line.ok());
+  EXPECT_FALSE(CheckConfig(line->config).ok());
+  line = ParseCommandLine({"--grpc-listen", "0.0.0.0:1", "--http-listen", "0.0.0.0:2", "--token-file", TempFile("t\n")},
+                          {});
+  ASSERT_TRUE(line.ok());
+  EXPECT_TRUE(CheckConfig(line->config).ok()) << CheckConfig(line->config);
+  line = ParseCommandLine({"--tls-cert", TempFile("x")}, {});
+  ASSERT_TRUE(line.ok());
+  EXPECT_FALSE(CheckConfig(line->config).ok());
+}
+
+TEST(Config, Durations) {
+  auto line = ParseCommandLine({"--drain-timeout", "500ms", "--drain-delay", "2m"}, {});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_DOUBLE_EQ(line->config.drain_timeout_seconds, 0.5);
+  EXPECT_DOUBLE_EQ(line->config.drain_delay_seconds, 120);
+  EXPECT_FALSE(ParseCommandLine({"--drain-delay", "soon"}, {}).ok());
+}
+
+}  // namespace
+}  // namespace sage::server
