@@ -11,9 +11,10 @@ namespace {
 namespace v1 = ::sage::quant::v1;
 using Json = nlohmann::ordered_json;
 
-std::string StateName(v1::Engine::State state) {
-  const std::string name = v1::Engine::State_Name(state);
-  return name.rfind("STATE_", 0) == 0 ? name.substr(6) : name;
+std::string StateName(v1::EngineState state) {
+  constexpr std::string_view kPrefix = "ENGINE_STATE_";
+  const std::string name = v1::EngineState_Name(state);
+  return name.rfind(kPrefix, 0) == 0 ? name.substr(kPrefix.size()) : name;
 }
 
 Json EngineJson(const v1::Engine& e) {
@@ -26,17 +27,18 @@ Json EngineJson(const v1::Engine& e) {
               {"max_seqs", e.max_seqs()},         {"vocab_size", e.vocab_size()},
               {"model_path", e.model_path()},     {"notes", Json::array()}};
   for (const std::string& note : e.notes()) out["notes"].push_back(note);
-  if (!e.error().empty()) out["error_message"] = e.error();
+  if (e.has_error()) out["error"] = FailureJson(StatusFailure(e.error()));
   if (e.has_load()) {
     const v1::EngineLoad& l = e.load();
-    out["load"] = {{"running_requests", l.running_requests()}, {"waiting_requests", l.waiting_requests()},
+    out["load"] = {{"running", l.running()}, {"waiting", l.waiting()},
                    {"waiting_tokens", l.waiting_tokens()},     {"kv_pages_used", l.kv_pages_used()},
                    {"kv_pages_total", l.kv_pages_total()},     {"generated_tokens_total", l.generated_tokens_total()},
-                   {"prompt_tokens_total", l.prompt_tokens_total()}};
+                   {"prompt_tokens_total", l.prompt_tokens_total()},   {"kv_page_tokens", l.kv_page_tokens()},
+                   {"steps_total", l.steps_total()},           {"last_step_age_seconds", l.last_step_age_seconds()}};
   }
-  if (e.kernel_bindings_size() > 0) {
+  if (e.bindings_size() > 0) {
     out["kernel_bindings"] = Json::array();
-    for (const v1::KernelBinding& b : e.kernel_bindings()) {
+    for (const v1::KernelBinding& b : e.bindings()) {
       out["kernel_bindings"].push_back(
           {{"layer", b.layer()}, {"strategy", b.strategy()}, {"kernel", b.kernel()}, {"weight_bytes", b.weight_bytes()}});
     }
@@ -50,7 +52,7 @@ void PrintEngine(const v1::Engine& e) {
               e.backend().c_str(), FormatBytes(static_cast<double>(e.weight_bytes())).c_str(),
               FormatBytes(static_cast<double>(e.kv_bytes())).c_str(), e.load_ms());
   for (const std::string& note : e.notes()) std::printf("  note: %s\n", note.c_str());
-  if (!e.error().empty()) std::printf("  error: %s\n", e.error().c_str());
+  if (e.has_error()) std::printf("  error: %s\n", e.error().message().c_str());
 }
 
 void Show(const Context& context, const v1::Engine& engine) {
@@ -81,7 +83,7 @@ void AddStart(CLI::App& engine, Context& context) {
   command->add_option_function<int32_t>("--max-seqs", [request](int32_t v) { request->set_max_seqs(v); }, "Sequences in one step");
   command->add_option_function<int64_t>("--max-model-len", [request](int64_t v) { request->set_max_model_len(v); }, "Longest context");
   command->add_option_function<uint64_t>(
-             "--kv-memory", [request](uint64_t v) { request->set_kv_memory(static_cast<int64_t>(v)); },
+             "--kv-memory", [request](uint64_t v) { request->set_kv_memory_bytes(static_cast<int64_t>(v)); },
              "KV cache, bytes (suffixes kb, mb, gb)")
       ->transform(CLI::AsSizeValue(false));
   command->callback([request, &context] {

@@ -16,9 +16,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr size_t kMaxInputBytes = size_t{60} << 20;
 
-Json TopJson(const google::protobuf::RepeatedPtrField<v1::TokenLogprob>& top) {
+Json TopJson(const google::protobuf::RepeatedPtrField<v1::TokenAlternative>& top) {
   Json out = Json::array();
-  for (const v1::TokenLogprob& t : top) out.push_back({{"id", t.id()}, {"token", t.token()}, {"logprob", t.logprob()}});
+  for (const v1::TokenAlternative& t : top) out.push_back({{"id", t.id()}, {"token", t.token()}, {"logprob", t.logprob()}});
   return out;
 }
 
@@ -27,14 +27,14 @@ class Collector {
  public:
   Collector(bool logprobs, bool print) : logprobs_(logprobs), print_(print) {}
 
-  void Add(const v1::GenerateResponse& message) {
-    const size_t i = static_cast<size_t>(std::max(0, message.choice()));
+  void Add(const v1::GenerationUpdate& message) {
+    const size_t i = static_cast<size_t>(std::max(0, message.index()));
     if (i >= choices_.size()) choices_.resize(i + 1);
     Choice& choice = choices_[i];
     choice.text += message.text();
     for (const v1::GeneratedToken& token : message.tokens()) {
       choice.ids.push_back(token.id());
-      if (logprobs_) choice.logprobs.push_back({{"id", token.id()}, {"logprob", token.logprob()}, {"top", TopJson(token.top())}});
+      if (logprobs_) choice.logprobs.push_back({{"id", token.id()}, {"token", token.token()}, {"logprob", token.logprob()}, {"top", TopJson(token.top())}});
     }
     if (!message.finish_reason().empty()) choice.finish_reason = message.finish_reason();
     if (!message.stop_match().empty()) choice.stop_match = message.stop_match();
@@ -89,14 +89,14 @@ class Collector {
   bool logprobs_, print_;
   std::string empty_;
   std::vector<Choice> choices_;
-  v1::Usage usage_;
-  v1::Timings timings_;
+  v1::GenerationUsage usage_;
+  v1::GenerationTimings timings_;
   uint64_t seed_ = 0;
 };
 
 template <typename Reader>
 std::optional<Failure> Drain(Context& context, Reader& reader, Collector& collector) {
-  v1::GenerateResponse message;
+  v1::GenerationUpdate message;
   while (reader->Read(&message)) collector.Add(message);
   const grpc::Status status = reader->Finish();
   if (!status.ok()) return context.session->ToFailure(status);
@@ -119,9 +119,9 @@ struct GenerateInput {
 std::optional<Failure> Generate(Context& context, GenerateInput& input) {
   v1::GenerateRequest request;
   request.set_engine_id(input.engine);
-  request.set_no_special(input.no_special);
   if (auto failure = FinishGenerationFlags(input.flags)) return failure;
   *request.mutable_options() = input.flags.options;
+  if (input.no_special) request.mutable_options()->set_no_add_special(true);
   if (!input.prompt_ids.empty()) {
     std::vector<int32_t> ids;
     if (auto failure = ParseIds(input.prompt_ids, &ids)) return failure;
@@ -179,7 +179,7 @@ std::optional<Failure> Interactive(Context& context, const ChatInput& input, v1:
     }
     if (line.empty()) continue;
     messages.push_back({{"role", "user"}, {"content", line}});
-    request.set_messages_json(messages.dump(-1, ' ', false, Json::error_handler_t::replace));
+    request.mutable_conversation()->set_messages_json(messages.dump(-1, ' ', false, Json::error_handler_t::replace));
     Collector collector(request.options().has_logprobs(), !context.options.json);
     if (auto failure = RunChat(context, request, collector)) return failure;
     if (context.options.json) {
@@ -194,13 +194,13 @@ std::optional<Failure> Interactive(Context& context, const ChatInput& input, v1:
 std::optional<Failure> Chat(Context& context, ChatInput& input) {
   v1::ChatRequest request;
   request.set_engine_id(input.engine);
-  request.set_template_args_json(input.template_args);
+  request.mutable_conversation()->set_template_args_json(input.template_args);
   if (auto failure = FinishGenerationFlags(input.flags)) return failure;
   *request.mutable_options() = input.flags.options;
   std::string tools;
   if (!input.tools_file.empty()) {
     if (auto failure = ReadLocalFile(input.tools_file, kMaxInputBytes, &tools)) return failure;
-    request.set_tools_json(tools);
+    request.mutable_conversation()->set_tools_json(tools);
   }
   Json messages = Json::array();
   if (!input.messages_file.empty()) {
@@ -212,7 +212,7 @@ std::optional<Failure> Chat(Context& context, ChatInput& input) {
   if (!input.system.empty()) messages.insert(messages.begin(), Json{{"role", "system"}, {"content", input.system}});
   if (input.message.empty() && input.messages_file.empty()) return Interactive(context, input, request, messages);
   if (!input.message.empty()) messages.push_back({{"role", "user"}, {"content", input.message}});
-  request.set_messages_json(messages.dump(-1, ' ', false, Json::error_handler_t::replace));
+  request.mutable_conversation()->set_messages_json(messages.dump(-1, ' ', false, Json::error_handler_t::replace));
   Collector collector(request.options().has_logprobs(), !context.options.json);
   if (auto failure = RunChat(context, request, collector)) return failure;
   if (context.options.json) {
@@ -246,7 +246,7 @@ std::optional<Failure> Score(Context& context, const ScoreInput& input) {
   v1::ScoreRequest request;
   request.set_engine_id(input.engine);
   request.set_window(input.window);
-  request.set_windows(input.windows);
+  request.set_max_windows(input.windows);
   request.set_top(input.top);
   std::string text;
   if (auto failure = ReadLocalFile(input.text_file.empty() ? input.ids_file : input.text_file, kMaxInputBytes, &text)) return failure;
@@ -277,7 +277,7 @@ std::optional<Failure> Score(Context& context, const ScoreInput& input) {
   Json out = {{"nll", answer.nll()}, {"ppl", answer.ppl()}, {"scored", answer.scored()}, {"windows", answer.windows()}};
   if (input.top > 0) {
     out["positions"] = Json::array();
-    for (const v1::ScoredPosition& p : answer.positions()) {
+    for (const v1::ScorePosition& p : answer.positions()) {
       out["positions"].push_back({{"id", p.id()}, {"logprob", p.logprob()}, {"rank", p.rank()}, {"top", TopJson(p.top())}});
     }
   }

@@ -34,15 +34,13 @@ void SetSource(const TextInput& input, Request& request) {
   }
 }
 
-template <typename Answer>
-void Show(const Context& context, const Answer& answer, bool ids_first) {
-  std::vector<int32_t> ids(answer.ids().begin(), answer.ids().end());
+void Show(const Context& context, const std::vector<int32_t>& ids, const std::string& text, bool ids_first) {
   if (context.options.json) {
-    PrintJson({{"ids", ids}, {"text", answer.text()}});
+    PrintJson({{"ids", ids}, {"text", text}});
   } else if (ids_first) {
     std::printf("%s\n", Json(ids).dump().c_str());
   } else {
-    std::fwrite(answer.text().data(), 1, answer.text().size(), stdout);
+    std::fwrite(text.data(), 1, text.size(), stdout);
     std::printf("\n");
   }
 }
@@ -60,7 +58,7 @@ std::optional<Failure> Tokenize(Context& context, TextInput& input) {
   v1::TokenizeResponse answer;
   const grpc::Status status = stub->Tokenize(call.get(), request, &answer);
   if (!status.ok()) return context.session->ToFailure(status);
-  Show(context, answer, true);
+  Show(context, {answer.ids().begin(), answer.ids().end()}, answer.text(), true);
   return std::nullopt;
 }
 
@@ -76,8 +74,7 @@ std::optional<Failure> Detokenize(Context& context, const TextInput& input) {
   v1::DetokenizeResponse answer;
   const grpc::Status status = stub->Detokenize(call.get(), request, &answer);
   if (!status.ok()) return context.session->ToFailure(status);
-  answer.mutable_ids()->Assign(ids.begin(), ids.end());
-  Show(context, answer, false);
+  Show(context, ids, answer.text(), false);
   return std::nullopt;
 }
 
@@ -86,20 +83,20 @@ std::optional<Failure> Render(Context& context, const TextInput& input) {
   SetSource(input, request);
   std::string text;
   if (auto failure = ReadLocalFile(input.messages, kMaxInputBytes, &text)) return failure;
-  request.set_messages_json(text);
+  request.mutable_conversation()->set_messages_json(text);
   if (!input.tools.empty()) {
     std::string tools;
     if (auto failure = ReadLocalFile(input.tools, kMaxInputBytes, &tools)) return failure;
-    request.set_tools_json(tools);
+    request.mutable_conversation()->set_tools_json(tools);
   }
-  request.set_template_args_json(input.template_args);
+  request.mutable_conversation()->set_template_args_json(input.template_args);
   request.set_no_generation_prompt(input.no_generation_prompt);
   auto stub = v1::GenerationService::NewStub(context.session->channel());
   Session::Call call(*context.session);
   v1::RenderChatResponse answer;
   const grpc::Status status = stub->RenderChat(call.get(), request, &answer);
   if (!status.ok()) return context.session->ToFailure(status);
-  Show(context, answer, false);
+  Show(context, {answer.ids().begin(), answer.ids().end()}, answer.text(), false);
   return std::nullopt;
 }
 

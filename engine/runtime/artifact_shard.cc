@@ -11,11 +11,10 @@
 #include "absl/strings/str_format.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
+#include "engine/tensor/safetensors_file.h"
 
 namespace sage {
 namespace {
-
-constexpr size_t kMaxHeaderBytes = size_t{100} << 20;
 
 absl::Status FileError(const std::string& what, const std::string& path) {
   const int error = errno;
@@ -154,32 +153,11 @@ bool ShardIsIntact(const std::string& folder, const ShardRecord& shard) {
 }
 
 absl::StatusOr<std::map<std::string, std::string>> HashTensors(const std::string& path, const CancelToken& cancel) {
-  const auto malformed = [&](const std::string& rule) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_SAFETENSORS", absl::StrCat(path, ": ", rule));
-  };
-  SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(path));
-  if (file->size() < 8) return malformed("must be at least 8 bytes");
-  uint64_t length = 0;
-  for (int i = 0; i < 8; ++i) length |= static_cast<uint64_t>(file->data()[i]) << (8 * i);
-  if (length > file->size() - 8 || length > kMaxHeaderBytes) return malformed("header length is past the end of the file");
-  SAGE_ASSIGN_OR_RETURN(const Json header,
-                        ParseJson(std::string_view(reinterpret_cast<const char*>(file->data()) + 8, length), path));
-  if (!header.is_object()) return malformed("header must be an object");
-  const uint8_t* data = file->data() + 8 + length;
-  const uint64_t data_bytes = file->size() - 8 - length;
+  SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
   std::map<std::string, std::string> out;
-  for (const auto& [name, entry] : header.items()) {
-    if (name == "__metadata__") continue;
+  for (const auto& [name, view] : file->tensors()) {
     SAGE_RETURN_IF_ERROR(cancel.Check());
-    if (!entry.is_object() || !entry.contains("data_offsets") || !entry["data_offsets"].is_array() ||
-        entry["data_offsets"].size() != 2 || !entry["data_offsets"][0].is_number_unsigned() ||
-        !entry["data_offsets"][1].is_number_unsigned()) {
-      return malformed(absl::StrCat(name, ": data_offsets must be two offsets"));
-    }
-    const uint64_t begin = entry["data_offsets"][0].get<uint64_t>();
-    const uint64_t end = entry["data_offsets"][1].get<uint64_t>();
-    if (begin > end || end > data_bytes) return malformed(absl::StrCat(name, ": data_offsets are past the end of the file"));
-    out[name] = Sha256Hex(std::string_view(reinterpret_cast<const char*>(data) + begin, end - begin));
+    out[name] = TensorSha256(view);
   }
   return out;
 }

@@ -168,7 +168,8 @@ absl::StatusOr<NamedTensor> ArtifactSource::Bias(const LinearSlot& slot) const {
   return ConvertFloats(name, moved.data(), {slot.N}, keep ? view.dtype : DType::kF32);
 }
 
-absl::StatusOr<NamedTensor> ArtifactSource::PlainTensor(const std::string& name, ThreadPool& threads) const {
+absl::StatusOr<NamedTensor> ArtifactSource::PlainTensor(const std::string& name, DType fallback,
+                                                        ThreadPool& threads) const {
   absl::StatusOr<TensorView> view = checkpoint_->GetTensor(name);
   if (view.ok() && IsFloat(view->dtype) && view->dtype != DType::kF64) return NamedTensor{name, *view, nullptr};
   constexpr std::string_view kSuffix = ".weight";
@@ -181,15 +182,16 @@ absl::StatusOr<NamedTensor> ArtifactSource::PlainTensor(const std::string& name,
   SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, checkpoint_->GetLinear(module));
   SAGE_ASSIGN_OR_RETURN(Tensor values, Tensor::Allocate(DType::kF32, {stored.N, stored.K}));
   SAGE_RETURN_IF_ERROR(ParallelDequantize(stored, threads, values.as<float>()));
-  return ConvertFloats(name, values.as<float>(), {stored.N, stored.K}, float_dtype_);
+  return ConvertFloats(name, values.as<float>(), {stored.N, stored.K}, fallback);
 }
 
-absl::StatusOr<std::vector<NamedTensor>> ArtifactSource::PlainTensors(int64_t shard, ThreadPool& threads) const {
+absl::StatusOr<std::vector<NamedTensor>> ArtifactSource::PlainTensorsAs(int64_t shard, DType fallback,
+                                                                        ThreadPool& threads) const {
   std::vector<NamedTensor> out;
   for (const TensorSlot& slot : tensors_) {
     const int64_t layer = LayerOfName(slot.name);
     if (layer != shard && !(layer < 0 && shard == config_.L)) continue;
-    SAGE_ASSIGN_OR_RETURN(NamedTensor tensor, PlainTensor(slot.name, threads));
+    SAGE_ASSIGN_OR_RETURN(NamedTensor tensor, PlainTensor(slot.name, fallback, threads));
     if (tensor.view.shape != slot.shape) {
       return MakeError(absl::StatusCode::kInvalidArgument, "SHAPE_MISMATCH",
                        absl::StrCat(slot.name, ": must be ", ShapeText(slot.shape), " by config.json, got ",
@@ -198,6 +200,20 @@ absl::StatusOr<std::vector<NamedTensor>> ArtifactSource::PlainTensors(int64_t sh
     out.push_back(std::move(tensor));
   }
   return out;
+}
+
+absl::StatusOr<std::vector<NamedTensor>> ArtifactSource::PlainTensors(int64_t shard, ThreadPool& threads) const {
+  return PlainTensorsAs(shard, float_dtype_, threads);
+}
+
+absl::StatusOr<std::vector<NamedTensor>> ArtifactSource::PlainValues(int64_t shard, ThreadPool& threads) const {
+  SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> tensors, PlainTensorsAs(shard, DType::kF32, threads));
+  for (NamedTensor& tensor : tensors) {
+    std::vector<float> values(static_cast<size_t>(tensor.view.elements()));
+    SAGE_RETURN_IF_ERROR(ToFloat(tensor.view, values.data()));
+    SAGE_ASSIGN_OR_RETURN(tensor, ConvertFloats(tensor.name, values.data(), Shape(tensor.view.shape), DType::kF32));
+  }
+  return tensors;
 }
 
 }  // namespace sage

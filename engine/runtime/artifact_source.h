@@ -42,6 +42,8 @@ class ArtifactSource {
   absl::StatusOr<NamedTensor> Bias(const LinearSlot& slot) const;
   // Norms of a layer, or embeddings and the final norm; quantized embeddings are given as `float_dtype()`.
   absl::StatusOr<std::vector<NamedTensor>> PlainTensors(int64_t shard, ThreadPool& threads) const;
+  // The same as f32 whatever the stored form, for comparisons.
+  absl::StatusOr<std::vector<NamedTensor>> PlainValues(int64_t shard, ThreadPool& threads) const;
   // What dequantized parts and scales are written as: the model's dtype, else f16 for GGUF, else f32.
   DType float_dtype() const { return float_dtype_; }
 
@@ -49,7 +51,8 @@ class ArtifactSource {
   ArtifactSource() = default;
   // Row of the source that becomes row n of the artifact.
   std::vector<int64_t> RowOrder(const LinearSlot& slot) const;
-  absl::StatusOr<NamedTensor> PlainTensor(const std::string& name, ThreadPool& threads) const;
+  absl::StatusOr<NamedTensor> PlainTensor(const std::string& name, DType fallback, ThreadPool& threads) const;
+  absl::StatusOr<std::vector<NamedTensor>> PlainTensorsAs(int64_t shard, DType fallback, ThreadPool& threads) const;
 
   std::shared_ptr<Checkpoint> checkpoint_;
   DecoderConfig config_;
