@@ -156,8 +156,11 @@ TEST_F(GrpcTest, SlowReaderIsCutAndTheEngineIsFreed) {
   FakeEngine::text_bytes = 64 << 10;
   grpc::ClientContext context;
   auto reader = generation_->Generate(&context, Prompt(100000));
-  ExpectIdle();  // nothing is read, so the buffer fills
-  EXPECT_GE(FakeRuntime::last.lock()->cancelled, 1);
+  // Nothing is read, so the buffer fills.
+  auto fake = FakeRuntime::last.lock();
+  for (int i = 0; i < 5000 && fake->cancelled == 0; ++i) absl::SleepFor(absl::Milliseconds(2));
+  EXPECT_EQ(fake->cancelled, 1);
+  ExpectIdle();
   pb::GenerationUpdate update;
   while (reader->Read(&update)) {
   }
