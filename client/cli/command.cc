@@ -15,12 +15,16 @@ void Context::Run(const std::function<std::optional<Failure>()>& body) {
 std::optional<Failure> ReadLocalFile(const std::string& path, size_t most, std::string* out) {
   std::ifstream in(path, std::ios::binary);
   if (!in) {
-    return Failure{.exit_code = kUsage, .code = "NOT_FOUND", .reason = "FILE_NOT_FOUND", .message = "cannot read " + path};
+    return Failure{
+        .exit_code = kUsage, .code = "NOT_FOUND", .reason = "FILE_NOT_FOUND", .message = "cannot read " + path};
   }
   out->assign(std::istreambuf_iterator<char>(in), {});
   if (out->size() > most) {
-    return Failure{.exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "FILE_TOO_LARGE",
-                   .message = path + ": must be at most " + std::to_string(most) + " bytes, got " + std::to_string(out->size())};
+    return Failure{
+        .exit_code = kUsage,
+        .code = "INVALID_ARGUMENT",
+        .reason = "FILE_TOO_LARGE",
+        .message = path + ": must be at most " + std::to_string(most) + " bytes, got " + std::to_string(out->size())};
   }
   return std::nullopt;
 }
@@ -28,7 +32,8 @@ std::optional<Failure> ReadLocalFile(const std::string& path, size_t most, std::
 std::optional<Failure> ParseJsonText(const std::string& what, const std::string& text, nlohmann::ordered_json* out) {
   *out = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!out->is_discarded()) return std::nullopt;
-  return Failure{.exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "JSON_INVALID", .message = what + ": invalid JSON"};
+  return Failure{
+      .exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "JSON_INVALID", .message = what + ": invalid JSON"};
 }
 
 }  // namespace sage::cli

@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "client/cli/command.h"
+#include "client/cli/operations.h"
 #include "client/cli/progress.h"
 #include "sage/quant/v1/engine.grpc.pb.h"
 
@@ -18,29 +19,44 @@ std::string StateName(v1::EngineState state) {
 }
 
 Json EngineJson(const v1::Engine& e) {
-  Json out = {{"engine_id", e.engine_id()},       {"state", StateName(e.state())},
-              {"model", e.model()},               {"quantization", e.quantization()},
-              {"kv_quant", e.kv_quant()},         {"backend", e.backend()},
-              {"weight_bytes", e.weight_bytes()}, {"kv_bytes", e.kv_bytes()},
-              {"load_ms", e.load_ms()},           {"architecture", e.architecture()},
-              {"capability", e.capability()},     {"max_model_len", e.max_model_len()},
-              {"max_seqs", e.max_seqs()},         {"vocab_size", e.vocab_size()},
-              {"model_path", e.model_path()},     {"notes", Json::array()}};
+  Json out = {{"engine_id", e.engine_id()},
+              {"state", StateName(e.state())},
+              {"model", e.model()},
+              {"quantization", e.quantization()},
+              {"kv_quant", e.kv_quant()},
+              {"backend", e.backend()},
+              {"weight_bytes", e.weight_bytes()},
+              {"kv_bytes", e.kv_bytes()},
+              {"load_ms", e.load_ms()},
+              {"architecture", e.architecture()},
+              {"capability", e.capability()},
+              {"max_model_len", e.max_model_len()},
+              {"max_seqs", e.max_seqs()},
+              {"vocab_size", e.vocab_size()},
+              {"model_path", e.model_path()},
+              {"notes", Json::array()}};
   for (const std::string& note : e.notes()) out["notes"].push_back(note);
   if (e.has_error()) out["error"] = FailureJson(StatusFailure(e.error()));
   if (e.has_load()) {
     const v1::EngineLoad& l = e.load();
-    out["load"] = {{"running", l.running()}, {"waiting", l.waiting()},
-                   {"waiting_tokens", l.waiting_tokens()},     {"kv_pages_used", l.kv_pages_used()},
-                   {"kv_pages_total", l.kv_pages_total()},     {"generated_tokens_total", l.generated_tokens_total()},
-                   {"prompt_tokens_total", l.prompt_tokens_total()},   {"kv_page_tokens", l.kv_page_tokens()},
-                   {"steps_total", l.steps_total()},           {"last_step_age_seconds", l.last_step_age_seconds()}};
+    out["load"] = {{"running", l.running()},
+                   {"waiting", l.waiting()},
+                   {"waiting_tokens", l.waiting_tokens()},
+                   {"kv_pages_used", l.kv_pages_used()},
+                   {"kv_pages_total", l.kv_pages_total()},
+                   {"generated_tokens_total", l.generated_tokens_total()},
+                   {"prompt_tokens_total", l.prompt_tokens_total()},
+                   {"kv_page_tokens", l.kv_page_tokens()},
+                   {"steps_total", l.steps_total()},
+                   {"last_step_age_seconds", l.last_step_age_seconds()}};
   }
   if (e.bindings_size() > 0) {
     out["kernel_bindings"] = Json::array();
     for (const v1::KernelBinding& b : e.bindings()) {
-      out["kernel_bindings"].push_back(
-          {{"layer", b.layer()}, {"strategy", b.strategy()}, {"kernel", b.kernel()}, {"weight_bytes", b.weight_bytes()}});
+      out["kernel_bindings"].push_back({{"layer", b.layer()},
+                                        {"strategy", b.strategy()},
+                                        {"kernel", b.kernel()},
+                                        {"weight_bytes", b.weight_bytes()}});
     }
   }
   return out;
@@ -63,40 +79,64 @@ void Show(const Context& context, const v1::Engine& engine) {
   }
 }
 
+// Starts without waiting and follows the start operation: loading may take minutes, and Ctrl-C then stops it.
+std::optional<Failure> Start(Context& context, v1::StartEngineRequest& request) {
+  auto stub = v1::EngineService::NewStub(context.session->channel());
+  request.set_no_wait(true);
+  v1::Engine engine;
+  {
+    Session::Call call(*context.session);
+    const grpc::Status status = stub->StartEngine(call.get(), request, &engine);
+    if (!status.ok()) return context.session->ToFailure(status);
+  }
+  if (engine.state() == v1::ENGINE_STATE_STARTING && !engine.operation().empty()) {
+    v1::Operation operation;
+    operation.set_id(engine.operation());
+    operation.set_kind("start_engine");
+    if (auto failure = WaitForOperation(context, "start", &operation)) return failure;
+    Session::Call call(*context.session);
+    v1::GetEngineRequest get;
+    get.set_engine_id(engine.engine_id());
+    const grpc::Status status = stub->GetEngine(call.get(), get, &engine);
+    if (!status.ok()) return context.session->ToFailure(status);
+  }
+  Show(context, engine);
+  return std::nullopt;
+}
+
 void AddStart(CLI::App& engine, Context& context) {
   auto* command = engine.add_subcommand("start", "Load a model and start serving it");
   auto request = std::make_shared<v1::StartEngineRequest>();
   const auto text = [command](const char* flag, const char* help, std::function<void(const std::string&)> set) {
     command->add_option_function<std::string>(flag, std::move(set), help);
   };
-  command->add_option_function<std::string>("model", [request](const std::string& v) { request->set_model(v); },
-                                            "Path under a model root, ORG/NAME, an artifact or a GGUF file")->required();
+  command
+      ->add_option_function<std::string>(
+          "model", [request](const std::string& v) { request->set_model(v); },
+          "Path under a model root, ORG/NAME, an artifact or a GGUF file")
+      ->required();
   text("--engine-id", "Name of the engine", [request](const std::string& v) { request->set_engine_id(v); });
   text("--engine-kind", "llm", [request](const std::string& v) { request->set_engine_kind(v); });
-  text("--quantization", "Strategy, int4, int8, none, or an artifact", [request](const std::string& v) { request->set_quantization(v); });
+  text("--quantization", "Strategy, int4, int8, none, or an artifact",
+       [request](const std::string& v) { request->set_quantization(v); });
   text("--kv-quant", "KV strategy: f32, bf16, auto", [request](const std::string& v) { request->set_kv_quant(v); });
-  text("--attn-quantization", "Strategy of q, k, v, o", [request](const std::string& v) { request->set_attn_quantization(v); });
-  text("--mlp-quantization", "Strategy of gate, up, down", [request](const std::string& v) { request->set_mlp_quantization(v); });
+  text("--attn-quantization", "Strategy of q, k, v, o",
+       [request](const std::string& v) { request->set_attn_quantization(v); });
+  text("--mlp-quantization", "Strategy of gate, up, down",
+       [request](const std::string& v) { request->set_mlp_quantization(v); });
   text("--backend", "cpu, cuda or auto", [request](const std::string& v) { request->set_backend(v); });
   text("--draft-mode", "none", [request](const std::string& v) { request->set_draft_mode(v); });
   text("--request-id", "Idempotency key", [request](const std::string& v) { request->set_request_id(v); });
-  command->add_option_function<int32_t>("--max-seqs", [request](int32_t v) { request->set_max_seqs(v); }, "Sequences in one step");
-  command->add_option_function<int64_t>("--max-model-len", [request](int64_t v) { request->set_max_model_len(v); }, "Longest context");
-  command->add_option_function<uint64_t>(
-             "--kv-memory", [request](uint64_t v) { request->set_kv_memory_bytes(static_cast<int64_t>(v)); },
-             "KV cache, bytes (suffixes kb, mb, gb)")
+  command->add_option_function<int32_t>(
+      "--max-seqs", [request](int32_t v) { request->set_max_seqs(v); }, "Sequences in one step");
+  command->add_option_function<int64_t>(
+      "--max-model-len", [request](int64_t v) { request->set_max_model_len(v); }, "Longest context");
+  command
+      ->add_option_function<uint64_t>(
+          "--kv-memory", [request](uint64_t v) { request->set_kv_memory_bytes(static_cast<int64_t>(v)); },
+          "KV cache, bytes (suffixes kb, mb, gb)")
       ->transform(CLI::AsSizeValue(false));
-  command->callback([request, &context] {
-    context.Run([&]() -> std::optional<Failure> {
-      auto stub = v1::EngineService::NewStub(context.session->channel());
-      Session::Call call(*context.session);
-      v1::Engine answer;
-      const grpc::Status status = stub->StartEngine(call.get(), *request, &answer);
-      if (!status.ok()) return context.session->ToFailure(status);
-      Show(context, answer);
-      return std::nullopt;
-    });
-  });
+  command->callback([request, &context] { context.Run([&] { return Start(context, *request); }); });
 }
 
 void AddList(CLI::App& engine, Context& context) {

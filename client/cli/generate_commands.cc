@@ -18,7 +18,8 @@ constexpr size_t kMaxInputBytes = size_t{60} << 20;
 
 Json TopJson(const google::protobuf::RepeatedPtrField<v1::TokenAlternative>& top) {
   Json out = Json::array();
-  for (const v1::TokenAlternative& t : top) out.push_back({{"id", t.id()}, {"token", t.token()}, {"logprob", t.logprob()}});
+  for (const v1::TokenAlternative& t : top)
+    out.push_back({{"id", t.id()}, {"token", t.token()}, {"logprob", t.logprob()}});
   return out;
 }
 
@@ -34,7 +35,11 @@ class Collector {
     choice.text += message.text();
     for (const v1::GeneratedToken& token : message.tokens()) {
       choice.ids.push_back(token.id());
-      if (logprobs_) choice.logprobs.push_back({{"id", token.id()}, {"token", token.token()}, {"logprob", token.logprob()}, {"top", TopJson(token.top())}});
+      if (logprobs_)
+        choice.logprobs.push_back({{"id", token.id()},
+                                   {"token", token.token()},
+                                   {"logprob", token.logprob()},
+                                   {"top", TopJson(token.top())}});
     }
     if (!message.finish_reason().empty()) choice.finish_reason = message.finish_reason();
     if (!message.stop_match().empty()) choice.stop_match = message.stop_match();
@@ -75,7 +80,8 @@ class Collector {
     if (isatty(STDERR_FILENO) && timings_.decode_ms() > 0 && usage_.completion_tokens() > 1) {
       std::fprintf(stderr, "[%lld tokens, %.1f tokens/s, first token after %.0f ms]\n",
                    static_cast<long long>(usage_.completion_tokens()),
-                   1000.0 * static_cast<double>(usage_.completion_tokens() - 1) / timings_.decode_ms(), timings_.first_token_ms());
+                   1000.0 * static_cast<double>(usage_.completion_tokens() - 1) / timings_.decode_ms(),
+                   timings_.first_token_ms());
     }
   }
   const std::string& text() const { return choices_.empty() ? empty_ : choices_[0].text; }
@@ -249,7 +255,8 @@ std::optional<Failure> Score(Context& context, const ScoreInput& input) {
   request.set_max_windows(input.windows);
   request.set_top(input.top);
   std::string text;
-  if (auto failure = ReadLocalFile(input.text_file.empty() ? input.ids_file : input.text_file, kMaxInputBytes, &text)) return failure;
+  if (auto failure = ReadLocalFile(input.text_file.empty() ? input.ids_file : input.text_file, kMaxInputBytes, &text))
+    return failure;
   if (!input.text_file.empty()) {
     request.set_text(text);
   } else {
@@ -257,7 +264,9 @@ std::optional<Failure> Score(Context& context, const ScoreInput& input) {
     if (auto failure = ParseJsonText(input.ids_file, text, &ids)) return failure;
     for (const Json& id : ids) {
       if (!id.is_number_integer()) {
-        return Failure{.exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "JSON_INVALID",
+        return Failure{.exit_code = kUsage,
+                       .code = "INVALID_ARGUMENT",
+                       .reason = "JSON_INVALID",
                        .message = input.ids_file + ": must be a JSON array of integers"};
       }
       request.mutable_token_ids()->add_ids(id.get<int32_t>());
@@ -278,7 +287,8 @@ std::optional<Failure> Score(Context& context, const ScoreInput& input) {
   if (input.top > 0) {
     out["positions"] = Json::array();
     for (const v1::ScorePosition& p : answer.positions()) {
-      out["positions"].push_back({{"id", p.id()}, {"logprob", p.logprob()}, {"rank", p.rank()}, {"top", TopJson(p.top())}});
+      out["positions"].push_back(
+          {{"id", p.id()}, {"logprob", p.logprob()}, {"rank", p.rank()}, {"top", TopJson(p.top())}});
     }
   }
   PrintJson(out);

@@ -38,7 +38,8 @@ std::vector<std::string> Split(const std::string& text, char separator) {
 std::optional<Failure> ParseIds(const std::string& text, std::vector<int32_t>* out) {
   for (const std::string& part : Split(text, ',')) {
     int32_t id = 0;
-    if (!ParseId(part, &id)) return BadFlag("ids must be integers separated by commas, got '" + part.substr(0, 40) + "'");
+    if (!ParseId(part, &id))
+      return BadFlag("ids must be integers separated by commas, got '" + part.substr(0, 40) + "'");
     out->push_back(id);
   }
   return std::nullopt;
@@ -55,22 +56,33 @@ void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
   };
   integer("--max-tokens", "Most tokens to generate (256)", [&options](int64_t v) { options.set_max_tokens(v); });
   number("--temperature", "0 = greedy (1)", [&sampling](double v) { sampling.set_temperature(v); });
-  integer("--top-k", "Keep the k most likely (off)", [&sampling](int64_t v) { sampling.set_top_k(static_cast<int32_t>(v)); });
+  integer("--top-k", "Keep the k most likely (off)",
+          [&sampling](int64_t v) { sampling.set_top_k(static_cast<int32_t>(v)); });
   number("--top-p", "Keep this probability mass (off)", [&sampling](double v) { sampling.set_top_p(v); });
-  number("--min-p", "Keep what has this share of the top probability (off)", [&sampling](double v) { sampling.set_min_p(v); });
-  number("--repetition-penalty", "Over prompt and output (1)", [&sampling](double v) { sampling.set_repetition_penalty(v); });
+  number("--min-p", "Keep what has this share of the top probability (off)",
+         [&sampling](double v) { sampling.set_min_p(v); });
+  number("--repetition-penalty", "Over prompt and output (1)",
+         [&sampling](double v) { sampling.set_repetition_penalty(v); });
   number("--presence-penalty", "Over the output (0)", [&sampling](double v) { sampling.set_presence_penalty(v); });
   number("--frequency-penalty", "Over the output (0)", [&sampling](double v) { sampling.set_frequency_penalty(v); });
-  command.add_option_function<uint64_t>("--seed", [&sampling](uint64_t v) { sampling.set_seed(v); }, "Same seed, same text");
-  command.add_option_function<std::vector<std::string>>(
-             "--stop", [&options](const std::vector<std::string>& v) { for (const auto& s : v) options.add_stop(s); },
-             "Stop before this text (repeatable)")
+  command.add_option_function<uint64_t>(
+      "--seed", [&sampling](uint64_t v) { sampling.set_seed(v); }, "Same seed, same text");
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--stop",
+          [&options](const std::vector<std::string>& v) {
+            for (const auto& s : v) options.add_stop(s);
+          },
+          "Stop before this text (repeatable)")
       ->take_all()
       ->allow_extra_args(false);
   command.add_option("--logit-bias", flags.logit_bias, "ID:BIAS,ID:BIAS or a JSON object");
-  integer("--logprobs", "Log-probabilities with N alternatives", [&options](int64_t v) { options.set_logprobs(static_cast<int32_t>(v)); });
-  command.add_flag_function("--ignore-eos", [&options](int64_t) { options.set_ignore_eos(true); }, "Go on past end tokens");
-  command.add_flag_function("--keep-special", [&options](int64_t) { options.set_keep_special(true); }, "Show special tokens");
+  integer("--logprobs", "Log-probabilities with N alternatives",
+          [&options](int64_t v) { options.set_logprobs(static_cast<int32_t>(v)); });
+  command.add_flag_function(
+      "--ignore-eos", [&options](int64_t) { options.set_ignore_eos(true); }, "Go on past end tokens");
+  command.add_flag_function(
+      "--keep-special", [&options](int64_t) { options.set_keep_special(true); }, "Show special tokens");
   integer("--n", "Choices (1)", [&options](int64_t v) { options.set_n(static_cast<int32_t>(v)); });
 }
 
@@ -91,7 +103,8 @@ std::optional<Failure> FinishGenerationFlags(GenerationFlags& flags) {
     const size_t at = part.find_first_of(":=");
     int32_t id = 0;
     char* end = nullptr;
-    if (at == part.npos || !ParseId(part.substr(0, at), &id)) return BadFlag("--logit-bias must be ID:BIAS, got '" + part + "'");
+    if (at == part.npos || !ParseId(part.substr(0, at), &id))
+      return BadFlag("--logit-bias must be ID:BIAS, got '" + part + "'");
     const std::string number = part.substr(at + 1);
     bias[id] = std::strtof(number.c_str(), &end);
     if (number.empty() || *end != '\0') return BadFlag("--logit-bias must be ID:BIAS, got '" + part + "'");

@@ -18,13 +18,14 @@ void PrintJson(const nlohmann::ordered_json& document) {
   std::fflush(stdout);
 }
 
+nlohmann::ordered_json FailureJson(const Failure& failure) {
+  return {
+      {"code", failure.code}, {"reason", failure.reason}, {"message", failure.message}, {"metadata", failure.metadata}};
+}
+
 int PrintFailure(const GlobalOptions& options, const Failure& failure) {
   if (options.json) {
-    PrintJson({{"error",
-                {{"code", failure.code},
-                 {"reason", failure.reason},
-                 {"message", failure.message},
-                 {"metadata", failure.metadata}}}});
+    PrintJson({{"error", FailureJson(failure)}});
   } else {
     std::fprintf(stderr, "error: %s%s%s%s\n", failure.message.c_str(), failure.reason.empty() ? "" : " [",
                  failure.reason.c_str(), failure.reason.empty() ? "" : "]");

@@ -30,6 +30,8 @@ struct Failure {
   nlohmann::ordered_json metadata = nlohmann::ordered_json::object();
 };
 
+// {"code", "reason", "message", "metadata"}: how a failure looks in every document.
+nlohmann::ordered_json FailureJson(const Failure& failure);
 // With --json one JSON document on stdout, otherwise one line on stderr; returns the exit code.
 int PrintFailure(const GlobalOptions& options, const Failure& failure);
 int UsageError(const GlobalOptions& options, const std::string& reason, const std::string& message);

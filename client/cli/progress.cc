@@ -27,7 +27,8 @@ std::string FormatSeconds(double seconds) {
   } else if (seconds < 3600) {
     std::snprintf(text, sizeof text, "%dm %02ds", static_cast<int>(seconds) / 60, static_cast<int>(seconds) % 60);
   } else {
-    std::snprintf(text, sizeof text, "%dh %02dm", static_cast<int>(seconds) / 3600, static_cast<int>(seconds) / 60 % 60);
+    std::snprintf(text, sizeof text, "%dh %02dm", static_cast<int>(seconds) / 3600,
+                  static_cast<int>(seconds) / 60 % 60);
   }
   return text;
 }
@@ -65,11 +66,12 @@ void ProgressPrinter::Update(const std::string& stage, int64_t done, int64_t tot
   }
 }
 
-void ProgressPrinter::PrintBar(const std::string& stage, int64_t done, int64_t total, const std::string& unit, double eta) {
+void ProgressPrinter::PrintBar(const std::string& stage, int64_t done, int64_t total, const std::string& unit,
+                               double eta) {
   const double share = std::clamp(static_cast<double>(done) / static_cast<double>(total), 0.0, 1.0);
   char tail[160];
-  std::snprintf(tail, sizeof tail, " %3d%% %lld/%lld %s%s%s", static_cast<int>(share * 100), static_cast<long long>(done),
-                static_cast<long long>(total), unit.c_str(), eta >= 0 ? ", ETA " : "",
+  std::snprintf(tail, sizeof tail, " %3d%% %lld/%lld %s%s%s", static_cast<int>(share * 100),
+                static_cast<long long>(done), static_cast<long long>(total), unit.c_str(), eta >= 0 ? ", ETA " : "",
                 eta >= 0 ? FormatSeconds(eta).c_str() : "");
   const std::string head = title_ + (stage.empty() ? "" : " " + stage) + " ";
   const int room = TerminalColumns() - static_cast<int>(head.size() + std::string(tail).size()) - 3;
@@ -90,9 +92,9 @@ void ProgressPrinter::PrintLine(const std::string& stage, int64_t done, int64_t 
   if (!new_stage && percent == last_percent_) return;
   last_percent_ = percent;
   last_stage_ = stage;
-  std::fprintf(stderr, "%s%s%s: %d%% (%lld/%lld %s)%s%s\n", title_.c_str(), stage.empty() ? "" : " ", stage.c_str(), percent,
-               static_cast<long long>(done), static_cast<long long>(total), unit.c_str(), eta >= 0 ? ", ETA " : "",
-               eta >= 0 ? FormatSeconds(eta).c_str() : "");
+  std::fprintf(stderr, "%s%s%s: %d%% (%lld/%lld %s)%s%s\n", title_.c_str(), stage.empty() ? "" : " ", stage.c_str(),
+               percent, static_cast<long long>(done), static_cast<long long>(total), unit.c_str(),
+               eta >= 0 ? ", ETA " : "", eta >= 0 ? FormatSeconds(eta).c_str() : "");
 }
 
 void ProgressPrinter::Finish() {

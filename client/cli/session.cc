@@ -6,6 +6,7 @@
 #include <chrono>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <thread>
 
 #include "google/rpc/error_details.pb.h"
@@ -17,11 +18,11 @@ namespace {
 constexpr auto kConnectTimeout = std::chrono::seconds(5);
 
 const char* CodeName(grpc::StatusCode code) {
-  static constexpr const char* kNames[] = {"OK",           "CANCELLED",          "UNKNOWN",           "INVALID_ARGUMENT",
-                                           "DEADLINE_EXCEEDED", "NOT_FOUND",     "ALREADY_EXISTS",    "PERMISSION_DENIED",
-                                           "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED",    "OUT_OF_RANGE",
-                                           "UNIMPLEMENTED", "INTERNAL",          "UNAVAILABLE",       "DATA_LOSS",
-                                           "UNAUTHENTICATED"};
+  static constexpr const char* kNames[] = {
+      "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+      "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+      "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+      "DATA_LOSS", "UNAUTHENTICATED"};
   const int index = static_cast<int>(code);
   return index >= 0 && index <= 16 ? kNames[index] : "UNKNOWN";
 }
@@ -39,8 +40,9 @@ Session::Session(const GlobalOptions& options) : options_(options) {}
 std::shared_ptr<grpc::ChannelCredentials> Session::Credentials(std::string* error) const {
   if (options_.ca.empty() && options_.cert.empty() && options_.key.empty()) return grpc::InsecureChannelCredentials();
   grpc::SslCredentialsOptions tls;
-  const std::pair<const std::string*, std::string*> files[] = {
-      {&options_.ca, &tls.pem_root_certs}, {&options_.cert, &tls.pem_cert_chain}, {&options_.key, &tls.pem_private_key}};
+  const std::pair<const std::string*, std::string*> files[] = {{&options_.ca, &tls.pem_root_certs},
+                                                               {&options_.cert, &tls.pem_cert_chain},
+                                                               {&options_.key, &tls.pem_private_key}};
   for (const auto& [path, target] : files) {
     if (path->empty()) continue;
     const auto content = ReadWhole(*path);
@@ -57,11 +59,14 @@ std::optional<Failure> Session::Connect() {
   if (channel_) return std::nullopt;
   std::string error;
   const auto credentials = Credentials(&error);
-  if (!credentials) return Failure{.exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "CREDENTIALS", .message = error};
+  if (!credentials)
+    return Failure{.exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "CREDENTIALS", .message = error};
   if (!options_.token_file.empty()) {
     const auto token = ReadWhole(options_.token_file);
     if (!token) {
-      return Failure{.exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "TOKEN_FILE",
+      return Failure{.exit_code = kUsage,
+                     .code = "INVALID_ARGUMENT",
+                     .reason = "TOKEN_FILE",
                      .message = "cannot read " + options_.token_file};
     }
     token_ = token->substr(0, token->find_first_of("\r\n"));
@@ -76,7 +81,9 @@ std::optional<Failure> Session::Connect() {
        state = channel_->GetState(true)) {
     if (state != GRPC_CHANNEL_TRANSIENT_FAILURE && channel_->WaitForStateChange(state, deadline)) continue;
     channel_.reset();
-    return Failure{.exit_code = kUnreachable, .code = "UNAVAILABLE", .reason = "SERVER_UNREACHABLE",
+    return Failure{.exit_code = kUnreachable,
+                   .code = "UNAVAILABLE",
+                   .reason = "SERVER_UNREACHABLE",
                    .message = "no sagequantd answers at " + options_.server +
                               " (start one, or name another with --server or SAGE_SERVER)"};
   }
@@ -114,17 +121,24 @@ void Session::WatchInterrupt() {
   }).detach();
 }
 
-Failure Session::ToFailure(const grpc::Status& status) const {
-  Failure failure{.code = CodeName(status.error_code()), .message = status.error_message()};
-  google::rpc::Status details;
-  if (details.ParseFromString(status.error_details())) {
-    for (const auto& any : details.details()) {
-      google::rpc::ErrorInfo info;
-      if (!any.UnpackTo(&info)) continue;
-      failure.reason = info.reason();
-      for (const auto& [key, value] : info.metadata()) failure.metadata[key] = value;
-    }
+Failure StatusFailure(const google::rpc::Status& status) {
+  Failure failure{.code = CodeName(static_cast<grpc::StatusCode>(status.code())), .message = status.message()};
+  for (const auto& any : status.details()) {
+    google::rpc::ErrorInfo info;
+    if (!any.UnpackTo(&info)) continue;
+    failure.reason = info.reason();
+    const std::map<std::string, std::string> sorted(info.metadata().begin(), info.metadata().end());
+    for (const auto& [key, value] : sorted) failure.metadata[key] = value;
   }
+  return failure;
+}
+
+Failure Session::ToFailure(const grpc::Status& status) const {
+  google::rpc::Status details;
+  if (!details.ParseFromString(status.error_details())) details.Clear();
+  details.set_code(static_cast<int>(status.error_code()));
+  details.set_message(status.error_message());
+  Failure failure = StatusFailure(details);
   if (interrupted_) {
     failure.exit_code = kCancelled;
     if (failure.reason.empty()) failure.reason = "INTERRUPTED";

@@ -3,6 +3,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -10,11 +11,13 @@
 #include <string>
 
 #include "client/cli/options.h"
+#include "google/rpc/status.pb.h"
 
 namespace sage::cli {
 
 class Session {
  public:
+  // Reads `options`, which must outlive it, at the first connect: they are not parsed yet when it is made.
   explicit Session(const GlobalOptions& options);
 
   // Connects, or says why not (exit code 3). Called by the first RPC of a command.
@@ -47,12 +50,15 @@ class Session {
   friend class Call;
   std::shared_ptr<grpc::ChannelCredentials> Credentials(std::string* error) const;
 
-  GlobalOptions options_;
+  const GlobalOptions& options_;
   std::string token_;
   std::shared_ptr<grpc::Channel> channel_;
   std::mutex mutex_;
   std::set<grpc::ClientContext*> calls_;
-  bool interrupted_ = false;
+  std::atomic<bool> interrupted_ = false;
 };
+
+// A stored google.rpc.Status (of an operation or engine) with its ErrorInfo.
+Failure StatusFailure(const google::rpc::Status& status);
 
 }  // namespace sage::cli

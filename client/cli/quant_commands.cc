@@ -1,0 +1,299 @@
+// sage quant calibrate | convert | kernel | capabilities.
+#include <cstdio>
+
+#include "client/cli/command.h"
+#include "client/cli/operations.h"
+#include "client/cli/progress.h"
+#include "sage/quant/v1/quantization.grpc.pb.h"
+
+namespace sage::cli {
+namespace {
+
+namespace v1 = ::sage::quant::v1;
+using Json = nlohmann::ordered_json;
+
+std::string Text(const Json& object, const char* key) { return object.value(key, std::string()); }
+
+struct CalibrateInput {
+  v1::CalibrateRequest request;
+  std::string dataset, group_size;
+  bool detach = false;
+};
+
+std::optional<Failure> ShowCalibration(const Context& context, const Json& result) {
+  if (context.options.json) {
+    PrintJson(result);
+    return std::nullopt;
+  }
+  const Json layers = result.value("layers", Json::array());
+  for (const Json& layer : layers) {
+    std::printf("%-48s %-16s error %.5f\n", Text(layer, "name").c_str(), Text(layer, "scheme").c_str(),
+                layer.value("error", 0.0));
+  }
+  std::printf(
+      "artifact      %s\npath          %s\nquantization  %s\nweights       %s, %.2f bits a weight\ntime          %s\n",
+      Text(result, "artifact").c_str(), Text(result, "path").c_str(), Text(result, "quantization").c_str(),
+      FormatBytes(result.value("weight_bytes", 0.0)).c_str(), result.value("bits_per_weight", 0.0),
+      FormatSeconds(result.value("seconds", 0.0)).c_str());
+  return std::nullopt;
+}
+
+std::optional<Failure> Calibrate(Context& context, CalibrateInput& input) {
+  v1::CalibrateRequest& request = input.request;
+  if (input.group_size == "auto") {
+    request.mutable_config()->set_group_size_auto(true);
+  } else if (!input.group_size.empty()) {
+    int32_t size = 0;
+    if (!CLI::detail::lexical_cast(input.group_size, size)) {
+      return Failure{.exit_code = kUsage,
+                     .code = "INVALID_ARGUMENT",
+                     .reason = "BAD_FLAG",
+                     .message = "--group-size: must be a number or auto, got '" + input.group_size + "'"};
+    }
+    request.mutable_config()->set_group_size(size);
+  }
+  if (auto failure = ReadDataset(input.dataset, request.mutable_dataset(), request.mutable_dataset_content()))
+    return failure;
+  auto stub = v1::QuantizationService::NewStub(context.session->channel());
+  v1::Operation operation;
+  {
+    Session::Call call(*context.session);
+    const grpc::Status status = stub->Calibrate(call.get(), request, &operation);
+    if (!status.ok()) return context.session->ToFailure(status);
+  }
+  return FinishOperation(context, "calibrate", input.detach, operation,
+                         [&](const Json& result) { return ShowCalibration(context, result); });
+}
+
+void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
+  v1::QuantConfig& config = *input.request.mutable_config();
+  const auto text = [&](const char* flag, const char* help, std::function<void(const std::string&)> set) {
+    command.add_option_function<std::string>(flag, std::move(set), help);
+  };
+  text("--method", "minmax, rtn, percentile, mse, smoothquant, awq, gptq, awq+smoothquant or autoround (minmax)",
+       [&config](const std::string& v) { config.set_method(v); });
+  text("--weight-dtype", "int4, int8, int3, int2, fp8, nf4 or a strategy (int4)",
+       [&config](const std::string& v) { config.set_weight_dtype(v); });
+  text("--activation-dtype", "bf16, int8, or composite as w8a8",
+       [&config](const std::string& v) { config.set_activation_dtype(v); });
+  text("--kv-quant", "KV strategy to write into the artifact (bf16)",
+       [&config](const std::string& v) { config.set_kv_dtype(v); });
+  text("--scale-precision", "f32, f16 or bf16", [&config](const std::string& v) { config.set_scale_precision(v); });
+  command.add_option("--group-size", input.group_size, "Inputs that share a scale; -1 = per channel; auto = by layer");
+  command.add_flag_function(
+      "--asymmetric", [&config](int64_t) { config.set_asymmetric(true); }, "Zero points");
+  command.add_flag_function(
+      "--act-order", [&config](int64_t) { config.set_act_order(true); }, "GPTQ by activation size");
+  command.add_option_function<double>(
+      "--clip-ratio", [&config](double v) { config.set_clip_ratio(v); }, "[0, 1); 0 = off");
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--exclude",
+          [&config](const std::vector<std::string>& v) {
+            for (const auto& s : v) config.add_exclude(s);
+          },
+          "Leave modules of this glob pattern alone (repeatable)")
+      ->take_all()
+      ->allow_extra_args(false);
+}
+
+void AddCalibrate(CLI::App& quant, Context& context) {
+  auto input = std::make_shared<CalibrateInput>();
+  v1::CalibrateRequest& request = input->request;
+  auto* command = quant.add_subcommand("calibrate", "Quantize a model into an artifact");
+  const auto text = [command](const char* flag, const char* help, std::function<void(const std::string&)> set) {
+    return command->add_option_function<std::string>(flag, std::move(set), help);
+  };
+  const auto number = [command](const char* flag, const char* help, std::function<void(int64_t)> set) {
+    command->add_option_function<int64_t>(flag, std::move(set), help);
+  };
+  text("--model", "Path under a model root, ORG/NAME or an artifact", [&request](const std::string& v) {
+    request.set_model(v);
+  })->required();
+  command->add_option("--dataset", input->dataset, "Text or JSONL; a local file is sent, else a path of the server");
+  text("--dataset-field", "JSONL field (text)", [&request](const std::string& v) { request.set_dataset_field(v); });
+  text("--format", "Checkpoint format (compressed_tensors)",
+       [&request](const std::string& v) { request.set_format(v); });
+  text("--output", "Name of the artifact", [&request](const std::string& v) { request.set_output(v); });
+  text("--request-id", "Idempotency key", [&request](const std::string& v) { request.set_request_id(v); });
+  number("--samples", "Samples of the dataset (128)", [&request](int64_t v) { request.set_samples(v); });
+  number("--sequence-length", "Tokens a sample (512)", [&request](int64_t v) { request.set_sequence_length(v); });
+  command->add_option_function<uint64_t>(
+      "--seed", [&request](uint64_t v) { request.set_seed(v); }, "Which samples (0)");
+  command->add_flag("--detach", input->detach, "Print the operation and do not wait");
+  AddCalibrateConfig(*command, *input);
+  command->callback([input, &context] { context.Run([&] { return Calibrate(context, *input); }); });
+}
+
+std::optional<Failure> Convert(Context& context, const v1::ConvertRequest& request, bool detach) {
+  auto stub = v1::QuantizationService::NewStub(context.session->channel());
+  v1::Operation operation;
+  {
+    Session::Call call(*context.session);
+    const grpc::Status status = stub->Convert(call.get(), request, &operation);
+    if (!status.ok()) return context.session->ToFailure(status);
+  }
+  return FinishOperation(context, "convert", detach, operation, [&](const Json& result) -> std::optional<Failure> {
+    if (context.options.json) {
+      PrintJson(result);
+      return std::nullopt;
+    }
+    std::printf("path     %s\ntensors  %lld\n%s (largest difference %g)\n", Text(result, "path").c_str(),
+                static_cast<long long>(result.value("tensors", int64_t{0})),
+                result.value("lossless", false) ? "lossless" : "not lossless", result.value("max_abs_difference", 0.0));
+    return std::nullopt;
+  });
+}
+
+void AddConvert(CLI::App& quant, Context& context) {
+  auto request = std::make_shared<v1::ConvertRequest>();
+  auto detach = std::make_shared<bool>(false);
+  auto* command = quant.add_subcommand("convert", "Write an artifact or checkpoint in another format");
+  const auto text = [command](const char* flag, const char* help, std::function<void(const std::string&)> set) {
+    command->add_option_function<std::string>(flag, std::move(set), help)->required();
+  };
+  text("--artifact", "Artifact, checkpoint folder or GGUF",
+       [request](const std::string& v) { request->set_artifact(v); });
+  text("--format", "Checkpoint format, or f32 or bf16 for the dequantized folder",
+       [request](const std::string& v) { request->set_format(v); });
+  text("--output", "Name or folder to write", [request](const std::string& v) { request->set_output(v); });
+  command->add_option_function<std::string>(
+      "--request-id", [request](const std::string& v) { request->set_request_id(v); }, "Idempotency key");
+  command->add_flag("--detach", *detach, "Print the operation and do not wait");
+  command->callback([request, detach, &context] { context.Run([&] { return Convert(context, *request, *detach); }); });
+}
+
+void PrintRefusals(const std::vector<std::pair<std::string, std::string>>& refused, FILE* out) {
+  for (const auto& [kernel, reason] : refused) std::fprintf(out, "  not %s: %s\n", kernel.c_str(), reason.c_str());
+}
+
+std::optional<Failure> Kernel(Context& context, const v1::SelectKernelRequest& request) {
+  auto stub = v1::QuantizationService::NewStub(context.session->channel());
+  Session::Call call(*context.session);
+  v1::SelectKernelResponse answer;
+  const grpc::Status status = stub->SelectKernel(call.get(), request, &answer);
+  std::vector<std::pair<std::string, std::string>> refused;
+  if (!status.ok()) {
+    const Failure failure = context.session->ToFailure(status);
+    for (const auto& [key, value] : failure.metadata.items()) {
+      if (value.is_string()) refused.emplace_back(key, value.get<std::string>());
+    }
+    if (!context.options.json && failure.reason == "NO_KERNEL") PrintRefusals(refused, stderr);
+    return failure;
+  }
+  for (const v1::KernelRefusal& r : answer.refused()) refused.emplace_back(r.kernel(), r.reason());
+  if (!context.options.json) {
+    std::printf("%s  (%s on %s, %s)\n", answer.kernel().c_str(), answer.strategy().c_str(), answer.backend().c_str(),
+                answer.capability().c_str());
+    PrintRefusals(refused, stdout);
+    return std::nullopt;
+  }
+  Json out = {{"kernel", answer.kernel()},
+              {"strategy", answer.strategy()},
+              {"backend", answer.backend()},
+              {"capability", answer.capability()},
+              {"refused", Json::array()}};
+  for (const auto& [kernel, reason] : refused) out["refused"].push_back(Json{{"kernel", kernel}, {"reason", reason}});
+  PrintJson(out);
+  return std::nullopt;
+}
+
+void AddKernel(CLI::App& quant, Context& context) {
+  auto request = std::make_shared<v1::SelectKernelRequest>();
+  auto* command = quant.add_subcommand("kernel", "Which kernel would run, and why not the others");
+  const auto text = [command](const char* flag, const char* help, std::function<void(const std::string&)> set) {
+    return command->add_option_function<std::string>(flag, std::move(set), help);
+  };
+  text("--weight-dtype", "int4, int8, fp8, nf4 or a strategy",
+       [request](const std::string& v) { request->set_weight_dtype(v); });
+  text("--activation-dtype", "bf16, int8 or composite",
+       [request](const std::string& v) { request->set_activation_dtype(v); });
+  text("--backend", "cpu, cuda or auto", [request](const std::string& v) { request->set_backend(v); });
+  text("--kernel", "Only this one may answer", [request](const std::string& v) { request->set_kernel(v); });
+  text("--priority", "latency, throughput or memory", [request](const std::string& v) {
+    request->set_priority(v == "latency"      ? v1::PRIORITY_LATENCY
+                          : v == "throughput" ? v1::PRIORITY_THROUGHPUT
+                                              : v1::PRIORITY_MEMORY);
+  })->check(CLI::IsMember({"latency", "throughput", "memory"}));
+  command->add_option_function<int32_t>(
+      "--group-size", [request](int32_t v) { request->set_group_size(v); }, "(128); -1 = per channel");
+  command->add_option_function<int64_t>(
+      "--outputs", [request](int64_t v) { request->set_outputs(v); }, "N (any)");
+  command->add_option_function<int64_t>(
+      "--inputs", [request](int64_t v) { request->set_inputs(v); }, "K (any)");
+  command->add_flag_function(
+      "--asymmetric", [request](int64_t) { request->set_asymmetric(true); }, "Zero points");
+  command->callback([request, &context] { context.Run([&] { return Kernel(context, *request); }); });
+}
+
+template <typename Plugins>
+Json PluginsJson(const Plugins& plugins) {
+  Json out = Json::array();
+  for (const auto& p : plugins) out.push_back(Json{{"name", p.name()}, {"summary", p.summary()}});
+  return out;
+}
+
+Json CapabilitiesJson(const v1::ListCapabilitiesResponse& all) {
+  Json out = {{"linear_strategies", PluginsJson(all.linear_strategies())},
+              {"kv_strategies", PluginsJson(all.kv_strategies())},
+              {"calibrators", PluginsJson(all.calibrators())},
+              {"checkpoint_formats", PluginsJson(all.checkpoint_formats())},
+              {"models", PluginsJson(all.models())},
+              {"backends", PluginsJson(all.backends())},
+              {"version", all.version()},
+              {"threads", all.threads()}};
+  for (int i = 0; i < all.linear_strategies_size(); ++i) {
+    const v1::LinearStrategyInfo& s = all.linear_strategies(i);
+    out["linear_strategies"][i].update(Json{{"weight_dtype", s.weight_dtype()},
+                                            {"weight_bits", s.weight_bits()},
+                                            {"activation_bits", s.activation_bits()},
+                                            {"quantizes", s.quantizes()}});
+  }
+  for (int i = 0; i < all.kv_strategies_size(); ++i) out["kv_strategies"][i]["bits"] = all.kv_strategies(i).bits();
+  for (int i = 0; i < all.calibrators_size(); ++i) {
+    out["calibrators"][i]["needs_activations"] = all.calibrators(i).needs_activations();
+  }
+  for (int i = 0; i < all.backends_size(); ++i) {
+    const v1::BackendInfo& b = all.backends(i);
+    const std::vector<std::string> kernels(b.kernels().begin(), b.kernels().end());
+    out["backends"][i].update(Json{
+        {"available", b.available()}, {"capability", b.capability()}, {"reason", b.reason()}, {"kernels", kernels}});
+  }
+  return out;
+}
+
+std::optional<Failure> Capabilities(Context& context) {
+  auto stub = v1::QuantizationService::NewStub(context.session->channel());
+  Session::Call call(*context.session);
+  v1::ListCapabilitiesResponse answer;
+  const grpc::Status status = stub->ListCapabilities(call.get(), {}, &answer);
+  if (!status.ok()) return context.session->ToFailure(status);
+  const Json all = CapabilitiesJson(answer);
+  if (context.options.json) {
+    PrintJson(all);
+    return std::nullopt;
+  }
+  for (const auto& [list, plugins] : all.items()) {
+    if (!plugins.is_array()) continue;
+    std::printf("%s\n", list.c_str());
+    for (const Json& plugin : plugins) {
+      const bool missing = plugin.contains("available") && !plugin.value("available", false);
+      std::printf("  %-24s %s%s\n", Text(plugin, "name").c_str(), Text(plugin, "summary").c_str(),
+                  missing ? (" (not here: " + Text(plugin, "reason") + ")").c_str() : "");
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+void AddQuantCommands(CLI::App& quant, Context& context) {
+  AddCalibrate(quant, context);
+  AddConvert(quant, context);
+  AddKernel(quant, context);
+  quant.add_subcommand("capabilities", "Every plug-in of the server")->callback([&context] {
+    context.Run([&] { return Capabilities(context); });
+  });
+}
+
+}  // namespace sage::cli

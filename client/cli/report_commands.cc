@@ -1,0 +1,168 @@
+// sage quant report.
+#include <cstdio>
+#include <fstream>
+
+#include "client/cli/command.h"
+#include "client/cli/operations.h"
+#include "client/cli/progress.h"
+#include "client/cli/report_html.h"
+#include "client/cli/requirements.h"
+#include "sage/quant/v1/report.grpc.pb.h"
+
+namespace sage::cli {
+namespace {
+
+namespace v1 = ::sage::quant::v1;
+using Json = nlohmann::ordered_json;
+
+struct ReportInput {
+  v1::EvaluateRequest request;
+  std::string dataset, tasks, html, require;
+  bool detach = false;
+};
+
+std::optional<Failure> ParseTasks(const std::string& text, v1::EvaluateRequest* request) {
+  for (size_t from = 0; from < text.size();) {
+    const size_t to = std::min(text.find(',', from), text.size());
+    const std::string part = text.substr(from, to - from);
+    const size_t at = part.find('=');
+    if (at == part.npos || at == 0 || at + 1 == part.size()) {
+      return Failure{.exit_code = kUsage,
+                     .code = "INVALID_ARGUMENT",
+                     .reason = "BAD_FLAG",
+                     .message = "--tasks: must be NAME=DIR,NAME=DIR, got '" + part + "'"};
+    }
+    (*request->mutable_tasks())[part.substr(0, at)] = part.substr(at + 1);
+    from = to + 1;
+  }
+  return std::nullopt;
+}
+
+std::string Compact(const Json& value) {
+  if (value.is_number_float()) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.6g", value.get<double>());
+    return text;
+  }
+  return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+bool IsBytes(const std::string& key) { return key.find("bytes") != key.npos; }
+
+void PrintMembers(const Json& object, const std::string& prefix, int depth) {
+  for (const auto& [key, value] : object.items()) {
+    const std::string name = prefix + key;
+    if (value.is_object() && depth < 4) {
+      PrintMembers(value, name + ".", depth + 1);
+    } else if (!(value.is_array() && !value.empty() && value[0].is_structured())) {
+      const std::string text = IsBytes(name) && value.is_number() ? FormatBytes(value.get<double>()) : Compact(value);
+      std::printf("  %-36s %s\n", name.c_str(), text.c_str());
+    }
+  }
+}
+
+void PrintReport(const Json& report) {
+  for (const auto& [key, value] : report.items()) {
+    if (key == "requirements") continue;
+    if (value.is_object()) {
+      if (!value.empty()) std::printf("%s\n", key.c_str());
+      PrintMembers(value, "", 0);
+    } else if (value.is_array()) {
+      std::printf("%s: %zu entries (see --json or --html)\n", key.c_str(), value.size());
+    } else {
+      std::printf("%-38s %s\n", key.c_str(), Compact(value).c_str());
+    }
+  }
+}
+
+std::optional<Failure> WriteHtml(const std::string& path, const Json& report) {
+  std::ofstream out(path, std::ios::binary | std::ios::trunc);
+  out << ReportHtml(report);
+  out.close();
+  if (out) return std::nullopt;
+  return Failure{.code = "INTERNAL", .reason = "FILE_NOT_WRITTEN", .message = "--html: cannot write " + path};
+}
+
+std::optional<Failure> FinishReport(Context& context, const ReportInput& input,
+                                    const std::vector<Requirement>& requirements, Json report) {
+  if (!requirements.empty()) {
+    Json checked;
+    if (auto failure = CheckRequirements(requirements, report, &checked)) return failure;
+    report["requirements"] = std::move(checked);
+  }
+  if (!input.html.empty()) {
+    if (auto failure = WriteHtml(input.html, report)) return failure;
+  }
+  if (context.options.json) {
+    PrintJson(report);
+  } else {
+    PrintReport(report);
+  }
+  for (const Json& r : report.value("requirements", Json::array())) {
+    if (r.value("met", false)) continue;
+    context.exit_code = kGateNotMet;
+    std::fprintf(stderr, "requirement not met: %s (is %s)\n", r.value("require", "").c_str(),
+                 Compact(r["value"]).c_str());
+  }
+  return std::nullopt;
+}
+
+std::optional<Failure> Report(Context& context, ReportInput& input, const std::vector<Requirement>& requirements) {
+  v1::EvaluateRequest& request = input.request;
+  if (auto failure = ReadDataset(input.dataset, request.mutable_dataset(), request.mutable_dataset_content()))
+    return failure;
+  auto stub = v1::ReportService::NewStub(context.session->channel());
+  v1::Operation operation;
+  {
+    Session::Call call(*context.session);
+    const grpc::Status status = stub->Evaluate(call.get(), request, &operation);
+    if (!status.ok()) return context.session->ToFailure(status);
+  }
+  return FinishOperation(context, "report", input.detach, operation,
+                         [&](Json report) { return FinishReport(context, input, requirements, std::move(report)); });
+}
+
+// What can be refused without a server is refused before one is asked.
+void Run(Context& context, ReportInput& input) {
+  std::vector<Requirement> requirements;
+  std::optional<Failure> failure = ParseTasks(input.tasks, &input.request);
+  if (!failure && !input.require.empty()) failure = ParseRequirements(input.require, &requirements);
+  if (failure) {
+    context.exit_code = PrintFailure(context.options, *failure);
+    return;
+  }
+  context.Run([&] { return Report(context, input, requirements); });
+}
+
+}  // namespace
+
+void AddReportCommands(CLI::App& quant, Context& context) {
+  auto input = std::make_shared<ReportInput>();
+  v1::EvaluateRequest& request = input->request;
+  auto* command = quant.add_subcommand("report", "What quantization cost: perplexity, KL, tasks, memory, speed");
+  const auto text = [command](const char* flag, const char* help, std::function<void(const std::string&)> set) {
+    return command->add_option_function<std::string>(flag, std::move(set), help);
+  };
+  text("--artifact", "Artifact or quantized model", [&request](const std::string& v) {
+    request.set_artifact(v);
+  })->required();
+  text("--reference", "Unquantized model (the artifact's source)",
+       [&request](const std::string& v) { request.set_reference(v); });
+  text("--kv-quant", "KV strategy of the quantized side (bf16)",
+       [&request](const std::string& v) { request.set_kv_quant(v); });
+  text("--request-id", "Idempotency key", [&request](const std::string& v) { request.set_request_id(v); });
+  command->add_option("--dataset", input->dataset, "Text or JSONL; a local file is sent, else a path of the server");
+  command->add_option_function<int64_t>(
+      "--windows", [&request](int64_t v) { request.set_windows(v); }, "Most windows (all)");
+  command->add_option_function<int64_t>(
+      "--window", [&request](int64_t v) { request.set_window(v); }, "Positions a window (2048)");
+  command->add_option("--tasks", input->tasks, "NAME=DIR,NAME=DIR");
+  command->add_flag_function(
+      "--no-speed", [&request](int64_t) { request.set_no_speed(true); }, "Leave the speed measurement out");
+  command->add_option("--html", input->html, "Write the report as one HTML file");
+  command->add_option("--require", input->require, "PATH<NUMBER,...: exit code 4 when the report does not meet them");
+  command->add_flag("--detach", input->detach, "Print the operation and do not wait");
+  command->callback([input, &context] { Run(context, *input); });
+}
+
+}  // namespace sage::cli
