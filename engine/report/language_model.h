@@ -1,0 +1,42 @@
+// One side of a report: a loaded model with its own KV memory, run window by window.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/decoder/decoder.h"
+
+namespace sage {
+
+class ReportModel {
+ public:
+  static absl::StatusOr<std::unique_ptr<ReportModel>> Load(const std::string& path, const std::string& kv_strategy,
+                                                           int64_t window, ThreadPool& threads,
+                                                           const CancelToken& cancel);
+
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const Decoder& decoder() const { return *decoder_; }
+  std::string kv_strategy() const { return kv_strategy_; }
+  double kv_bytes_per_token() const;
+
+  // Hidden states of ids at positions [context, context + ids.size()) of the current window; hidden [rows, hidden
+  // size].
+  absl::Status Forward(absl::Span<const int32_t> ids, int64_t context, int64_t window, float* hidden);
+  // logits [rows, V].
+  void Logits(const float* hidden, int64_t rows, float* logits);
+
+ private:
+  ReportModel() = default;
+  std::shared_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<KvArena> kv_;
+  std::string kv_strategy_;
+  std::vector<int32_t> pages_;
+  std::vector<int64_t> rows_;
+  ActivationCache cache_;
+  ThreadPool* threads_ = nullptr;
+};
+
+}  // namespace sage
