@@ -2,7 +2,6 @@
 #include <cstdio>
 
 #include "client/cli/command.h"
-#include "client/cli/operations.h"
 #include "client/cli/progress.h"
 #include "sage/quant/v1/engine.grpc.pb.h"
 
@@ -79,27 +78,13 @@ void Show(const Context& context, const v1::Engine& engine) {
   }
 }
 
-// Starts without waiting and follows the start operation: loading may take minutes, and Ctrl-C then stops it.
-std::optional<Failure> Start(Context& context, v1::StartEngineRequest& request) {
+// Answers when the engine serves; Ctrl-C cancels the load.
+std::optional<Failure> Start(Context& context, const v1::StartEngineRequest& request) {
   auto stub = v1::EngineService::NewStub(context.session->channel());
-  request.set_no_wait(true);
+  Session::Call call(*context.session);
   v1::Engine engine;
-  {
-    Session::Call call(*context.session);
-    const grpc::Status status = stub->StartEngine(call.get(), request, &engine);
-    if (!status.ok()) return context.session->ToFailure(status);
-  }
-  if (engine.state() == v1::ENGINE_STATE_STARTING && !engine.operation().empty()) {
-    v1::Operation operation;
-    operation.set_id(engine.operation());
-    operation.set_kind("start_engine");
-    if (auto failure = WaitForOperation(context, "start", &operation)) return failure;
-    Session::Call call(*context.session);
-    v1::GetEngineRequest get;
-    get.set_engine_id(engine.engine_id());
-    const grpc::Status status = stub->GetEngine(call.get(), get, &engine);
-    if (!status.ok()) return context.session->ToFailure(status);
-  }
+  const grpc::Status status = stub->StartEngine(call.get(), request, &engine);
+  if (!status.ok()) return context.session->ToFailure(status);
   Show(context, engine);
   return std::nullopt;
 }

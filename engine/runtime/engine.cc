@@ -137,8 +137,11 @@ absl::StatusOr<std::shared_ptr<GenerationHandle>> Engine::Submit(GenerateSpec sp
   return std::make_shared<Handle>(std::move(request));
 }
 
-absl::StatusOr<ScoreResult> Engine::Score(const ScoreSpec& spec, const CancelToken& cancel,
+absl::StatusOr<ScoreResult> Engine::Score(const ScoreSpec& asked, const CancelToken& cancel,
                                           const ProgressFn& progress) {
+  ScoreSpec spec = asked;
+  spec.window =
+      std::min(spec.window, parts_.max_model_len);  // a window is at most the context; the result counts windows
   SAGE_RETURN_IF_ERROR(CheckScore(spec, V_, parts_.max_model_len));
   struct Count {
     explicit Count(std::atomic<int64_t>& n) : n(n), before(n.fetch_add(1)) {}

@@ -136,6 +136,20 @@ struct Start {
   EngineParts parts;
 };
 
+// "" and auto: an unquantized model keeps an exact f32 cache, a quantized one takes bf16.
+absl::StatusOr<std::string> ChooseKv(const Start& start) {
+  const std::string& word = start.spec.kv_quantization;
+  if (!word.empty() && word != "auto" && word != "none") return ResolveKvStrategy(word);
+  if (!start.load.strategy.empty() || !start.load.attn_strategy.empty() || !start.load.mlp_strategy.empty()) {
+    return ResolveKvStrategy("");
+  }
+  const std::string first = "model.layers.0.self_attn.q_proj";
+  if (!start.checkpoint->HasLinear(first)) return ResolveKvStrategy("");  // loading names what is missing
+  SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, start.checkpoint->GetLinear(first));
+  const std::string& strategy = stored.spec.strategy;
+  return ResolveKvStrategy(strategy == "f32" || strategy == "f16" || strategy == "bf16" ? "f32" : "");
+}
+
 absl::Status OpenModel(Start& start) {
   const EngineSpec& spec = start.spec;
   std::string word = spec.quantization;
@@ -143,11 +157,11 @@ absl::Status OpenModel(Start& start) {
   const bool is_path = word.find('/') != std::string::npos && (IsDirectory(word) || FileExists(word));
   if (is_path) start.path = std::exchange(word, std::string());
   SAGE_ASSIGN_OR_RETURN(start.load, ResolveLoadSpec(word, spec.attn_quantization, spec.mlp_quantization));
-  SAGE_ASSIGN_OR_RETURN(start.kv_strategy, ResolveKvStrategy(spec.kv_quantization));
   SAGE_ASSIGN_OR_RETURN(start.parts.backend, ChooseBackend(spec.backend, &start.parts.info.notes));
   SAGE_ASSIGN_OR_RETURN(start.checkpoint, OpenCheckpoint(start.path));
   SAGE_ASSIGN_OR_RETURN(start.config,
                         ParseModelConfig(start.checkpoint->config(), start.checkpoint->generation_config()));
+  SAGE_ASSIGN_OR_RETURN(start.kv_strategy, ChooseKv(start));
   if (is_path && start.path != spec.model) {
     start.parts.info.notes.push_back(absl::StrCat("quantization: weights come from the artifact ", start.path));
   }

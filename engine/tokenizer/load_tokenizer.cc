@@ -1,4 +1,6 @@
 // Finds the tokenizer of a model folder or GGUF file, its chat template and its special tokens.
+#include <filesystem>
+
 #include "absl/strings/str_cat.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
@@ -50,9 +52,11 @@ absl::StatusOr<PipelinePtr> ReadPipeline(Folder& folder, const Json& config, con
     SAGE_ASSIGN_OR_RETURN(const std::string bytes, folder.Read("tokenizer.bin"));
     return ParseLlama2c(bytes);
   }
-  return MakeError(absl::StatusCode::kNotFound, "TOKENIZER_NOT_FOUND",
-                   absl::StrCat("model folder: must hold tokenizer.json, vocab.json with merges.txt, tokenizer.model or "
-                                "tokenizer.bin, got ", path));
+  return MakeError(
+      absl::StatusCode::kNotFound, "TOKENIZER_NOT_FOUND",
+      absl::StrCat("model folder: must hold tokenizer.json, vocab.json with merges.txt, tokenizer.model or "
+                   "tokenizer.bin, got ",
+                   path));
 }
 
 // "bos_token" is a string or an object with "content".
@@ -60,7 +64,8 @@ std::string TokenText(const Json& config, const char* key) {
   const auto it = config.is_object() ? config.find(key) : config.end();
   if (!config.is_object() || it == config.end()) return "";
   if (it->is_string()) return it->get<std::string>();
-  if (it->is_object() && it->contains("content") && (*it)["content"].is_string()) return (*it)["content"].get<std::string>();
+  if (it->is_object() && it->contains("content") && (*it)["content"].is_string())
+    return (*it)["content"].get<std::string>();
   return "";
 }
 
@@ -70,7 +75,8 @@ std::string TemplateText(const Json& config) {
   if (value.is_string()) return value.get<std::string>();
   if (!value.is_array()) return "";
   for (const Json& one : value) {
-    if (one.is_object() && one.value("name", Json()) == "default" && one.contains("template") && one["template"].is_string()) {
+    if (one.is_object() && one.value("name", Json()) == "default" && one.contains("template") &&
+        one["template"].is_string()) {
       return one["template"].get<std::string>();
     }
   }
@@ -86,13 +92,27 @@ void NameSpecial(PipelineTokenizer& tokenizer, std::string& text, std::optional<
   }
 }
 
+// The GGUF of a folder that is nothing else: one .gguf and no config.json, as the checkpoint format reads it.
+std::string OnlyGguf(const std::string& path) {
+  if (!IsDirectory(path) || FileExists(path + "/config.json") || FileExists(path + "/tokenizer.json")) return "";
+  std::string found;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
+    if (entry.path().extension() != ".gguf") continue;
+    if (!found.empty()) return "";
+    found = entry.path().string();
+  }
+  return found;
+}
+
 }  // namespace
 
 absl::StatusOr<TokenizerFiles> LoadTokenizer(const std::string& path) {
-  if (path.ends_with(".gguf")) {
-    SAGE_ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
+  const std::string gguf = path.ends_with(".gguf") ? path : OnlyGguf(path);
+  if (!gguf.empty()) {
+    SAGE_ASSIGN_OR_RETURN(const auto file, GgufFile::Open(gguf));
     SAGE_ASSIGN_OR_RETURN(TokenizerFiles files, LoadGgufTokenizer(file->metadata()));
-    SAGE_ASSIGN_OR_RETURN(files.fingerprint, Sha256File(path));
+    SAGE_ASSIGN_OR_RETURN(files.fingerprint, Sha256File(gguf));
     return files;
   }
   Folder folder(path);
