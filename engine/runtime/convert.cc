@@ -1,0 +1,237 @@
+// Rewrites a checkpoint as a Hugging Face folder: dequantized floats (f32, f16, bf16) or compressed-tensors as stored. The written
+// folder is opened again and every value compared with the source; `lossless` is the outcome of that comparison.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/file.h"
+#include "engine/base/status.h"
+#include "engine/runtime/artifact.h"
+#include "engine/runtime/artifact_tokenizer.h"
+#include "engine/runtime/operations.h"
+
+namespace sage {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kFormats[] = "f32, f16, bf16, compressed_tensors";
+
+struct Target {
+  DType dtype = DType::kF32;
+  bool packed = false;  // compressed_tensors
+};
+
+absl::StatusOr<Target> ParseTarget(const std::string& format) {
+  if (format == "f32") return Target{DType::kF32, false};
+  if (format == "f16") return Target{DType::kF16, false};
+  if (format == "bf16") return Target{DType::kBF16, false};
+  if (format == "compressed_tensors") return Target{DType::kF32, true};
+  return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
+                   absl::StrCat("format: must be one of [", kFormats, "], got '", format, "'"), {{"candidates", kFormats}});
+}
+
+struct Difference {
+  double max_abs = 0;
+  bool lossless = true;
+
+  void Compare(const float* a, const float* b, int64_t count) {
+    if (std::memcmp(a, b, static_cast<size_t>(count) * sizeof(float)) == 0) return;
+    lossless = false;
+    for (int64_t i = 0; i < count; ++i) {
+      const double d = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+      if (!(d <= max_abs) && !std::isnan(d)) max_abs = d;
+    }
+  }
+};
+
+class Conversion {
+ public:
+  Conversion(const ConvertSpec& spec, Target target, std::unique_ptr<ArtifactSource> source, ThreadPool& threads)
+      : spec_(spec), target_(target), source_(std::move(source)), threads_(threads), staged_(spec.output + ".partial") {}
+
+  absl::Status Write(const CancelToken& cancel, const ProgressFn& progress);
+  absl::Status Compare(const CancelToken& cancel, const ProgressFn& progress);
+  absl::StatusOr<ConvertResult> Publish();
+  void Discard() const {
+    std::error_code ignored;
+    fs::remove_all(staged_, ignored);
+  }
+
+ private:
+  absl::Status CheckPacked();
+  absl::StatusOr<ShardRecord> WriteShardOf(int64_t shard);
+  absl::Status AddPacked(const LinearSlot& slot, std::vector<NamedTensor>& tensors) const;
+  absl::Status CompareShard(const ArtifactSource& written, int64_t shard);
+
+  const ConvertSpec& spec_;
+  Target target_;
+  std::unique_ptr<ArtifactSource> source_;
+  ThreadPool& threads_;
+  std::string staged_;
+  std::optional<LinearSpec> packed_;  // what the quantized linears share
+  int packed_bits_ = 0;
+  std::vector<std::string> ignored_;
+  Difference difference_;
+  int64_t tensors_ = 0;
+};
+
+// One config group describes all layers, so they must agree; a layer stored as floats goes to the ignore list.
+absl::Status Conversion::CheckPacked() {
+  for (const LinearSlot& slot : source_->linears()) {
+    SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, source_->Stored(slot));
+    SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(stored.spec.strategy));
+    if (!def->quantizes) {
+      ignored_.push_back(slot.name);
+      continue;
+    }
+    if (stored.tensors.count("weight_packed") == 0) {
+      return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
+                       absl::StrCat(slot.name, ": compressed_tensors holds int4_w4a16 and int8_w8a16, got ",
+                                    stored.spec.strategy, "; convert to f32 or bf16, or calibrate"));
+    }
+    const bool same = !packed_ || (packed_->strategy == stored.spec.strategy && packed_->group_size == stored.spec.group_size &&
+                                   packed_->symmetric == stored.spec.symmetric && packed_->act_order == stored.spec.act_order);
+    if (!same) {
+      return MakeError(absl::StatusCode::kUnimplemented, "MIXED_SCHEMES",
+                       absl::StrCat(slot.name, ": all quantized layers must share strategy, group size and symmetry"));
+    }
+    packed_ = stored.spec;
+    packed_bits_ = def->weight_bits;
+  }
+  if (packed_) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kFailedPrecondition, "NOTHING_QUANTIZED",
+                   "compressed_tensors: the source has no quantized layer; use calibrate");
+}
+
+absl::Status Conversion::AddPacked(const LinearSlot& slot, std::vector<NamedTensor>& tensors) const {
+  SAGE_ASSIGN_OR_RETURN(StoredLinear taken, source_->Stored(slot));
+  const auto stored = std::make_shared<StoredLinear>(std::move(taken));
+  for (const auto& [name, view] : stored->tensors) tensors.push_back({slot.name + "." + name, view, stored});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ShardRecord> Conversion::WriteShardOf(int64_t shard) {
+  // Floats are rounded once, from f32, so that quantized embeddings do not pass through a third dtype.
+  SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> tensors, target_.packed ? source_->PlainTensors(shard, threads_)
+                                                                         : source_->PlainValues(shard, threads_));
+  for (NamedTensor& tensor : tensors) {
+    if (target_.packed || tensor.view.dtype == target_.dtype) continue;
+    const NamedTensor values = tensor;
+    SAGE_ASSIGN_OR_RETURN(tensor, ConvertFloats(values.name, values.view.as<float>(), values.view.shape, target_.dtype));
+  }
+  for (const LinearSlot& slot : source_->ShardLinears(shard)) {
+    const bool ignored = std::find(ignored_.begin(), ignored_.end(), slot.name) != ignored_.end();
+    SAGE_ASSIGN_OR_RETURN(NamedTensor bias, source_->Bias(slot));
+    if (target_.packed && !ignored) {
+      SAGE_RETURN_IF_ERROR(AddPacked(slot, tensors));
+    } else {
+      SAGE_ASSIGN_OR_RETURN(const TensorView dense, source_->DenseWeight(slot));
+      if (!dense.empty() && (target_.packed || dense.dtype == target_.dtype)) {
+        tensors.push_back({slot.name + ".weight", dense, nullptr});
+      } else {
+        SAGE_ASSIGN_OR_RETURN(const Tensor weight, source_->Weight(slot, threads_));
+        SAGE_ASSIGN_OR_RETURN(NamedTensor out, ConvertFloats(slot.name + ".weight", weight.as<float>(), {slot.N, slot.K},
+                                                             target_.packed ? source_->float_dtype() : target_.dtype));
+        tensors.push_back(std::move(out));
+      }
+    }
+    if (bias.view.empty()) continue;
+    if (!target_.packed && bias.view.dtype != target_.dtype) {
+      std::vector<float> values(static_cast<size_t>(slot.N));
+      SAGE_RETURN_IF_ERROR(ToFloat(bias.view, values.data()));
+      SAGE_ASSIGN_OR_RETURN(bias, ConvertFloats(bias.name, values.data(), {slot.N}, target_.dtype));
+    }
+    tensors.push_back(std::move(bias));
+  }
+  return WriteShard(staged_, ShardFileName(shard, source_->shard_count()), std::move(tensors));
+}
+
+absl::Status Conversion::Write(const CancelToken& cancel, const ProgressFn& progress) {
+  if (target_.packed) SAGE_RETURN_IF_ERROR(CheckPacked());
+  if (source_->is_gguf()) SAGE_RETURN_IF_ERROR(GgufTokenizerFiles(source_->checkpoint().path()).status());
+  Discard();  // left by a conversion that died
+  SAGE_RETURN_IF_ERROR(MakeDirectories(staged_));
+  std::vector<ShardRecord> shards;
+  for (int64_t shard = 0; shard < source_->shard_count(); ++shard) {
+    SAGE_RETURN_IF_ERROR(cancel.Check());
+    if (progress) progress({"write", shard, 2 * source_->shard_count(), "layers"});
+    SAGE_ASSIGN_OR_RETURN(ShardRecord record, WriteShardOf(shard));
+    tensors_ += static_cast<int64_t>(record.tensors.size());
+    shards.push_back(std::move(record));
+  }
+  const Json quantization =
+      target_.packed ? CompressedTensorsConfig(*packed_, packed_bits_, ignored_) : Json(nullptr);
+  const DType dtype = target_.packed ? source_->float_dtype() : target_.dtype;
+  SAGE_RETURN_IF_ERROR(WriteModelFiles(staged_, *source_, ArtifactConfig(*source_, quantization, dtype), shards));
+  return WriteTokenizerFiles(*source_, staged_).status();
+}
+
+absl::Status Conversion::CompareShard(const ArtifactSource& written, int64_t shard) {
+  for (const LinearSlot& slot : source_->ShardLinears(shard)) {
+    SAGE_ASSIGN_OR_RETURN(const Tensor a, source_->Weight(slot, threads_));
+    SAGE_ASSIGN_OR_RETURN(const Tensor b, written.Weight(slot, threads_));
+    difference_.Compare(a.as<float>(), b.as<float>(), slot.N * slot.K);
+    SAGE_ASSIGN_OR_RETURN(const NamedTensor x, source_->Bias(slot));
+    SAGE_ASSIGN_OR_RETURN(const NamedTensor y, written.Bias(slot));
+    if (x.view.empty()) continue;
+    std::vector<float> p(static_cast<size_t>(slot.N)), q(static_cast<size_t>(slot.N));
+    SAGE_RETURN_IF_ERROR(ToFloat(x.view, p.data()));
+    SAGE_RETURN_IF_ERROR(ToFloat(y.view, q.data()));
+    difference_.Compare(p.data(), q.data(), slot.N);
+  }
+  SAGE_ASSIGN_OR_RETURN(const std::vector<NamedTensor> before, source_->PlainValues(shard, threads_));
+  SAGE_ASSIGN_OR_RETURN(const std::vector<NamedTensor> after, written.PlainValues(shard, threads_));
+  for (size_t i = 0; i < before.size(); ++i) {
+    difference_.Compare(before[i].view.as<float>(), after[i].view.as<float>(), before[i].view.elements());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Conversion::Compare(const CancelToken& cancel, const ProgressFn& progress) {
+  absl::StatusOr<std::unique_ptr<ArtifactSource>> written = ArtifactSource::Open(staged_);
+  if (!written.ok()) return Annotate(written.status(), "reload of the converted folder");
+  const int64_t total = source_->shard_count();
+  for (int64_t shard = 0; shard < total; ++shard) {
+    SAGE_RETURN_IF_ERROR(cancel.Check());
+    if (progress) progress({"compare", total + shard, 2 * total, "layers"});
+    SAGE_RETURN_IF_ERROR(CompareShard(**written, shard));
+  }
+  if (progress) progress({"done", 2 * total, 2 * total, "layers"});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ConvertResult> Conversion::Publish() {
+  SAGE_RETURN_IF_ERROR(PublishFolder(staged_, spec_.output));
+  return ConvertResult{difference_.lossless, tensors_, difference_.max_abs, spec_.output};
+}
+
+}  // namespace
+
+absl::StatusOr<ConvertResult> ConvertArtifact(const ConvertSpec& spec, ThreadPool& threads, const CancelToken& cancel,
+                                              const ProgressFn& progress) {
+  SAGE_ASSIGN_OR_RETURN(const Target target, ParseTarget(spec.format));
+  if (spec.output.empty() || spec.output.back() == '/') {
+    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_OUTPUT", "output: must name a folder, without '/' at the end");
+  }
+  if (FileExists(spec.output) || IsDirectory(spec.output)) {
+    return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS", absl::StrCat("output: ", spec.output, " is there already"));
+  }
+  SAGE_ASSIGN_OR_RETURN(std::unique_ptr<ArtifactSource> source, ArtifactSource::Open(spec.artifact));
+  const std::string parent = fs::path(spec.output).parent_path().string();
+  if (!parent.empty()) SAGE_RETURN_IF_ERROR(MakeDirectories(parent));
+  SAGE_ASSIGN_OR_RETURN(const std::unique_ptr<FolderLock> lock, FolderLock::Take(spec.output + ".lock"));
+  Conversion conversion(spec, target, std::move(source), threads);
+  absl::Status status = conversion.Write(cancel, progress);
+  if (status.ok()) status = conversion.Compare(cancel, progress);
+  absl::StatusOr<ConvertResult> result = status.ok() ? conversion.Publish() : absl::StatusOr<ConvertResult>(status);
+  conversion.Discard();
+  std::error_code ignored;
+  fs::remove(spec.output + ".lock", ignored);
+  return result;
+}
+
+}  // namespace sage
