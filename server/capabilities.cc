@@ -97,7 +97,8 @@ absl::Status SelectKernel(const pb::SelectKernelRequest& request, pb::SelectKern
                    : request.priority() == pb::PRIORITY_MEMORY   ? Priority::kMemory
                                                                  : Priority::kLatency;
   if (query.N < 0 || query.K < 0 || query.group_size < -1) {
-    return BadField("group_size", "OUT_OF_RANGE", "outputs, inputs and group_size must not be negative (-1 = per channel)");
+    return BadField("group_size", "OUT_OF_RANGE",
+                    "outputs, inputs and group_size must not be negative (-1 = per channel)");
   }
   std::string refusals;
   for (const BackendDef* def : Backends()) {

@@ -316,9 +316,11 @@ absl::Status CheckConfig(const DaemonConfig& config) {
 
 std::string DescribeConfig(const DaemonConfig& config) {
   return absl::StrCat("data_dir: ", config.data_dir, "\nmodel_root: [", absl::StrJoin(config.model_roots, ", "),
-                      "]\ngrpc_listen: ", config.grpc_listen.ToString(), "\nhttp_listen: ",
-                      config.http_listen.ToString(), "\nthreads: ", config.threads, "\ntls: ",
-                      config.tls_cert.empty() ? "off" : config.tls_client_ca.empty() ? "on" : "mutual",
+                      "]\ngrpc_listen: ", config.grpc_listen.ToString(),
+                      "\nhttp_listen: ", config.http_listen.ToString(), "\nthreads: ", config.threads, "\ntls: ",
+                      config.tls_cert.empty()        ? "off"
+                      : config.tls_client_ca.empty() ? "on"
+                                                     : "mutual",
                       "\ntoken: ", config.token_file.empty() ? "off" : "on", "\nlog_format: ", config.log_format,
                       "\ndrain_delay: ", config.drain_delay_seconds, "\ndrain_timeout: ", config.drain_timeout_seconds,
                       "\noperation_workers: ", config.operation_workers, "\nmax_streams: ", config.max_streams, "\n");

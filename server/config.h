@@ -48,8 +48,8 @@ struct ParsedCommandLine {
 };
 
 // Reads flags, `environment` (SAGE_DATA_DIR, ...; SAGE_MODEL_ROOT may hold several, separated by ':') and the YAML file
-// of --config / SAGE_CONFIG (keys data_dir, model_root: [..], ...; unknown keys are refused). INVALID_ARGUMENT (BAD_CONFIG)
-// names the key, the rule and where the value came from.
+// of --config / SAGE_CONFIG (keys data_dir, model_root: [..], ...; unknown keys are refused). INVALID_ARGUMENT
+// (BAD_CONFIG) names the key, the rule and where the value came from.
 absl::StatusOr<ParsedCommandLine> ParseCommandLine(const std::vector<std::string>& arguments,
                                                    const std::map<std::string, std::string>& environment);
 // The process's environment as a map.

@@ -170,8 +170,8 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   SAGE_ASSIGN_OR_RETURN(spec.max_seqs, Bounded("max_seqs", request.max_seqs(), spec.max_seqs, 4096));
   SAGE_ASSIGN_OR_RETURN(spec.max_model_len, Bounded("max_model_len", request.max_model_len(), 0, 1 << 24));
   SAGE_ASSIGN_OR_RETURN(spec.kv_bytes, Bounded("kv_memory_bytes", request.kv_memory_bytes(), 0, int64_t{1} << 50));
-  SAGE_ASSIGN_OR_RETURN(spec.max_queue_requests, Bounded("max_queue_requests", request.max_queue_requests(),
-                                                         spec.max_queue_requests, 1 << 20));
+  SAGE_ASSIGN_OR_RETURN(spec.max_queue_requests,
+                        Bounded("max_queue_requests", request.max_queue_requests(), spec.max_queue_requests, 1 << 20));
   SAGE_ASSIGN_OR_RETURN(spec.max_queue_tokens, Bounded("max_queue_tokens", request.max_queue_tokens(),
                                                        spec.max_queue_tokens, int64_t{1} << 40));
   SAGE_ASSIGN_OR_RETURN(spec.max_step_tokens,

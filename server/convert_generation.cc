@@ -137,8 +137,8 @@ void FillScore(const ScoreResult& result, pb::ScoreResponse* out) {
 absl::StatusOr<OrderedJson> ToChatContext(const pb::Conversation& conversation) {
   OrderedJson context = OrderedJson::object();
   if (!conversation.template_args_json().empty()) {
-    SAGE_ASSIGN_OR_RETURN(context, ParseField(conversation.template_args_json(), "template_args_json",
-                                              OrderedJson::value_t::object));
+    SAGE_ASSIGN_OR_RETURN(
+        context, ParseField(conversation.template_args_json(), "template_args_json", OrderedJson::value_t::object));
   }
   OrderedJson messages = OrderedJson::array();
   if (!conversation.messages_json().empty()) {

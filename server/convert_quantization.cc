@@ -113,14 +113,22 @@ void FillCalibrateResult(const CalibrationResult& result, pb::CalibrateResult* o
 Json CalibrateJson(const CalibrationResult& result, const std::string& operation) {
   Json layers = Json::array();
   for (const LayerResult& layer : result.layers) {
-    layers.push_back({{"name", layer.name}, {"scheme", layer.scheme}, {"error", layer.error}, {"sha256", layer.sha256},
+    layers.push_back({{"name", layer.name},
+                      {"scheme", layer.scheme},
+                      {"error", layer.error},
+                      {"sha256", layer.sha256},
                       {"bytes", layer.bytes}});
   }
-  return {{"operation", operation},       {"artifact", result.artifact},
-          {"path", result.path},          {"quantization", result.quantization},
-          {"format", result.format},      {"weight_bytes", result.weight_bytes},
-          {"source_bytes", result.source_bytes}, {"bits_per_weight", result.bits_per_weight},
-          {"seconds", result.seconds},    {"resumed", result.resumed},
+  return {{"operation", operation},
+          {"artifact", result.artifact},
+          {"path", result.path},
+          {"quantization", result.quantization},
+          {"format", result.format},
+          {"weight_bytes", result.weight_bytes},
+          {"source_bytes", result.source_bytes},
+          {"bits_per_weight", result.bits_per_weight},
+          {"seconds", result.seconds},
+          {"resumed", result.resumed},
           {"layers", layers}};
 }
 

@@ -29,8 +29,8 @@ class Daemon {
   absl::Status Admit() const;
   // UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID) when tokens are configured; `authorization` is the header's value.
   absl::Status Authenticate(const std::string& authorization) const;
-  // Runs blocking work; false = RESOURCE_EXHAUSTED (the caller answers). Quick: parsing, tokenizing, listing. Slow: starts,
-  // scores, verifications.
+  // Runs blocking work; false = RESOURCE_EXHAUSTED (the caller answers). Quick: parsing, tokenizing, listing. Slow:
+  // starts, scores, verifications.
   bool Quick(std::function<void()> work) { return quick_->Submit(std::move(work)); }
   bool Slow(std::function<void()> work) { return slow_->Submit(std::move(work)); }
 

@@ -67,7 +67,8 @@ absl::StatusOr<std::string> EngineTable::ChooseId(const EngineSpec& spec) const 
   if (!spec.engine_id.empty()) {
     if (usable(spec.engine_id)) return spec.engine_id;
     return MakeError(absl::StatusCode::kAlreadyExists, "ENGINE_EXISTS",
-                     absl::StrCat("engine_id: \"", spec.engine_id, "\" is taken by an engine of another specification; "
+                     absl::StrCat("engine_id: \"", spec.engine_id,
+                                  "\" is taken by an engine of another specification; "
                                   "stop it or choose another id"),
                      {{"engine_id", spec.engine_id}});
   }
@@ -213,7 +214,8 @@ void EngineTable::StopAll(absl::Time deadline) {
 bool EngineTable::UsesPath(const std::string& path) const {
   std::lock_guard lock(mutex_);
   return std::any_of(entries_.begin(), entries_.end(), [&](const auto& item) {
-    return item.second->state != "FAILED" && (item.second->spec.model == path || item.second->spec.quantization == path);
+    return item.second->state != "FAILED" &&
+           (item.second->spec.model == path || item.second->spec.quantization == path);
   });
 }
 

@@ -51,9 +51,12 @@ int Serve(const DaemonConfig& config, const sigset_t& signals) {
     const absl::Status written = sage::WriteFileAtomic(config.port_file, ports.dump() + "\n");
     if (!written.ok()) return Fail(written);
   }
-  Log(LogLevel::kInfo, "serving", {{"grpc", (*grpc)->address()}, {"http", (*http)->address()},
-                                   {"data_dir", (*daemon)->paths().data_dir()},
-                                   {"threads", (*daemon)->runtime().threads()}, {"version", SAGE_VERSION}});
+  Log(LogLevel::kInfo, "serving",
+      {{"grpc", (*grpc)->address()},
+       {"http", (*http)->address()},
+       {"data_dir", (*daemon)->paths().data_dir()},
+       {"threads", (*daemon)->runtime().threads()},
+       {"version", SAGE_VERSION}});
   const int signal = WaitForSignal(signals, **daemon, **grpc);
   Log(LogLevel::kInfo, "draining", {{"signal", signal}});
   (*grpc)->SetServing(false);

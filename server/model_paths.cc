@@ -1,4 +1,5 @@
-// Path resolution: candidates are made by joining, and only a real path (links followed) inside an allowed folder counts.
+// Path resolution: candidates are made by joining, and only a real path (links followed) inside an allowed folder
+// counts.
 #include "server/model_paths.h"
 
 #include <sys/stat.h>
@@ -107,12 +108,12 @@ absl::StatusOr<std::string> ModelPaths::Resolve(const std::string& name, const s
     if (std::any_of(below.begin(), below.end(), [&](const std::string& f) { return IsInside(real, f); })) return real;
     outside = true;
   }
-  if (outside || (name[0] == '/' && std::none_of(below.begin(), below.end(), [&](const std::string& f) {
-                    return IsInside(name, f);
-                  }))) {
-    return MakeError(absl::StatusCode::kPermissionDenied, "PATH_OUTSIDE_ROOTS",
-                     absl::StrCat(what, ": must lie under a model root or the daemon's data folder, got \"", name, "\""),
-                     {{"name", name}});
+  if (outside || (name[0] == '/' &&
+                  std::none_of(below.begin(), below.end(), [&](const std::string& f) { return IsInside(name, f); }))) {
+    return MakeError(
+        absl::StatusCode::kPermissionDenied, "PATH_OUTSIDE_ROOTS",
+        absl::StrCat(what, ": must lie under a model root or the daemon's data folder, got \"", name, "\""),
+        {{"name", name}});
   }
   return MakeError(absl::StatusCode::kNotFound, reason,
                    absl::StrCat(what, ": \"", name, "\" is neither under a model root nor an artifact of the daemon"),

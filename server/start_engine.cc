@@ -24,8 +24,7 @@ absl::StatusOr<EngineRecord> StartEngineWithOperation(
     if (cancel.cancelled() || (own != nullptr && own->cancelled())) both->Cancel();
   };
   const auto begun = [&](const std::string& engine_id) {
-    absl::StatusOr<OperationRecord> record =
-        operations.Begin("start_engine", engine_id, request.SerializeAsString());
+    absl::StatusOr<OperationRecord> record = operations.Begin("start_engine", engine_id, request.SerializeAsString());
     if (record.ok()) operation = record->id;
     if (on_begun) on_begun(engine_id, operation);
     return operation;

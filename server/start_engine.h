@@ -13,8 +13,8 @@ namespace sage::server {
 
 class Daemon;
 
-// `on_begun` (may be empty) hears the engine's and the operation's ids as soon as they exist. Cancelling the operation or
-// `cancel` stops the start.
+// `on_begun` (may be empty) hears the engine's and the operation's ids as soon as they exist. Cancelling the operation
+// or `cancel` stops the start.
 absl::StatusOr<EngineRecord> StartEngineWithOperation(
     Daemon& daemon, const quant::v1::StartEngineRequest& request, const CancelToken& cancel,
     const std::function<void(const std::string& engine_id, const std::string& operation)>& on_begun);

@@ -4,6 +4,7 @@
 // I32 [ceil(N b / 32), G] when asymmetric, weight_g_idx I32 [K] with actorder "group" (quantization.md 1.4, versions
 // 0.8 to 0.19). What a module is follows from its own tensors and must agree with config_groups; modules without
 // weight_packed are plain.
+#include <cstring>
 #include <set>
 
 #include "absl/strings/match.h"
@@ -112,7 +113,14 @@ absl::Status CompressedTensorsCheckpoint::ReadShape(const std::string& module, S
   }
   int64_t size[2] = {};
   for (int i = 0; i < 2; ++i) {
-    size[i] = shape.dtype == DType::kI64 ? shape.as<int64_t>()[i] : shape.as<int32_t>()[i];
+    const size_t width = DTypeSize(shape.dtype);
+    int32_t narrow = 0;  // tensors of a file need not be aligned
+    if (width == 8) {
+      std::memcpy(&size[i], shape.as<uint8_t>() + 8 * i, 8);
+    } else {
+      std::memcpy(&narrow, shape.as<uint8_t>() + 4 * i, 4);
+      size[i] = narrow;
+    }
     if (size[i] < 1 || size[i] > (int64_t{1} << 31))
       return Bad(module, absl::StrCat("weight_shape must be positive, got ", size[i]));
   }

@@ -4,7 +4,7 @@
 // with a scale (and offset) for each 16 or 32 values ("int8_affine"). Llama-architecture files keep q and k rows in the
 // order of interleaved rotary pairs; the config says so and nothing is moved. Source: ggml docs/gguf.md, llama.cpp
 // constants.py.
-#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <mutex>
@@ -292,8 +292,11 @@ absl::Status GgufCheckpoint::MakeRope(const std::string& arch) {
   const auto factors = file_->tensors().find("rope_freqs.weight");
   if (factors != file_->tensors().end() && factors->second.type == GgmlType::kF32) {
     Json list = Json::array();
-    const auto* values = reinterpret_cast<const float*>(factors->second.data);
-    for (size_t i = 0; i < factors->second.bytes / 4 && i < 4096; ++i) list.push_back(values[i]);
+    for (size_t i = 0; i < factors->second.bytes / 4 && i < 4096; ++i) {
+      float value = 1;
+      std::memcpy(&value, factors->second.data + 4 * i, 4);  // general.alignment may be 1
+      list.push_back(value);
+    }
     config_["sage_rope_freq_factors"] = std::move(list);
   }
   return absl::OkStatus();

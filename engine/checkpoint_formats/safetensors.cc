@@ -35,11 +35,13 @@ bool Recognize(const std::string& path) { return IsDirectory(path) && FileExists
 absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<HfFolder> folder, HfFolder::Open(path));
   const auto quantization = folder->config().find("quantization_config");
-  if (quantization != folder->config().end() && quantization->is_object()) {
+  if (quantization != folder->config().end() && !quantization->is_null()) {
     // No format with a higher rank took it: serving its tensors as plain weights would be wrong.
-    return MakeError(absl::StatusCode::kUnimplemented, "UNKNOWN_QUANT_METHOD",
-                     path + ": quantization_config.quant_method is not readable, got " +
-                         DumpJson(quantization->value("quant_method", Json())).substr(0, 80));
+    return MakeError(
+        absl::StatusCode::kUnimplemented, "UNKNOWN_QUANT_METHOD",
+        path + ": quantization_config.quant_method is not readable, got " +
+            DumpJson(quantization->is_object() ? quantization->value("quant_method", Json()) : *quantization)
+                .substr(0, 80));
   }
   return std::shared_ptr<Checkpoint>(std::make_shared<SafetensorsCheckpoint>(std::move(folder)));
 }

@@ -48,8 +48,8 @@ struct DecoderLoadSpec {
   std::string strategy;       // all linears of the layers
   std::string attn_strategy;  // q, k, v, o; overrides `strategy`
   std::string mlp_strategy;   // gate, up, down
-  // Details of quantizing on load. group_size 0 = the largest of 128, 64, 32 that divides K of every layer, else the largest
-  // in 16..256 that does, else per channel.
+  // Details of quantizing on load. group_size 0 = the largest of 128, 64, 32 that divides K of every layer, else the
+  // largest in 16..256 that does, else per channel.
   LinearSpec linear;
   Priority priority = Priority::kLatency;
   DecoderLoadSpec() { linear.group_size = 0; }

@@ -21,14 +21,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kTokenizerFiles[] = {"tokenizer.json",    "tokenizer_config.json", "special_tokens_map.json",
-                                           "added_tokens.json", "vocab.json",            "merges.txt",
-                                           "tokenizer.model",   "tokenizer.bin",         "chat_template.jinja",
-                                           "chat_template.json"};
+constexpr const char* kTokenizerFiles[] = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",   "vocab.json",
+    "merges.txt",     "tokenizer.model",       "tokenizer.bin",           "chat_template.jinja", "chat_template.json"};
 
 absl::Status FileProblem(const std::string& what, const std::error_code& error) {
-  return MakeError(error == std::errc::no_space_on_device ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kInternal,
-                   "FILE_ERROR", absl::StrCat(what, ": ", error.message()));
+  return MakeError(
+      error == std::errc::no_space_on_device ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kInternal,
+      "FILE_ERROR", absl::StrCat(what, ": ", error.message()));
 }
 
 absl::Status DataLoss(const std::string& message) {
@@ -53,7 +53,8 @@ absl::StatusOr<std::vector<std::string>> RegularFiles(const std::string& folder)
 }
 
 absl::Status VerifyShards(const std::string& path, const Json& manifest, const CancelToken& cancel, int64_t& verified) {
-  if (!manifest.contains("files") || !manifest["files"].is_array()) return DataLoss("sage_quant.json: 'files' is missing");
+  if (!manifest.contains("files") || !manifest["files"].is_array())
+    return DataLoss("sage_quant.json: 'files' is missing");
   for (const Json& entry : manifest["files"]) {
     SAGE_ASSIGN_OR_RETURN(const ShardRecord shard, ShardFromJson(entry));
     SAGE_ASSIGN_OR_RETURN(const std::string file, JoinInside(path, shard.file));
@@ -66,8 +67,8 @@ absl::Status VerifyShards(const std::string& path, const Json& manifest, const C
       const auto it = hashes->find(tensor.name);
       if (it == hashes->end()) return DataLoss(absl::StrCat(tensor.name, ": is not in ", shard.file));
       if (it->second != tensor.sha256) {
-        return DataLoss(absl::StrCat(tensor.name, ": sha256 must be ", tensor.sha256, " by sage_quant.json, got ", it->second,
-                                     " in ", shard.file));
+        return DataLoss(absl::StrCat(tensor.name, ": sha256 must be ", tensor.sha256, " by sage_quant.json, got ",
+                                     it->second, " in ", shard.file));
       }
       ++verified;
     }
@@ -201,7 +202,8 @@ absl::Status RemoveAllBut(const std::string& folder, const std::vector<ShardReco
 absl::Status PublishFolder(const std::string& staged, const std::string& target) {
   struct stat info;
   if (lstat(target.c_str(), &info) == 0) {
-    return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS", absl::StrCat("output: ", target, " is there already"));
+    return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS",
+                     absl::StrCat("output: ", target, " is there already"));
   }
   const std::string parent = fs::path(target).parent_path().string();
   if (!parent.empty()) SAGE_RETURN_IF_ERROR(MakeDirectories(parent));

@@ -2,9 +2,11 @@
 //
 //   model-*.safetensors, model.safetensors.index.json   the weights
 //   config.json (with quantization_config), generation_config.json, tokenizer files
-//   sage_quant.json   written last: calibration record, kernel bindings, KV plan, provenance, sha256 of every tensor and file
+//   sage_quant.json   written last: calibration record, kernel bindings, KV plan, provenance, sha256 of every tensor
+//   and file
 //
-// Nothing in the folder depends on time, threads or the folder's own name: the same spec on the same source gives the same bytes.
+// Nothing in the folder depends on time, threads or the folder's own name: the same spec on the same source gives the
+// same bytes.
 #pragma once
 
 #include <map>
@@ -27,14 +29,15 @@ inline constexpr char kManifestFile[] = "sage_quant.json";
 // sage_quant.json of a folder. NOT_FOUND (NO_MANIFEST) when there is none.
 absl::StatusOr<Json> ReadManifest(const std::string& folder);
 
-// The config.json of an artifact: the source's without its own quantization and row-order marks; `quantization` may be null.
+// The config.json of an artifact: the source's without its own quantization and row-order marks; `quantization` may be
+// null.
 Json ArtifactConfig(const ArtifactSource& source, const Json& quantization, DType float_dtype);
 
 // "quantization_config" of compressed-tensors pack-quantized weights (quantization.md 1.4).
 Json CompressedTensorsConfig(const LinearSpec& spec, int weight_bits, const std::vector<std::string>& ignored);
 
-// Copies tokenizer files of a source folder, or writes tokenizer.json and tokenizer_config.json made from GGUF metadata.
-// Returns the names written; none when the source has no tokenizer.
+// Copies tokenizer files of a source folder, or writes tokenizer.json and tokenizer_config.json made from GGUF
+// metadata. Returns the names written; none when the source has no tokenizer.
 absl::StatusOr<std::vector<std::string>> WriteTokenizerFiles(const ArtifactSource& source, const std::string& folder);
 
 // model.safetensors.index.json, config.json and generation_config.json.

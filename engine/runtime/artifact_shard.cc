@@ -74,7 +74,8 @@ absl::StatusOr<std::string> BuildHeader(const std::vector<NamedTensor>& tensors)
   size_t offset = 0;
   for (const NamedTensor& tensor : tensors) {
     if (header.contains(tensor.name)) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "DUPLICATE_TENSOR", absl::StrCat(tensor.name, ": written twice"));
+      return MakeError(absl::StatusCode::kInvalidArgument, "DUPLICATE_TENSOR",
+                       absl::StrCat(tensor.name, ": written twice"));
     }
     OrderedJson entry = OrderedJson::object();
     entry["dtype"] = std::string(DTypeName(tensor.view.dtype));
@@ -94,7 +95,8 @@ std::string ShardFileName(int64_t shard, int64_t count) {
   return absl::StrFormat("model-%05d-of-%05d.safetensors", shard + 1, count);
 }
 
-absl::StatusOr<ShardRecord> WriteShard(const std::string& folder, const std::string& file, std::vector<NamedTensor> tensors) {
+absl::StatusOr<ShardRecord> WriteShard(const std::string& folder, const std::string& file,
+                                       std::vector<NamedTensor> tensors) {
   std::sort(tensors.begin(), tensors.end(), [](const NamedTensor& a, const NamedTensor& b) {
     const size_t x = DTypeSize(a.view.dtype), y = DTypeSize(b.view.dtype);
     return x != y ? x > y : a.name < b.name;
@@ -123,7 +125,8 @@ absl::StatusOr<ShardRecord> WriteShard(const std::string& folder, const std::str
 
 Json ShardToJson(const ShardRecord& shard) {
   Json tensors = Json::object();
-  for (const TensorRecord& tensor : shard.tensors) tensors[tensor.name] = {{"bytes", tensor.bytes}, {"sha256", tensor.sha256}};
+  for (const TensorRecord& tensor : shard.tensors)
+    tensors[tensor.name] = {{"bytes", tensor.bytes}, {"sha256", tensor.sha256}};
   return {{"file", shard.file}, {"bytes", shard.bytes}, {"sha256", shard.sha256}, {"tensors", std::move(tensors)}};
 }
 
@@ -133,7 +136,8 @@ absl::StatusOr<ShardRecord> ShardFromJson(const Json& json) {
   SAGE_ASSIGN_OR_RETURN(shard.bytes, JsonInt(json, "bytes", 0));
   SAGE_ASSIGN_OR_RETURN(shard.sha256, JsonString(json, "sha256", ""));
   if (!json.is_object() || !json.contains("tensors") || !json["tensors"].is_object() || shard.file.empty()) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_SHARD_RECORD", "shard record: needs 'file' and 'tensors'");
+    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_SHARD_RECORD",
+                     "shard record: needs 'file' and 'tensors'");
   }
   for (const auto& [name, entry] : json["tensors"].items()) {
     TensorRecord tensor;

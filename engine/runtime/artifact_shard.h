@@ -1,8 +1,8 @@
 // One safetensors file of an artifact, written so that it is either complete or absent, with a sha256 for every tensor.
 //
-// Layout: u64 little-endian header length, JSON header {name: {dtype, shape, data_offsets}, "__metadata__": {"format": "pt"}}
-// padded with spaces to a multiple of 8, then the tensors, larger element types first so that each is aligned, then by name.
-// Source: the safetensors format description. The bytes depend on names and values only.
+// Layout: u64 little-endian header length, JSON header {name: {dtype, shape, data_offsets}, "__metadata__": {"format":
+// "pt"}} padded with spaces to a multiple of 8, then the tensors, larger element types first so that each is aligned,
+// then by name. Source: the safetensors format description. The bytes depend on names and values only.
 #pragma once
 
 #include <map>
@@ -23,14 +23,15 @@ struct TensorRecord {
 };
 
 struct ShardRecord {
-  std::string file;    // name without folder
-  int64_t bytes = 0;   // of the file
-  std::string sha256;  // of the file
+  std::string file;                   // name without folder
+  int64_t bytes = 0;                  // of the file
+  std::string sha256;                 // of the file
   std::vector<TensorRecord> tensors;  // by name
 };
 
 // Writes folder/file.tmp, fsyncs, renames and fsyncs the folder. INVALID_ARGUMENT on a duplicate name.
-absl::StatusOr<ShardRecord> WriteShard(const std::string& folder, const std::string& file, std::vector<NamedTensor> tensors);
+absl::StatusOr<ShardRecord> WriteShard(const std::string& folder, const std::string& file,
+                                       std::vector<NamedTensor> tensors);
 
 Json ShardToJson(const ShardRecord& shard);
 absl::StatusOr<ShardRecord> ShardFromJson(const Json& json);

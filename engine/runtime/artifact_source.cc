@@ -54,7 +54,8 @@ int64_t LayerOfName(const std::string& name) {
   return layer;
 }
 
-absl::StatusOr<NamedTensor> ConvertFloats(const std::string& name, const float* values, const Shape& shape, DType dtype) {
+absl::StatusOr<NamedTensor> ConvertFloats(const std::string& name, const float* values, const Shape& shape,
+                                          DType dtype) {
   SAGE_ASSIGN_OR_RETURN(std::shared_ptr<Tensor> out, NewTensor(dtype, shape));
   SAGE_ASSIGN_OR_RETURN(const int64_t count, ElementCount(shape));
   switch (dtype) {
@@ -110,8 +111,8 @@ absl::StatusOr<StoredLinear> ArtifactSource::Stored(const LinearSlot& slot) cons
   SAGE_ASSIGN_OR_RETURN(StoredLinear stored, checkpoint_->GetLinear(slot.name));
   if (stored.N != slot.N || stored.K != slot.K) {
     return MakeError(absl::StatusCode::kInvalidArgument, "SHAPE_MISMATCH",
-                     absl::StrCat(slot.name, ": must be [", slot.N, ", ", slot.K, "] by config.json, got [", stored.N, ", ",
-                                  stored.K, "]"));
+                     absl::StrCat(slot.name, ": must be [", slot.N, ", ", slot.K, "] by config.json, got [", stored.N,
+                                  ", ", stored.K, "]"));
   }
   return stored;
 }
@@ -175,9 +176,10 @@ absl::StatusOr<NamedTensor> ArtifactSource::PlainTensor(const std::string& name,
   constexpr std::string_view kSuffix = ".weight";
   const std::string module = name.substr(0, name.size() - kSuffix.size());
   if (!checkpoint_->HasLinear(module)) {
-    return view.ok() ? MakeError(absl::StatusCode::kInvalidArgument, "BAD_DTYPE",
-                                 absl::StrCat(name, ": must be F32, F16 or BF16, got ", std::string(DTypeName(view->dtype))))
-                     : view.status();
+    return view.ok()
+               ? MakeError(absl::StatusCode::kInvalidArgument, "BAD_DTYPE",
+                           absl::StrCat(name, ": must be F32, F16 or BF16, got ", std::string(DTypeName(view->dtype))))
+               : view.status();
   }
   SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, checkpoint_->GetLinear(module));
   SAGE_ASSIGN_OR_RETURN(Tensor values, Tensor::Allocate(DType::kF32, {stored.N, stored.K}));

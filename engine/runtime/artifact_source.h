@@ -1,4 +1,5 @@
-// A checkpoint read the way artifacts are written: Hugging Face names, row order and shapes, whatever the source's own form is.
+// A checkpoint read the way artifacts are written: Hugging Face names, row order and shapes, whatever the source's own
+// form is.
 #pragma once
 
 #include <memory>
@@ -63,7 +64,8 @@ class ArtifactSource {
 };
 
 // f32 values as F32, F16 or BF16, rounded half to even.
-absl::StatusOr<NamedTensor> ConvertFloats(const std::string& name, const float* values, const Shape& shape, DType dtype);
+absl::StatusOr<NamedTensor> ConvertFloats(const std::string& name, const float* values, const Shape& shape,
+                                          DType dtype);
 // The layer that a name belongs to ("model.layers.7.input_layernorm.weight" -> 7), or -1.
 int64_t LayerOfName(const std::string& name);
 

@@ -12,8 +12,7 @@
 namespace sage {
 namespace {
 
-constexpr char kGpt2Split[] =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr char kGpt2Split[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr char kLlama3Split[] =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr char kQwen2Split[] =
@@ -46,7 +45,8 @@ absl::StatusOr<std::vector<T>> Array(const Json& metadata, const char* key, bool
   }
   for (const Json& value : *it) {
     if (!(value.*is)()) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "BAD_GGUF", absl::StrCat("GGUF: ", key, " has a value of another type"));
+      return MakeError(absl::StatusCode::kInvalidArgument, "BAD_GGUF",
+                       absl::StrCat("GGUF: ", key, " has a value of another type"));
     }
     out.push_back(value.get<T>());
   }
@@ -92,7 +92,9 @@ Json ByteLevel(bool use_regex) {
   return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", use_regex}};
 }
 
-Json Sequence(const char* member, std::vector<Json> parts) { return {{"type", "Sequence"}, {member, std::move(parts)}}; }
+Json Sequence(const char* member, std::vector<Json> parts) {
+  return {{"type", "Sequence"}, {member, std::move(parts)}};
+}
 
 // The split of llama.cpp's pre-tokenizer names, as Hugging Face writes it.
 absl::StatusOr<Json> PreTokenizer(const std::string& pre) {
@@ -170,8 +172,13 @@ Json AddedTokens(const Vocabulary& v) {
   for (size_t i = 0; i < v.tokens.size(); ++i) {
     const bool special = v.types[i] == kControl || v.types[i] == kUnknown;
     if (!special && v.types[i] != kUserDefined) continue;
-    out.push_back({{"id", i}, {"content", v.tokens[i]}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                   {"normalized", false}, {"special", special}});
+    out.push_back({{"id", i},
+                   {"content", v.tokens[i]},
+                   {"single_word", false},
+                   {"lstrip", false},
+                   {"rstrip", false},
+                   {"normalized", false},
+                   {"special", special}});
   }
   return out;
 }
@@ -188,7 +195,9 @@ Json PostProcessor(const Vocabulary& v) {
     special[text] = {{"id", text}, {"ids", {id}}, {"tokens", {text}}};
     return Json{{"SpecialToken", {{"id", text}, {"type_id", type}}}};
   };
-  const auto sequence = [](const char* name, int type) { return Json{{"Sequence", {{"id", name}, {"type_id", type}}}}; };
+  const auto sequence = [](const char* name, int type) {
+    return Json{{"Sequence", {{"id", name}, {"type_id", type}}}};
+  };
   Json single = Json::array(), pair = Json::array();
   for (const int type : {0, 1}) {
     if (bos) pair.push_back(token(v.bos, type));
@@ -268,7 +277,8 @@ absl::StatusOr<std::map<std::string, std::string>> GgufTokenizerFilesFromMetadat
   Json json = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}};
   json["added_tokens"] = AddedTokens(v);
   json["post_processor"] = PostProcessor(v);
-  Json model = {{"type", "BPE"}, {"dropout", nullptr}, {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}};
+  Json model = {
+      {"type", "BPE"}, {"dropout", nullptr}, {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}};
   SAGE_ASSIGN_OR_RETURN(model["vocab"], VocabularyObject(v));
   json["model"] = std::move(model);
   if (v.model == "gpt2") {

@@ -1,7 +1,8 @@
 // Tokenizer files of a Hugging Face folder made from a GGUF's vocabulary, so that an artifact of a GGUF is whole.
 //
-// "gpt2" vocabularies become byte-level BPE (vocabulary, merges, the pre-tokenizer's split pattern); "llama" (SentencePiece)
-// vocabularies become BPE with byte fallback whose merges are derived from the scores, as transformers' converter derives them.
+// "gpt2" vocabularies become byte-level BPE (vocabulary, merges, the pre-tokenizer's split pattern); "llama"
+// (SentencePiece) vocabularies become BPE with byte fallback whose merges are derived from the scores, as transformers'
+// converter derives them.
 #pragma once
 
 #include <map>

@@ -1,8 +1,8 @@
 // The calibration loop: one shard a layer, each finished before the next begins, the manifest last.
 //
-// The unfinished artifact lives in work_dir/calibrate-<spec hash>; the file of that name with ".progress.json" lists the finished
-// shards. A rerun of the same spec keeps every shard whose bytes still have the recorded sha256 and continues at the first
-// missing one.
+// The unfinished artifact lives in work_dir/calibrate-<spec hash>; the file of that name with ".progress.json" lists
+// the finished shards. A rerun of the same spec keeps every shard whose bytes still have the recorded sha256 and
+// continues at the first missing one.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -169,7 +169,8 @@ absl::Status Calibration::SaveProgress() const {
 
 absl::Status Calibration::AddQuantized(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {
   SAGE_ASSIGN_OR_RETURN(const Tensor weight, plan_.source->Weight(slot, threads_));
-  SAGE_ASSIGN_OR_RETURN(const std::unique_ptr<CalibratorState> state, plan_.calibrator->start(plan_.linear, slot.N, slot.K));
+  SAGE_ASSIGN_OR_RETURN(const std::unique_ptr<CalibratorState> state,
+                        plan_.calibrator->start(plan_.linear, slot.N, slot.K));
   SAGE_ASSIGN_OR_RETURN(const LayerPlan layer, state->Solve(weight.view(), plan_.linear, threads_));
   SAGE_ASSIGN_OR_RETURN(StoredLinear quantized, plan_.strategy->quantize(weight.view(), plan_.linear, layer, threads_));
   const auto stored = std::make_shared<StoredLinear>(std::move(quantized));
@@ -211,8 +212,7 @@ absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
   for (const LinearSlot& slot : plan_.source->ShardLinears(shard)) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, plan_.source->Stored(slot));
     out.source_bytes += static_cast<int64_t>(stored.weight_bytes());
-    const absl::Status status =
-        plan_.Quantizes(slot) ? AddQuantized(slot, out, tensors) : AddDense(slot, out, tensors);
+    const absl::Status status = plan_.Quantizes(slot) ? AddQuantized(slot, out, tensors) : AddDense(slot, out, tensors);
     if (!status.ok()) return Annotate(status, slot.name);
     SAGE_ASSIGN_OR_RETURN(NamedTensor bias, plan_.source->Bias(slot));
     if (!bias.view.empty()) tensors.push_back(std::move(bias));
@@ -225,7 +225,8 @@ absl::Status Calibration::RunShards(const CancelToken& cancel, const ProgressFn&
   const int64_t total = shard_count();
   for (int64_t shard = static_cast<int64_t>(done_.size()); shard < total; ++shard) {
     SAGE_RETURN_IF_ERROR(cancel.Check());
-    if (progress) progress({shard + 1 < total ? absl::StrCat("layer ", shard) : "embeddings and head", shard, total, "layers"});
+    if (progress)
+      progress({shard + 1 < total ? absl::StrCat("layer ", shard) : "embeddings and head", shard, total, "layers"});
     SAGE_ASSIGN_OR_RETURN(ShardProgress made, MakeShard(shard));
     done_.push_back(std::move(made));
     SAGE_RETURN_IF_ERROR(SaveProgress());
@@ -238,7 +239,9 @@ Json Calibration::KvQuantPlan() const {
   const std::string& name = plan_.kv_strategy;
   const bool fp8 = name.compare(0, 3, "fp8") == 0, int8 = name.compare(0, 4, "int8") == 0;
   return {{"strategy", name},
-          {"dtype", fp8 ? "fp8" : int8 ? "int8" : "none"},
+          {"dtype", fp8    ? "fp8"
+                    : int8 ? "int8"
+                           : "none"},
           {"block_size", 16},
           {"group_size", 0},
           {"scale_precision", "fp32"}};
@@ -265,27 +268,37 @@ Json Calibration::Manifest(const Json& side_files) const {
     }
   }
   const Checkpoint& source = plan_.source->checkpoint();
-  return {{"format_version", kArtifactFormatVersion},
-          {"producer", absl::StrCat("sagequant ", kEngineVersion)},
-          {"spec_hash", plan_.spec_hash},
-          {"quantization", plan_.linear.strategy},
-          {"checkpoint_format", plan_.format},
-          {"calibration_record",
-           {{"method", std::string(plan_.calibrator->name)}, {"spec", plan_.spec}, {"dataset", plan_.dataset},
-            {"samples", spec_.samples}, {"sequence_length", spec_.sequence_length}, {"seed", spec_.seed},
-            {"layers", std::move(layers)}}},
-          {"kernel_bindings", std::move(bindings)},
-          {"kv_quant_plan", KvQuantPlan()},
-          {"provenance",
-           {{"model", spec_.model_name}, {"path", source.path()}, {"format", std::string(source.format())},
-            {"sha256", plan_.source_sha256}, {"file_bytes", static_cast<int64_t>(source.file_bytes())},
-            {"notes", source.notes()}}},
-          {"totals",
-           {{"weight_bytes", weight_bytes}, {"source_bytes", source_bytes}, {"quantized_bytes", quantized_bytes},
-            {"quantized_parameters", quantized_parameters},
-            {"bits_per_weight", 8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(quantized_parameters)}}},
-          {"files", std::move(files)},
-          {"side_files", side_files}};
+  return {
+      {"format_version", kArtifactFormatVersion},
+      {"producer", absl::StrCat("sagequant ", kEngineVersion)},
+      {"spec_hash", plan_.spec_hash},
+      {"quantization", plan_.linear.strategy},
+      {"checkpoint_format", plan_.format},
+      {"calibration_record",
+       {{"method", std::string(plan_.calibrator->name)},
+        {"spec", plan_.spec},
+        {"dataset", plan_.dataset},
+        {"samples", spec_.samples},
+        {"sequence_length", spec_.sequence_length},
+        {"seed", spec_.seed},
+        {"layers", std::move(layers)}}},
+      {"kernel_bindings", std::move(bindings)},
+      {"kv_quant_plan", KvQuantPlan()},
+      {"provenance",
+       {{"model", spec_.model_name},
+        {"path", source.path()},
+        {"format", std::string(source.format())},
+        {"sha256", plan_.source_sha256},
+        {"file_bytes", static_cast<int64_t>(source.file_bytes())},
+        {"notes", source.notes()}}},
+      {"totals",
+       {{"weight_bytes", weight_bytes},
+        {"source_bytes", source_bytes},
+        {"quantized_bytes", quantized_bytes},
+        {"quantized_parameters", quantized_parameters},
+        {"bits_per_weight", 8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(quantized_parameters)}}},
+      {"files", std::move(files)},
+      {"side_files", side_files}};
 }
 
 absl::StatusOr<Json> Calibration::Finish() {
@@ -337,8 +350,8 @@ absl::Status CheckOutput(const CalibrationSpec& spec) {
 
 }  // namespace
 
-absl::StatusOr<CalibrationResult> CalibrateModel(const CalibrationSpec& spec, ThreadPool& threads, const CancelToken& cancel,
-                                                 const ProgressFn& progress) {
+absl::StatusOr<CalibrationResult> CalibrateModel(const CalibrationSpec& spec, ThreadPool& threads,
+                                                 const CancelToken& cancel, const ProgressFn& progress) {
   const auto begin = std::chrono::steady_clock::now();
   SAGE_RETURN_IF_ERROR(CheckOutput(spec));
   SAGE_RETURN_IF_ERROR(cancel.Check());

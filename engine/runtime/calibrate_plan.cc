@@ -36,7 +36,8 @@ absl::Status CheckNumbers(const CalibrationSpec& spec) {
     return Invalid("BAD_SAMPLES", absl::StrCat("samples: must be in [1, 1000000], got ", spec.samples));
   }
   if (spec.sequence_length < 1 || spec.sequence_length > 1'048'576) {
-    return Invalid("BAD_SEQUENCE_LENGTH", absl::StrCat("sequence_length: must be in [1, 1048576], got ", spec.sequence_length));
+    return Invalid("BAD_SEQUENCE_LENGTH",
+                   absl::StrCat("sequence_length: must be in [1, 1048576], got ", spec.sequence_length));
   }
   if (spec.exclude.size() > 1000) return Invalid("TOO_MANY_PATTERNS", "exclude: at most 1000 patterns");
   return absl::OkStatus();
@@ -57,8 +58,8 @@ absl::StatusOr<std::vector<std::string>> ResolveExclude(const std::vector<Linear
   }
   for (size_t i = 0; i < patterns.size(); ++i) {
     if (used[i] || GlobMatch(patterns[i], "lm_head") || GlobMatch(patterns[i], "model.embed_tokens")) continue;
-    return Invalid("PATTERN_MATCHES_NOTHING",
-                   absl::StrCat("exclude: must name a linear module such as ", slots.front().name, ", got '", patterns[i], "'"));
+    return Invalid("PATTERN_MATCHES_NOTHING", absl::StrCat("exclude: must name a linear module such as ",
+                                                           slots.front().name, ", got '", patterns[i], "'"));
   }
   return ignored;
 }
@@ -104,8 +105,8 @@ bool HasKernel(const Backend* backend, const LinearSpec& spec) {
   return !backend->SelectLinear(query).kernel.empty();
 }
 
-// "auto": the largest size in 16..256 that divides K of every layer, or one scale a row where none does. The answer and the
-// artifact say which it was.
+// "auto": the largest size in 16..256 that divides K of every layer, or one scale a row where none does. The answer and
+// the artifact say which it was.
 absl::StatusOr<int> AutomaticGroupSize(const LinearStrategyDef& strategy, LinearSpec spec,
                                        const std::vector<LinearSlot>& slots) {
   absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend("cpu");
@@ -125,13 +126,15 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
   if (name.empty()) return Invalid("NOTHING_TO_QUANTIZE", "weight_dtype: 'none' leaves nothing to quantize");
   SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(name));
   if (!plan.strategy->quantizes || plan.strategy->quantize == nullptr) {
-    return Invalid("NOTHING_TO_QUANTIZE",
-                   absl::StrCat("weight_dtype: ", name, " stores weights as they are; give int4 or int8, or use convert"));
+    return Invalid(
+        "NOTHING_TO_QUANTIZE",
+        absl::StrCat("weight_dtype: ", name, " stores weights as they are; give int4 or int8, or use convert"));
   }
   if (plan.calibrator->needs_activations) {
-    return MakeError(absl::StatusCode::kUnimplemented, "METHOD_NEEDS_ACTIVATIONS",
-                     absl::StrCat(std::string(plan.calibrator->name),
-                                  ": needs a forward pass layer by layer, which this build does not offer; use minmax"));
+    return MakeError(
+        absl::StatusCode::kUnimplemented, "METHOD_NEEDS_ACTIVATIONS",
+        absl::StrCat(std::string(plan.calibrator->name),
+                     ": needs a forward pass layer by layer, which this build does not offer; use minmax"));
   }
   plan.format = spec.format.empty() ? "compressed_tensors" : spec.format;
   if (plan.format != "compressed_tensors") {
@@ -198,8 +201,8 @@ bool GlobMatch(std::string_view pattern, std::string_view name) {
   return p == pattern.size();
 }
 
-absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSpec spec, const std::vector<LinearSlot>& slots,
-                                     int asked, bool automatic) {
+absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSpec spec,
+                                     const std::vector<LinearSlot>& slots, int asked, bool automatic) {
   if (automatic) return AutomaticGroupSize(strategy, std::move(spec), slots);
   if (asked == -1) return -1;
   if (asked < -1) return Invalid("BAD_GROUP_SIZE", absl::StrCat("group_size: must be -1, 0 or positive, got ", asked));

@@ -1,4 +1,5 @@
-// What a calibration will do, settled before the first byte is written: every word of the spec resolved, checked and hashed.
+// What a calibration will do, settled before the first byte is written: every word of the spec resolved, checked and
+// hashed.
 #pragma once
 
 #include <memory>
@@ -23,8 +24,8 @@ struct CalibrationPlan {
   std::vector<std::string> ignored;  // modules that stay as they are: lm_head and what `exclude` names
   Json dataset;                      // {name, sha256, kind, entries} or null
   std::string source_sha256;
-  Json spec;                         // canonical; what the artifact's bytes depend on
-  std::string spec_hash;             // sha256 of `spec`
+  Json spec;              // canonical; what the artifact's bytes depend on
+  std::string spec_hash;  // sha256 of `spec`
 
   bool Quantizes(const LinearSlot& slot) const;
 };
@@ -34,9 +35,10 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec);
 // "*" matches any run of characters (dots too), "?" one; the whole name must match. Linear time in both.
 bool GlobMatch(std::string_view pattern, std::string_view name);
 
-// The group size that a calibration of `slots` uses: `asked` > 0 must divide every K, 0 takes the largest of 128, 64, 32 that
-// does, `automatic` the largest of 256..16 that the strategy accepts; -1 stays. GROUP_SIZE_MUST_DIVIDE_K names sizes that do.
-absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSpec spec, const std::vector<LinearSlot>& slots,
-                                     int asked, bool automatic);
+// The group size that a calibration of `slots` uses: `asked` > 0 must divide every K, 0 takes the largest of 128, 64,
+// 32 that does, `automatic` the largest of 256..16 that the strategy accepts; -1 stays. GROUP_SIZE_MUST_DIVIDE_K names
+// sizes that do.
+absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSpec spec,
+                                     const std::vector<LinearSlot>& slots, int asked, bool automatic);
 
 }  // namespace sage

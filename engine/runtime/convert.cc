@@ -1,5 +1,6 @@
-// Rewrites a checkpoint as a Hugging Face folder: dequantized floats (f32, f16, bf16) or compressed-tensors as stored. The written
-// folder is opened again and every value compared with the source; `lossless` is the outcome of that comparison.
+// Rewrites a checkpoint as a Hugging Face folder: dequantized floats (f32, f16, bf16) or compressed-tensors as stored.
+// The written folder is opened again and every value compared with the source; `lossless` is the outcome of that
+// comparison.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -31,7 +32,8 @@ absl::StatusOr<Target> ParseTarget(const std::string& format) {
   if (format == "bf16") return Target{DType::kBF16, false};
   if (format == "compressed_tensors") return Target{DType::kF32, true};
   return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
-                   absl::StrCat("format: must be one of [", kFormats, "], got '", format, "'"), {{"candidates", kFormats}});
+                   absl::StrCat("format: must be one of [", kFormats, "], got '", format, "'"),
+                   {{"candidates", kFormats}});
 }
 
 struct Difference {
@@ -51,7 +53,11 @@ struct Difference {
 class Conversion {
  public:
   Conversion(const ConvertSpec& spec, Target target, std::unique_ptr<ArtifactSource> source, ThreadPool& threads)
-      : spec_(spec), target_(target), source_(std::move(source)), threads_(threads), staged_(spec.output + ".partial") {}
+      : spec_(spec),
+        target_(target),
+        source_(std::move(source)),
+        threads_(threads),
+        staged_(spec.output + ".partial") {}
 
   absl::Status Write(const CancelToken& cancel, const ProgressFn& progress);
   absl::Status Compare(const CancelToken& cancel, const ProgressFn& progress);
@@ -93,8 +99,9 @@ absl::Status Conversion::CheckPacked() {
                        absl::StrCat(slot.name, ": compressed_tensors holds int4_w4a16 and int8_w8a16, got ",
                                     stored.spec.strategy, "; convert to f32 or bf16, or calibrate"));
     }
-    const bool same = !packed_ || (packed_->strategy == stored.spec.strategy && packed_->group_size == stored.spec.group_size &&
-                                   packed_->symmetric == stored.spec.symmetric && packed_->act_order == stored.spec.act_order);
+    const bool same =
+        !packed_ || (packed_->strategy == stored.spec.strategy && packed_->group_size == stored.spec.group_size &&
+                     packed_->symmetric == stored.spec.symmetric && packed_->act_order == stored.spec.act_order);
     if (!same) {
       return MakeError(absl::StatusCode::kUnimplemented, "MIXED_SCHEMES",
                        absl::StrCat(slot.name, ": all quantized layers must share strategy, group size and symmetry"));
@@ -121,7 +128,8 @@ absl::StatusOr<ShardRecord> Conversion::WriteShardOf(int64_t shard) {
   for (NamedTensor& tensor : tensors) {
     if (target_.packed || tensor.view.dtype == target_.dtype) continue;
     const NamedTensor values = tensor;
-    SAGE_ASSIGN_OR_RETURN(tensor, ConvertFloats(values.name, values.view.as<float>(), values.view.shape, target_.dtype));
+    SAGE_ASSIGN_OR_RETURN(tensor,
+                          ConvertFloats(values.name, values.view.as<float>(), values.view.shape, target_.dtype));
   }
   for (const LinearSlot& slot : source_->ShardLinears(shard)) {
     const bool ignored = std::find(ignored_.begin(), ignored_.end(), slot.name) != ignored_.end();
@@ -134,8 +142,9 @@ absl::StatusOr<ShardRecord> Conversion::WriteShardOf(int64_t shard) {
         tensors.push_back({slot.name + ".weight", dense, nullptr});
       } else {
         SAGE_ASSIGN_OR_RETURN(const Tensor weight, source_->Weight(slot, threads_));
-        SAGE_ASSIGN_OR_RETURN(NamedTensor out, ConvertFloats(slot.name + ".weight", weight.as<float>(), {slot.N, slot.K},
-                                                             target_.packed ? source_->float_dtype() : target_.dtype));
+        SAGE_ASSIGN_OR_RETURN(NamedTensor out,
+                              ConvertFloats(slot.name + ".weight", weight.as<float>(), {slot.N, slot.K},
+                                            target_.packed ? source_->float_dtype() : target_.dtype));
         tensors.push_back(std::move(out));
       }
     }
@@ -163,8 +172,7 @@ absl::Status Conversion::Write(const CancelToken& cancel, const ProgressFn& prog
     tensors_ += static_cast<int64_t>(record.tensors.size());
     shards.push_back(std::move(record));
   }
-  const Json quantization =
-      target_.packed ? CompressedTensorsConfig(*packed_, packed_bits_, ignored_) : Json(nullptr);
+  const Json quantization = target_.packed ? CompressedTensorsConfig(*packed_, packed_bits_, ignored_) : Json(nullptr);
   const DType dtype = target_.packed ? source_->float_dtype() : target_.dtype;
   SAGE_RETURN_IF_ERROR(WriteModelFiles(staged_, *source_, ArtifactConfig(*source_, quantization, dtype), shards));
   return WriteTokenizerFiles(*source_, staged_).status();
@@ -215,10 +223,12 @@ absl::StatusOr<ConvertResult> ConvertArtifact(const ConvertSpec& spec, ThreadPoo
                                               const ProgressFn& progress) {
   SAGE_ASSIGN_OR_RETURN(const Target target, ParseTarget(spec.format));
   if (spec.output.empty() || spec.output.back() == '/') {
-    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_OUTPUT", "output: must name a folder, without '/' at the end");
+    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_OUTPUT",
+                     "output: must name a folder, without '/' at the end");
   }
   if (FileExists(spec.output) || IsDirectory(spec.output)) {
-    return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS", absl::StrCat("output: ", spec.output, " is there already"));
+    return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS",
+                     absl::StrCat("output: ", spec.output, " is there already"));
   }
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<ArtifactSource> source, ArtifactSource::Open(spec.artifact));
   const std::string parent = fs::path(spec.output).parent_path().string();

@@ -39,7 +39,8 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const Json& array, std::string_view
 absl::Status CheckMessages(const OrderedJson& messages, std::string_view name, int64_t line) {
   if (!messages.is_array() || messages.empty()) return Invalid(name, line, "'messages' must be a non-empty array");
   for (const OrderedJson& message : messages) {
-    if (!message.is_object() || !message.contains("role") || !message["role"].is_string() || !message.contains("content")) {
+    if (!message.is_object() || !message.contains("role") || !message["role"].is_string() ||
+        !message.contains("content")) {
       return Invalid(name, line, "each message must be an object with 'role' and 'content'");
     }
   }
@@ -51,8 +52,8 @@ absl::StatusOr<DatasetEntry> ReadObject(std::string_view text, const Json& objec
   DatasetEntry entry;
   entry.line = line;
   const std::string wanted(field.empty() ? "text" : field);
-  for (const std::string& key : field.empty() ? std::vector<std::string>{"text", "inputs_pretokenized"}
-                                              : std::vector<std::string>{wanted}) {
+  for (const std::string& key :
+       field.empty() ? std::vector<std::string>{"text", "inputs_pretokenized"} : std::vector<std::string>{wanted}) {
     const auto it = object.find(key);
     if (it == object.end() || it->is_null()) continue;
     if (it->is_array() && !field.empty() && key != "messages") {
@@ -60,7 +61,8 @@ absl::StatusOr<DatasetEntry> ReadObject(std::string_view text, const Json& objec
       return entry;
     }
     if (key == "messages") break;
-    if (!it->is_string()) return Invalid(name, line, absl::StrCat("'", key, "' must be a string, got ", it->type_name()));
+    if (!it->is_string())
+      return Invalid(name, line, absl::StrCat("'", key, "' must be a string, got ", it->type_name()));
     entry.text = it->get<std::string>();
     if (entry.text.empty()) return Invalid(name, line, absl::StrCat("'", key, "' must not be empty"));
     return entry;
@@ -82,8 +84,10 @@ absl::StatusOr<DatasetEntry> ReadObject(std::string_view text, const Json& objec
                               field.empty() ? ", 'messages', 'inputs_pretokenized' or 'input_ids'" : "", ", got none"));
 }
 
-absl::StatusOr<DatasetEntry> ReadLine(std::string_view text, std::string_view name, std::string_view field, int64_t line) {
-  if (text.size() > kMaxLineBytes) return Invalid(name, line, absl::StrCat("must be at most ", kMaxLineBytes, " bytes"));
+absl::StatusOr<DatasetEntry> ReadLine(std::string_view text, std::string_view name, std::string_view field,
+                                      int64_t line) {
+  if (text.size() > kMaxLineBytes)
+    return Invalid(name, line, absl::StrCat("must be at most ", kMaxLineBytes, " bytes"));
   absl::StatusOr<Json> value = ParseJson(text, "JSON");
   if (!value.ok()) return Invalid(name, line, std::string(value.status().message()));
   if (value->is_object()) return ReadObject(text, *value, name, field, line);
@@ -130,7 +134,8 @@ absl::Status ParseLines(std::string_view content, std::string_view field, Datase
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> RenderMessages(const DatasetEntry& entry, const TokenizerFiles& files, const ChatTemplate& chat) {
+absl::StatusOr<std::string> RenderMessages(const DatasetEntry& entry, const TokenizerFiles& files,
+                                           const ChatTemplate& chat) {
   OrderedJson context = OrderedJson::object();
   context["messages"] = entry.messages;
   context["add_generation_prompt"] = false;
@@ -139,20 +144,23 @@ absl::StatusOr<std::string> RenderMessages(const DatasetEntry& entry, const Toke
   return chat.Render(context);
 }
 
-absl::Status CheckIds(const std::vector<int32_t>& ids, const Dataset& dataset, int64_t line, const TokenizerFiles* files) {
+absl::Status CheckIds(const std::vector<int32_t>& ids, const Dataset& dataset, int64_t line,
+                      const TokenizerFiles* files) {
   if (files == nullptr || files->tokenizer == nullptr) return absl::OkStatus();
   for (const int32_t id : ids) {
     if (id >= files->tokenizer->vocab_size()) {
-      return Invalid(dataset.name, line,
-                     absl::StrCat("token ids must be below the vocabulary size ", files->tokenizer->vocab_size(), ", got ", id));
+      return Invalid(
+          dataset.name, line,
+          absl::StrCat("token ids must be below the vocabulary size ", files->tokenizer->vocab_size(), ", got ", id));
     }
   }
   return absl::OkStatus();
 }
 
 absl::Status NeedTokenizer(const Dataset& dataset) {
-  return MakeError(absl::StatusCode::kFailedPrecondition, "TOKENIZER_NOT_FOUND",
-                   absl::StrCat("dataset ", dataset.name, ": holds text, and the model has no tokenizer files; give token ids"));
+  return MakeError(
+      absl::StatusCode::kFailedPrecondition, "TOKENIZER_NOT_FOUND",
+      absl::StrCat("dataset ", dataset.name, ": holds text, and the model has no tokenizer files; give token ids"));
 }
 
 }  // namespace
@@ -206,8 +214,9 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeEntries(const Dataset&
     const bool rendered = !entry.messages.is_null();
     if (rendered) {
       if (files->chat_template.empty()) {
-        return MakeError(absl::StatusCode::kFailedPrecondition, "NO_CHAT_TEMPLATE",
-                         absl::StrCat("dataset ", dataset.name, " line ", entry.line, ": the model has no chat template"));
+        return MakeError(
+            absl::StatusCode::kFailedPrecondition, "NO_CHAT_TEMPLATE",
+            absl::StrCat("dataset ", dataset.name, " line ", entry.line, ": the model has no chat template"));
       }
       if (chat == nullptr) {
         SAGE_ASSIGN_OR_RETURN(chat, ChatTemplate::Compile(files->chat_template));
@@ -217,7 +226,8 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeEntries(const Dataset&
       text = *std::move(shown);
     }
     // A template writes its own beginning-of-text token.
-    absl::StatusOr<std::vector<int32_t>> ids = files->tokenizer->Encode(text, /*add_special=*/!rendered, /*parse_special=*/rendered);
+    absl::StatusOr<std::vector<int32_t>> ids =
+        files->tokenizer->Encode(text, /*add_special=*/!rendered, /*parse_special=*/rendered);
     if (!ids.ok()) return Annotate(ids.status(), absl::StrCat("dataset ", dataset.name, " line ", entry.line));
     out.push_back(*std::move(ids));
   }

@@ -1,8 +1,9 @@
 // Text for calibration and reports: plain text or JSONL, read whole, checked line by line and named by its sha256.
 //
-// A JSONL line is an object with one of: the text field ("text" unless named), "messages" (rendered with the model's chat
-// template), "inputs_pretokenized" (GLM's name for text), "input_ids" / "ids" / "token_ids" (token ids as they are); or it is a
-// bare array of ids. A file that is one JSON array of integers is one entry of ids. Anything else is one plain text.
+// A JSONL line is an object with one of: the text field ("text" unless named), "messages" (rendered with the model's
+// chat template), "inputs_pretokenized" (GLM's name for text), "input_ids" / "ids" / "token_ids" (token ids as they
+// are); or it is a bare array of ids. A file that is one JSON array of integers is one entry of ids. Anything else is
+// one plain text.
 #pragma once
 
 #include <cstdint>
@@ -31,16 +32,17 @@ struct Dataset {
   std::vector<DatasetEntry> entries;
 };
 
-// INVALID_ARGUMENT (DATASET_INVALID) names file, line and rule; `field` chooses the text member of JSONL objects ("" = text).
+// INVALID_ARGUMENT (DATASET_INVALID) names file, line and rule; `field` chooses the text member of JSONL objects ("" =
+// text).
 absl::StatusOr<Dataset> ReadDataset(const std::string& path, std::string_view field);
 absl::StatusOr<Dataset> ParseDataset(std::string_view content, std::string_view name, std::string_view field);
 
-// Token ids of every entry. Messages go through the model's chat template. `files` may be null when all entries are ids;
-// otherwise FAILED_PRECONDITION (TOKENIZER_NOT_FOUND).
+// Token ids of every entry. Messages go through the model's chat template. `files` may be null when all entries are
+// ids; otherwise FAILED_PRECONDITION (TOKENIZER_NOT_FOUND).
 absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeEntries(const Dataset& dataset, const TokenizerFiles* files);
 
-// One stream of ids: texts joined by blank lines and tokenised once, so a beginning-of-text id appears at most once, at the
-// very start; entries of ids or messages follow one another.
+// One stream of ids: texts joined by blank lines and tokenised once, so a beginning-of-text id appears at most once, at
+// the very start; entries of ids or messages follow one another.
 absl::StatusOr<std::vector<int32_t>> TokenizeStream(const Dataset& dataset, const TokenizerFiles* files);
 
 }  // namespace sage

@@ -11,7 +11,8 @@ absl::StatusOr<std::string> RenderChat(const TokenizerFiles& files, OrderedJson 
   }
   SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<const ChatTemplate> compiled, ChatTemplate::Compile(files.chat_template));
   if (!context.is_object()) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_CONVERSATION", "chat: the context must be a JSON object");
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_CONVERSATION",
+                     "chat: the context must be a JSON object");
   }
   // What the caller gave wins: template arguments may replace the tokens.
   if (!context.contains("bos_token")) context["bos_token"] = files.bos_token;

@@ -98,7 +98,8 @@ absl::Status BpeModel::SetMerges(const std::vector<std::pair<std::string, std::s
   for (const auto& [left, right] : pairs) {
     const auto a = vocabulary.Find(left), b = vocabulary.Find(right);
     std::optional<int32_t> merged;
-    if (right.size() >= continuing_prefix.size()) merged = vocabulary.Find(left + right.substr(continuing_prefix.size()));
+    if (right.size() >= continuing_prefix.size())
+      merged = vocabulary.Find(left + right.substr(continuing_prefix.size()));
     if (!a || !b || !merged) {
       return MakeError(absl::StatusCode::kInvalidArgument, "TOKENIZER_INVALID",
                        absl::StrCat("tokenizer merges: both sides and their union must be tokens, got merge ", rank,

@@ -19,8 +19,8 @@ absl::StatusOr<std::shared_ptr<const ChatTemplate>> ChatTemplate::Compile(std::s
                                                                           const ChatTemplateLimits& limits) {
   if (source.size() > limits.max_source_bytes) {
     return MakeError(absl::StatusCode::kInvalidArgument, "CHAT_TEMPLATE_LIMIT",
-                     absl::StrCat("chat template: the source must be at most ", limits.max_source_bytes,
-                                  " bytes, got ", source.size()));
+                     absl::StrCat("chat template: the source must be at most ", limits.max_source_bytes, " bytes, got ",
+                                  source.size()));
   }
   std::shared_ptr<ChatTemplate> out(new ChatTemplate);
   out->limits_ = limits;

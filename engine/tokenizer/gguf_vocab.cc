@@ -31,7 +31,8 @@ absl::StatusOr<std::vector<const char*>> PrePatterns(const std::string& pre) {
   if (pre == "default") return {{R"([\p{P}\$\+<=>\^~\|]+)", kGpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"}};
   if (pre == "falcon") return {{R"([\p{P}\$\+<=>\^~\|`]+)", kGpt2, "[0-9][0-9][0-9]"}};
   if (pre == "deepseek-coder") {
-    return {{"[\r\n]", R"(\s?\p{L}+)", R"(\s?\p{P}+)", R"([\x{4e00}-\x{9fa5}\x{800}-\x{4e00}\x{ac00}-\x{d7ff}]+)", R"(\p{N})"}};
+    return {{"[\r\n]", R"(\s?\p{L}+)", R"(\s?\p{P}+)", R"([\x{4e00}-\x{9fa5}\x{800}-\x{4e00}\x{ac00}-\x{d7ff}]+)",
+             R"(\p{N})"}};
   }
   return MakeError(absl::StatusCode::kUnimplemented, "TOKENIZER_UNSUPPORTED",
                    absl::StrCat("GGUF vocabulary: unknown tokenizer.ggml.pre '", pre.substr(0, 80), "'"));
@@ -39,7 +40,8 @@ absl::StatusOr<std::vector<const char*>> PrePatterns(const std::string& pre) {
 
 absl::StatusOr<std::vector<ScoredPiece>> ReadPieces(const Json& metadata) {
   const Json &tokens = Key(metadata, "tokens"), &scores = Key(metadata, "scores"), &types = Key(metadata, "token_type");
-  if (!tokens.is_array() || tokens.empty()) return InvalidTokenizer("GGUF: tokenizer.ggml.tokens must be an array of strings");
+  if (!tokens.is_array() || tokens.empty())
+    return InvalidTokenizer("GGUF: tokenizer.ggml.tokens must be an array of strings");
   std::vector<ScoredPiece> pieces(tokens.size());
   const bool bad = (!scores.is_null() && (!scores.is_array() || scores.size() != tokens.size())) ||
                    (!types.is_null() && (!types.is_array() || types.size() != tokens.size()));
@@ -62,7 +64,8 @@ absl::StatusOr<std::vector<ScoredPiece>> ReadPieces(const Json& metadata) {
 absl::Status BuildBpe(const Json& metadata, const std::vector<ScoredPiece>& pieces, const std::string& pre,
                       PipelineTokenizer& out) {
   auto model = std::make_unique<BpeModel>();
-  for (size_t i = 0; i < pieces.size(); ++i) SAGE_RETURN_IF_ERROR(model->vocabulary.Add(pieces[i].text, static_cast<int64_t>(i)));
+  for (size_t i = 0; i < pieces.size(); ++i)
+    SAGE_RETURN_IF_ERROR(model->vocabulary.Add(pieces[i].text, static_cast<int64_t>(i)));
   const Json& merges = Key(metadata, "merges");
   if (!merges.is_array()) return InvalidTokenizer("GGUF: tokenizer.ggml.merges must be an array");
   std::vector<std::pair<std::string, std::string>> pairs;
@@ -112,8 +115,9 @@ absl::StatusOr<PipelinePtr> ParseGgufVocabulary(const Json& metadata) {
   } else if (type == "gpt2") {
     SAGE_RETURN_IF_ERROR(BuildBpe(metadata, pieces, pre, *out));
   } else {
-    return MakeError(absl::StatusCode::kUnimplemented, "TOKENIZER_UNSUPPORTED",
-                     absl::StrCat("GGUF vocabulary: tokenizer.ggml.model must be llama or gpt2, got '", type.substr(0, 80), "'"));
+    return MakeError(
+        absl::StatusCode::kUnimplemented, "TOKENIZER_UNSUPPORTED",
+        absl::StrCat("GGUF vocabulary: tokenizer.ggml.model must be llama or gpt2, got '", type.substr(0, 80), "'"));
   }
   SAGE_ASSIGN_OR_RETURN(out->bos, ReadId(metadata, "bos_token_id", pieces.size()));
   SAGE_ASSIGN_OR_RETURN(out->eos, ReadId(metadata, "eos_token_id", pieces.size()));

@@ -22,9 +22,11 @@ const Json& Member(const Json& json, const char* key) {
 absl::Status ReadVocab(const Json& vocab, Vocabulary& out) {
   if (!vocab.is_object()) return InvalidTokenizer("vocab must be an object of token to id");
   for (const auto& [text, id] : vocab.items()) {
-    if (!id.is_number_unsigned()) return InvalidTokenizer(absl::StrCat("vocab: ids are integers, at '", text.substr(0, 80), "'"));
+    if (!id.is_number_unsigned())
+      return InvalidTokenizer(absl::StrCat("vocab: ids are integers, at '", text.substr(0, 80), "'"));
     const uint64_t value = id.get<uint64_t>();
-    SAGE_RETURN_IF_ERROR(out.Add(text, value > static_cast<uint64_t>(Vocabulary::kMaxId) ? -1 : static_cast<int64_t>(value)));
+    SAGE_RETURN_IF_ERROR(
+        out.Add(text, value > static_cast<uint64_t>(Vocabulary::kMaxId) ? -1 : static_cast<int64_t>(value)));
   }
   return absl::OkStatus();
 }
@@ -32,7 +34,8 @@ absl::Status ReadVocab(const Json& vocab, Vocabulary& out) {
 absl::StatusOr<std::pair<std::string, std::string>> ParseMerge(std::string_view line) {
   const size_t blank = line.find(' ');
   if (blank == std::string_view::npos || line.find(' ', blank + 1) != std::string_view::npos) {
-    return InvalidTokenizer(absl::StrCat("merges: one blank between two tokens, got '", std::string(line.substr(0, 80)), "'"));
+    return InvalidTokenizer(
+        absl::StrCat("merges: one blank between two tokens, got '", std::string(line.substr(0, 80)), "'"));
   }
   return std::pair(std::string(line.substr(0, blank)), std::string(line.substr(blank + 1)));
 }
@@ -85,7 +88,8 @@ absl::StatusOr<std::unique_ptr<SubwordModel>> ParseUnigram(const Json& json) {
   }
   model->pieces = PrefixIndex(std::move(pieces));
   SAGE_ASSIGN_OR_RETURN(const int64_t unk, JsonInt(json, "unk_id", -1));
-  if (unk < -1 || unk >= static_cast<int64_t>(model->scores.size())) return InvalidTokenizer("Unigram unk_id must be in the vocab");
+  if (unk < -1 || unk >= static_cast<int64_t>(model->scores.size()))
+    return InvalidTokenizer("Unigram unk_id must be in the vocab");
   model->unk_id = static_cast<int32_t>(unk);
   SAGE_ASSIGN_OR_RETURN(model->byte_fallback, JsonBool(json, "byte_fallback", false));
   return model;
@@ -127,9 +131,12 @@ absl::Status ParseTemplate(const Json& json, PipelineTokenizer& out) {
       after = true;
       continue;
     }
-    SAGE_ASSIGN_OR_RETURN(const std::string name, JsonString(Member(piece, "SpecialToken").is_object() ? piece["SpecialToken"] : Json::object(), "id", ""));
+    SAGE_ASSIGN_OR_RETURN(
+        const std::string name,
+        JsonString(Member(piece, "SpecialToken").is_object() ? piece["SpecialToken"] : Json::object(), "id", ""));
     const Json& ids = Member(Member(Member(json, "special_tokens"), name.c_str()), "ids");
-    if (!ids.is_array()) return InvalidTokenizer(absl::StrCat("TemplateProcessing: special_tokens must list '", name, "'"));
+    if (!ids.is_array())
+      return InvalidTokenizer(absl::StrCat("TemplateProcessing: special_tokens must list '", name, "'"));
     for (const Json& id : ids) {
       if (!id.is_number_unsigned() || id.get<uint64_t>() > static_cast<uint64_t>(Vocabulary::kMaxId)) {
         return InvalidTokenizer("TemplateProcessing: ids are vocabulary ids");
@@ -151,8 +158,10 @@ absl::Status ParsePostProcessor(const Json& json, PipelineTokenizer& out) {
     } else if (type == "RobertaProcessing" || type == "BertProcessing") {
       for (const char* key : {"cls", "sep"}) {
         const Json& pair = Member(*one, key);
-        if (!pair.is_array() || pair.size() != 2 || !pair[1].is_number_unsigned()) return InvalidTokenizer("cls and sep are [token, id]");
-        if (pair[1].get<uint64_t>() > static_cast<uint64_t>(Vocabulary::kMaxId)) return InvalidTokenizer("cls and sep ids are vocabulary ids");
+        if (!pair.is_array() || pair.size() != 2 || !pair[1].is_number_unsigned())
+          return InvalidTokenizer("cls and sep are [token, id]");
+        if (pair[1].get<uint64_t>() > static_cast<uint64_t>(Vocabulary::kMaxId))
+          return InvalidTokenizer("cls and sep ids are vocabulary ids");
         (key[0] == 'c' ? out.prefix_ids : out.suffix_ids).push_back(pair[1].get<int32_t>());
       }
     } else if (type != "ByteLevel") {
@@ -165,7 +174,8 @@ absl::Status ParsePostProcessor(const Json& json, PipelineTokenizer& out) {
 }  // namespace
 
 absl::Status InvalidTokenizer(std::string_view message) {
-  return MakeError(absl::StatusCode::kInvalidArgument, "TOKENIZER_INVALID", absl::StrCat("tokenizer: ", std::string(message)));
+  return MakeError(absl::StatusCode::kInvalidArgument, "TOKENIZER_INVALID",
+                   absl::StrCat("tokenizer: ", std::string(message)));
 }
 
 absl::StatusOr<PipelinePtr> ParseTokenizerJson(const Json& json) {

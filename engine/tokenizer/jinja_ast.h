@@ -42,14 +42,14 @@ enum class Kind : uint8_t {
   // Assignment targets: kName, kTuple of targets, or
   kNamespaceTarget,  // name . value
   // Statements
-  kText,       // value
-  kOutput,     // a
-  kIf,         // list: condition; bodies one longer when there is an else
-  kFor,        // a = target, b = iterable, c = filter (may be null), body, other (else), flag: recursive
-  kSet,        // a = target, b = value
-  kSetBlock,   // a = target, c = filter chain (may be null), body
-  kMacro,      // name, params, body, flags
-  kCallBlock,  // a = call, params, body
+  kText,         // value
+  kOutput,       // a
+  kIf,           // list: condition; bodies one longer when there is an else
+  kFor,          // a = target, b = iterable, c = filter (may be null), body, other (else), flag: recursive
+  kSet,          // a = target, b = value
+  kSetBlock,     // a = target, c = filter chain (may be null), body
+  kMacro,        // name, params, body, flags
+  kCallBlock,    // a = call, params, body
   kFilterBlock,  // a = filter chain, body
   kWith,         // list: target, value, ...; body
   kScope,        // body in a scope of its own (generation)

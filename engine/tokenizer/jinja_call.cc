@@ -8,8 +8,8 @@ namespace sage::jinja {
 namespace {
 
 enum Function : int64_t { kRange, kDict, kNamespace, kCycler, kJoiner, kRaise, kClock };
-constexpr std::string_view kFunctions[] = {"range",  "dict",   "namespace",       "cycler",
-                                           "joiner", "raise_exception", "strftime_now"};
+constexpr std::string_view kFunctions[] = {"range",           "dict",        "namespace", "cycler", "joiner",
+                                           "raise_exception", "strftime_now"};
 constexpr int64_t kMaxRange = 100000;  // Jinja's sandbox has the same
 
 enum LoopMethodId : int64_t { kLoopCycle = 1000, kLoopChanged, kCyclerNext, kCyclerReset };

@@ -297,22 +297,10 @@ bool ItemsFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
 }
 
 constexpr FilterRow kRows[] = {
-    {"length", LengthFilter},
-    {"count", LengthFilter},
-    {"list", ListFilter},
-    {"first", FirstFilter},
-    {"last", LastFilter},
-    {"reverse", ReverseFilter},
-    {"join", JoinFilter},
-    {"sort", SortFilter},
-    {"dictsort", DictSortFilter},
-    {"max", ExtremeFilter<true>},
-    {"min", ExtremeFilter<false>},
-    {"sum", SumFilter},
-    {"unique", UniqueFilter},
-    {"groupby", GroupByFilter},
-    {"batch", BatchFilter},
-    {"slice", SliceFilter},
+    {"length", LengthFilter},     {"count", LengthFilter},      {"list", ListFilter},          {"first", FirstFilter},
+    {"last", LastFilter},         {"reverse", ReverseFilter},   {"join", JoinFilter},          {"sort", SortFilter},
+    {"dictsort", DictSortFilter}, {"max", ExtremeFilter<true>}, {"min", ExtremeFilter<false>}, {"sum", SumFilter},
+    {"unique", UniqueFilter},     {"groupby", GroupByFilter},   {"batch", BatchFilter},        {"slice", SliceFilter},
     {"items", ItemsFilter},
 };
 

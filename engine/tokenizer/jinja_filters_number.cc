@@ -117,7 +117,8 @@ bool AbsFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
     *out = Value::Float(std::fabs(v.d()));
     return true;
   }
-  if (!v.is_integer()) return in.Fail(absl::StrCat("bad operand type for abs(): '", std::string(TypeName(v.type())), "'"));
+  if (!v.is_integer())
+    return in.Fail(absl::StrCat("bad operand type for abs(): '", std::string(TypeName(v.type())), "'"));
   if (v.i() == INT64_MIN) return in.Fail("integer overflow: a result must fit in 64 bits");
   *out = Value::Int(std::abs(v.i()));
   return true;
@@ -195,14 +196,17 @@ bool FileSizeFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
     if (bytes < unit || i + 1 == kPrefixes.size()) break;
   }
   const char prefix = binary && kPrefixes[i] == 'k' ? 'K' : kPrefixes[i];
-  return in.Text(absl::StrCat(FormatFixed(base * bytes / unit, 1, 'f'), " ", std::string(1, prefix),
-                              binary ? "iB" : "B"),
-                 out);
+  return in.Text(
+      absl::StrCat(FormatFixed(base * bytes / unit, 1, 'f'), " ", std::string(1, prefix), binary ? "iB" : "B"), out);
 }
 
 constexpr FilterRow kRows[] = {
-    {"int", IntFilter},         {"float", FloatFilter}, {"abs", AbsFilter},
-    {"round", RoundFilter},     {"default", DefaultFilter}, {"d", DefaultFilter},
+    {"int", IntFilter},
+    {"float", FloatFilter},
+    {"abs", AbsFilter},
+    {"round", RoundFilter},
+    {"default", DefaultFilter},
+    {"d", DefaultFilter},
     {"filesizeformat", FileSizeFilter},
 };
 

@@ -140,7 +140,8 @@ bool TruncateFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
   if (bound[2] != nullptr && !in.BindText("truncate", bound[2], &end)) return false;
   if (bound[3] != nullptr && !bound[3]->is_none() && !in.BindInt(bound[3], 5, &leeway)) return false;
   const int64_t mark = static_cast<int64_t>(CountChars(end));
-  if (length < mark || leeway < 0) return in.Fail("truncate: length must not be below the end mark's, nor leeway below 0");
+  if (length < mark || leeway < 0)
+    return in.Fail("truncate: length must not be below the end mark's, nor leeway below 0");
   const int64_t size = static_cast<int64_t>(v.str().chars);
   if (size - length <= leeway) {
     *out = v;

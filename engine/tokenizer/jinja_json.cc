@@ -69,8 +69,8 @@ bool KeyText(Runtime& rt, const Value& key, std::string* out) {
       *out = std::to_string(key.u());
       return true;
     default:
-      return rt.Fail(absl::StrCat("keys must be str, int, float, bool or None, not ",
-                                  std::string(TypeName(key.type()))));
+      return rt.Fail(
+          absl::StrCat("keys must be str, int, float, bool or None, not ", std::string(TypeName(key.type()))));
   }
 }
 

@@ -360,8 +360,6 @@ absl::Status SyntaxError(int line, std::string_view message) {
                    {{"line", std::to_string(line)}});
 }
 
-absl::StatusOr<std::vector<Token>> Tokenize(std::string_view source) {
-  return Lexer(NormalizeNewlines(source)).Run();
-}
+absl::StatusOr<std::vector<Token>> Tokenize(std::string_view source) { return Lexer(NormalizeNewlines(source)).Run(); }
 
 }  // namespace sage::jinja

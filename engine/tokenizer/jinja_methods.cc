@@ -125,7 +125,8 @@ bool SearchMethod(Interpreter& in, const Value& self, Args& args, Value* out) {
     if (part.empty()) {
       count = outside ? 0 : static_cast<int64_t>(CountChars(text)) + 1;
     } else {
-      for (size_t at = FindText(text, part); at != std::string_view::npos; at = FindText(text, part, at + part.size())) ++count;
+      for (size_t at = FindText(text, part); at != std::string_view::npos; at = FindText(text, part, at + part.size()))
+        ++count;
     }
     *out = Value::Int(count);
     return true;
@@ -230,7 +231,10 @@ enum class View { kItems, kKeys, kValues };
 template <View kView>
 bool ViewMethod(Interpreter& in, const Value& self, Args& args, Value* out) {
   if (!in.Bind("items", args, {}, 0, nullptr)) return false;
-  return DictView(in, self, kView == View::kItems ? Type::kItems : kView == View::kKeys ? Type::kKeys : Type::kDictValues,
+  return DictView(in, self,
+                  kView == View::kItems  ? Type::kItems
+                  : kView == View::kKeys ? Type::kKeys
+                                         : Type::kDictValues,
                   out);
 }
 

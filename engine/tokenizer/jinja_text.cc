@@ -37,10 +37,10 @@ struct LongUpper {
   const char* upper;
   const char* title;
 };
-constexpr LongUpper kLongUpper[] = {{0xDF, "SS", "Ss"},      {0x149, "\u02BCN", "\u02BCN"}, {0x1F0, "J\u030C", "J\u030C"},
-                                    {0xFB00, "FF", "Ff"},    {0xFB01, "FI", "Fi"},          {0xFB02, "FL", "Fl"},
-                                    {0xFB03, "FFI", "Ffi"},  {0xFB04, "FFL", "Ffl"},        {0xFB05, "ST", "St"},
-                                    {0xFB06, "ST", "St"}};
+constexpr LongUpper kLongUpper[] = {
+    {0xDF, "SS", "Ss"},   {0x149, "\u02BCN", "\u02BCN"}, {0x1F0, "J\u030C", "J\u030C"}, {0xFB00, "FF", "Ff"},
+    {0xFB01, "FI", "Fi"}, {0xFB02, "FL", "Fl"},          {0xFB03, "FFI", "Ffi"},        {0xFB04, "FFL", "Ffl"},
+    {0xFB05, "ST", "St"}, {0xFB06, "ST", "St"}};
 
 void AppendUpper(std::string& out, int32_t code, bool title) {
   for (const LongUpper& entry : kLongUpper) {
@@ -130,7 +130,8 @@ std::string ConvertCase(std::string_view text, Case to) {
   bool after_cased = false;
   for (size_t at = 0; at < text.size();) {
     const Utf8Char c = DecodeUtf8(text, at);
-    const bool raise = to == Case::kUpper || (to == Case::kTitle && !after_cased) || (to == Case::kCapitalize && at == 0);
+    const bool raise =
+        to == Case::kUpper || (to == Case::kTitle && !after_cased) || (to == Case::kCapitalize && at == 0);
     if (c.code < 0) {
       out.append(text.substr(at, c.size));
     } else if (c.code < 0x80) {

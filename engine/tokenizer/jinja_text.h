@@ -29,7 +29,7 @@ std::vector<std::string_view> SplitText(std::string_view text, std::string_view 
                                         bool from_right);
 std::vector<std::string_view> SplitLines(std::string_view text, bool keep_ends);
 
-std::string FloatRepr(double d);             // repr(float)
+std::string FloatRepr(double d);                              // repr(float)
 std::string FormatFixed(double d, int precision, char kind);  // kind: f, e, g, %
 std::string StringRepr(std::string_view text);
 std::string EscapeHtml(std::string_view text);

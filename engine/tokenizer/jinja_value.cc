@@ -44,8 +44,10 @@ int CompareNumbers(const Value& a, const Value& b) {
   if (std::isnan(x) || std::isnan(y)) return 2;
   if (x != y) return x < y ? -1 : 1;
   // Equal as doubles; a 64-bit integer may still differ from the float.
-  if (a.is_integer() && std::abs(x) < 9.2e18) return a.i() < static_cast<int64_t>(y) ? -1 : a.i() > static_cast<int64_t>(y);
-  if (b.is_integer() && std::abs(y) < 9.2e18) return static_cast<int64_t>(x) < b.i() ? -1 : static_cast<int64_t>(x) > b.i();
+  if (a.is_integer() && std::abs(x) < 9.2e18)
+    return a.i() < static_cast<int64_t>(y) ? -1 : a.i() > static_cast<int64_t>(y);
+  if (b.is_integer() && std::abs(y) < 9.2e18)
+    return static_cast<int64_t>(x) < b.i() ? -1 : static_cast<int64_t>(x) > b.i();
   return 0;
 }
 
@@ -402,8 +404,8 @@ bool Contains(Runtime& rt, const Value& container, const Value& item, bool* out)
   if (container.is_string()) {
     if (item.is_undefined()) return FailUndefined(rt, item);
     if (!item.is_string()) {
-      return rt.Fail(absl::StrCat("'in <string>' requires string as left operand, not ",
-                                  std::string(TypeName(item.type()))));
+      return rt.Fail(
+          absl::StrCat("'in <string>' requires string as left operand, not ", std::string(TypeName(item.type()))));
     }
     *out = FindText(container.s(), item.s()) != std::string::npos;
     return rt.StepBytes(container.s().size());

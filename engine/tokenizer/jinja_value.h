@@ -216,9 +216,9 @@ inline int64_t Weight(const Value& v) {
 // The error state and the budget of one rendering. Every operation that can fail returns false after `Fail`.
 class Runtime {
  public:
-  bool Fail(std::string_view message);       // CHAT_TEMPLATE_ERROR
-  bool Raise(std::string_view message);      // CHAT_TEMPLATE_RAISED
-  bool LimitHit(std::string_view message);   // CHAT_TEMPLATE_LIMIT
+  bool Fail(std::string_view message);      // CHAT_TEMPLATE_ERROR
+  bool Raise(std::string_view message);     // CHAT_TEMPLATE_RAISED
+  bool LimitHit(std::string_view message);  // CHAT_TEMPLATE_LIMIT
   const absl::Status& status() const { return status_; }
   bool failed() const { return !status_.ok(); }
 

@@ -15,7 +15,8 @@ namespace sage {
 using PipelinePtr = std::shared_ptr<PipelineTokenizer>;
 
 absl::StatusOr<PipelinePtr> ParseTokenizerJson(const Json& json);
-// vocab.json and merges.txt with tokenizer_config.json (may be null): GPT-2's pattern, or Qwen2's when the class says so.
+// vocab.json and merges.txt with tokenizer_config.json (may be null): GPT-2's pattern, or Qwen2's when the class says
+// so.
 absl::StatusOr<PipelinePtr> ParseVocabMerges(const Json& vocab, std::string_view merges, const Json& config);
 // A SentencePiece ModelProto; `config` is tokenizer_config.json or null.
 absl::StatusOr<PipelinePtr> ParseSentencePiece(std::string_view bytes, const Json& config);

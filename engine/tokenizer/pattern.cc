@@ -7,8 +7,9 @@
 namespace sage {
 
 absl::Status RewrittenTooLong(size_t bytes) {
-  return MakeError(absl::StatusCode::kResourceExhausted, "TEXT_TOO_LONG",
-                   absl::StrCat("tokenizer: a rewritten text must stay under ", kMaxRewrittenBytes, " bytes, got ", bytes));
+  return MakeError(
+      absl::StatusCode::kResourceExhausted, "TEXT_TOO_LONG",
+      absl::StrCat("tokenizer: a rewritten text must stay under ", kMaxRewrittenBytes, " bytes, got ", bytes));
 }
 
 absl::Status UnknownComponent(std::string_view kind, const std::string& type) {
@@ -21,7 +22,8 @@ absl::StatusOr<std::shared_ptr<const Regex>> ParsePattern(const Json& json) {
   if (it != json.end() && it->is_string()) return Regex::CompileLiteral(it->get_ref<const std::string&>());
   if (it != json.end() && it->is_object()) {
     const auto literal = it->find("String");
-    if (literal != it->end() && literal->is_string()) return Regex::CompileLiteral(literal->get_ref<const std::string&>());
+    if (literal != it->end() && literal->is_string())
+      return Regex::CompileLiteral(literal->get_ref<const std::string&>());
     const auto regex = it->find("Regex");
     if (regex != it->end() && regex->is_string()) return Regex::Compile(regex->get_ref<const std::string&>());
   }

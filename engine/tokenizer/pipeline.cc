@@ -98,8 +98,8 @@ std::vector<PipelineTokenizer::Stretch> PipelineTokenizer::FindAdded(const Prefi
     at = end;
     const AddedToken& token = added_[which];
     if (token.special && !parse_special) continue;
-    const bool inside = EndsWithWord(text.substr(0, begin)) ||
-                        (end < text.size() && IsWordCharacter(DecodeUtf8(text, end).code));
+    const bool inside =
+        EndsWithWord(text.substr(0, begin)) || (end < text.size() && IsWordCharacter(DecodeUtf8(text, end).code));
     if (token.single_word && inside) continue;
     if (token.lstrip) begin = std::max(BlanksBefore(text, begin), done);
     if (token.rstrip) end = BlanksAfter(text, end);

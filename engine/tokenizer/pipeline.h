@@ -33,7 +33,8 @@ class PipelineTokenizer : public Tokenizer {
   absl::Status AddTokens(const std::vector<AddedToken>& tokens);
   absl::Status Finish();  // call once, when all members are set
 
-  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special, bool parse_special) const override;
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special,
+                                              bool parse_special) const override;
   absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids, bool skip_special) const override;
   std::optional<std::string> TokenBytes(int32_t id, bool skip_special) const override;
   std::optional<std::string> IdToToken(int32_t id) const override;

@@ -131,7 +131,8 @@ class RegexSplitter : public Splitter {
 class ClassSplitter : public Splitter {
  public:
   using Predicate = std::function<bool(int32_t)>;
-  ClassSplitter(Predicate predicate, SplitBehavior behavior) : Splitter(behavior, false), predicate_(std::move(predicate)) {}
+  ClassSplitter(Predicate predicate, SplitBehavior behavior)
+      : Splitter(behavior, false), predicate_(std::move(predicate)) {}
 
  protected:
   absl::Status Find(std::string_view text, std::vector<Part>& parts) const override {
@@ -239,7 +240,8 @@ class ByteLevelPreTokenizer : public PreTokenizer {
 
 class MetaspacePreTokenizer : public PreTokenizer {
  public:
-  MetaspacePreTokenizer(std::string mark, std::string scheme, bool split) : mark_(std::move(mark)), scheme_(std::move(scheme)) {
+  MetaspacePreTokenizer(std::string mark, std::string scheme, bool split)
+      : mark_(std::move(mark)), scheme_(std::move(scheme)) {
     if (split) split_ = MakeSplit(*Regex::CompileLiteral(mark_), SplitBehavior::kMergedWithNext, false);
   }
   absl::Status Apply(WordList& list) const override {
@@ -271,7 +273,8 @@ absl::StatusOr<SplitBehavior> ParseBehavior(const Json& json, const char* fallba
   if (name == "Contiguous") return SplitBehavior::kContiguous;
   return MakeError(absl::StatusCode::kInvalidArgument, "TOKENIZER_INVALID",
                    absl::StrCat("tokenizer.json: behavior must be Removed, Isolated, MergedWithPrevious, "
-                                "MergedWithNext or Contiguous, got '", name.substr(0, 80), "'"));
+                                "MergedWithNext or Contiguous, got '",
+                                name.substr(0, 80), "'"));
 }
 
 absl::StatusOr<std::unique_ptr<PreTokenizer>> ParseMetaspace(const Json& json) {

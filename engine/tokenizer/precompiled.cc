@@ -89,9 +89,9 @@ absl::StatusOr<PrecompiledMap> PrecompiledMap::Parse(std::string_view blob) {
   uint32_t bytes = 0;
   if (blob.size() >= 4) std::memcpy(&bytes, blob.data(), 4);
   if (blob.size() < 4 || bytes > blob.size() - 4 || bytes % 4 != 0 || bytes == 0) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "TOKENIZER_INVALID",
-                     absl::StrCat("precompiled_charsmap: the trie must fit the blob, got ", bytes, " of ", blob.size(),
-                                  " bytes"));
+    return MakeError(
+        absl::StatusCode::kInvalidArgument, "TOKENIZER_INVALID",
+        absl::StrCat("precompiled_charsmap: the trie must fit the blob, got ", bytes, " of ", blob.size(), " bytes"));
   }
   map.units_.resize(bytes / 4);
   std::memcpy(map.units_.data(), blob.data() + 4, bytes);
@@ -117,7 +117,8 @@ size_t PrecompiledMap::Find(std::string_view text, bool longest, std::string_vie
     if (!HasLeaf(unit)) continue;
     const size_t at = Value(units_[node]);
     // A value that points into the middle of a character or outside is no replacement.
-    if (at > replacements_.size() || (at < replacements_.size() && (static_cast<uint8_t>(replacements_[at]) & 0xC0) == 0x80)) {
+    if (at > replacements_.size() ||
+        (at < replacements_.size() && (static_cast<uint8_t>(replacements_[at]) & 0xC0) == 0x80)) {
       break;
     }
     *replacement = std::string_view(replacements_).substr(at);

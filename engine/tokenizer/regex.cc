@@ -19,7 +19,8 @@ constexpr uint32_t kHeapLimitKib = 256 * 1024;
 constexpr size_t kMaxPatternBytes = 64 * 1024;
 
 // Oniguruma's Unicode classes, written out: PCRE2's \s has U+180E and its \w lacks marks.
-constexpr const char* kSpace = "\\x09-\\x0d\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
+constexpr const char* kSpace =
+    "\\x09-\\x0d\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 constexpr const char* kWord = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
 constexpr const char* kHex = "0-9a-fA-F";
 
@@ -167,9 +168,9 @@ absl::StatusOr<std::shared_ptr<const Regex>> Regex::Compile(std::string_view pat
   const std::string translated = Translator(pattern).Run();
   int error = 0;
   PCRE2_SIZE offset = 0;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
-                                   nullptr);
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
   if (code == nullptr) {
     PCRE2_UCHAR text[256] = {0};
     pcre2_get_error_message(error, text, sizeof(text));
@@ -217,9 +218,9 @@ absl::Status Regex::FindRegex(std::string_view text, std::vector<TextRange>& mat
     }
     if (rc == PCRE2_ERROR_NOMATCH) break;
     if (rc < 0) {
-      return MakeError(absl::StatusCode::kResourceExhausted, "REGEX_LIMIT",
-                       absl::StrCat("tokenizer regex: one match must stay under the step limit, PCRE2 error ", rc,
-                                    " at byte ", at));
+      return MakeError(
+          absl::StatusCode::kResourceExhausted, "REGEX_LIMIT",
+          absl::StrCat("tokenizer regex: one match must stay under the step limit, PCRE2 error ", rc, " at byte ", at));
     }
     const PCRE2_SIZE* ovector = pcre2_get_ovector_pointer(scratch.data);
     const size_t begin = ovector[0], end = ovector[1];

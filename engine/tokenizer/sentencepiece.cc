@@ -108,7 +108,8 @@ absl::Status ReadModelFile(std::string_view bytes, ModelFile& out) {
     }
     if (!part.ok()) return InvalidTokenizer("SentencePiece model: a message is cut off or malformed");
   }
-  if (!model.ok() || out.pieces.empty()) return InvalidTokenizer("SentencePiece model: must hold pieces and end where the file ends");
+  if (!model.ok() || out.pieces.empty())
+    return InvalidTokenizer("SentencePiece model: must hold pieces and end where the file ends");
   return absl::OkStatus();
 }
 
@@ -125,7 +126,8 @@ absl::StatusOr<std::unique_ptr<SubwordModel>> MakeScoredModel(const std::vector<
     const ScoredPiece& piece = pieces[i];
     const int32_t id = static_cast<int32_t>(i);
     // A token spelled twice keeps its first id, as the reference's look-up does.
-    if (!piece.text.empty() && vocabulary.Find(piece.text)) return InvalidTokenizer(absl::StrCat("piece ", i, " is there twice"));
+    if (!piece.text.empty() && vocabulary.Find(piece.text))
+      return InvalidTokenizer(absl::StrCat("piece ", i, " is there twice"));
     SAGE_RETURN_IF_ERROR(vocabulary.Add(piece.text, id));
     const bool defined = piece.kind == PieceKind::kUserDefined;
     const bool plain = piece.kind == PieceKind::kNormal || defined || piece.kind == PieceKind::kUnused;
@@ -209,7 +211,8 @@ absl::StatusOr<PipelinePtr> ParseLlama2c(std::string_view bytes) {
     std::memcpy(&piece.score, bytes.data() + at, 4);
     std::memcpy(&length, bytes.data() + at + 4, 4);
     at += 8;
-    if (length < 0 || static_cast<size_t>(length) > bytes.size() - at) return InvalidTokenizer("tokenizer.bin: a token is cut off");
+    if (length < 0 || static_cast<size_t>(length) > bytes.size() - at)
+      return InvalidTokenizer("tokenizer.bin: a token is cut off");
     piece.text = std::string(bytes.substr(at, length));
     at += static_cast<size_t>(length);
     // The format keeps no kinds: ids 0 to 2 are the special ones, the next 256 the bytes.
@@ -219,7 +222,8 @@ absl::StatusOr<PipelinePtr> ParseLlama2c(std::string_view bytes) {
     if (ParseByteToken(piece.text) >= 0) piece.kind = PieceKind::kByte;
     pieces.push_back(std::move(piece));
   }
-  if (at != bytes.size() || pieces.size() < 259) return InvalidTokenizer("tokenizer.bin: must hold 259 or more whole tokens");
+  if (at != bytes.size() || pieces.size() < 259)
+    return InvalidTokenizer("tokenizer.bin: must hold 259 or more whole tokens");
   auto out = std::make_shared<PipelineTokenizer>();
   SAGE_ASSIGN_OR_RETURN(out->model, MakeScoredModel(pieces, false, true, false));
   out->normalizers.push_back(MakePrepend(" "));

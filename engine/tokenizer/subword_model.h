@@ -63,8 +63,8 @@ struct UnigramModel : SubwordModel {
   PrefixIndex pieces;
   int32_t unk_id = -1;
   bool byte_fallback = false;
-  bool single_precision = false;     // SentencePiece adds in float, Hugging Face in double
-  std::vector<bool> user_defined;    // SentencePiece prefers these whatever their score; may be empty
+  bool single_precision = false;   // SentencePiece adds in float, Hugging Face in double
+  std::vector<bool> user_defined;  // SentencePiece prefers these whatever their score; may be empty
   double min_score = 0, max_score = 0;
 
   absl::Status Tokenize(std::string_view word, std::vector<int32_t>& ids) const override;

@@ -47,7 +47,8 @@ void StripToken(const DecodeStep& step, bool at_start, std::string& token) {
     begin += step.text.size();
   }
   for (size_t i = 0; i < step.stop && !step.text.empty(); ++i) {
-    if (end < begin + step.text.size() || token.compare(end - step.text.size(), step.text.size(), step.text) != 0) break;
+    if (end < begin + step.text.size() || token.compare(end - step.text.size(), step.text.size(), step.text) != 0)
+      break;
     end -= step.text.size();
   }
   token = token.substr(begin, end - begin);
@@ -60,14 +61,25 @@ void Join(Tokens& tokens) {
 }
 
 void Cleanup(std::string& text) {
-  absl::StrReplaceAll({{" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"},
-                       {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}}, &text);
+  absl::StrReplaceAll({{" .", "."},
+                       {" ?", "?"},
+                       {" !", "!"},
+                       {" ,", ","},
+                       {" ' ", "'"},
+                       {" n't", "n't"},
+                       {" 'm", "'m"},
+                       {" do not", " don't"},
+                       {" 's", "'s"},
+                       {" 've", "'ve"},
+                       {" 're", "'re"}},
+                      &text);
 }
 
 void ApplyToToken(const DecodeStep& step, bool index_zero, bool last, std::string& token) {
   if (step.kind == DecodeStep::Kind::kReplace) {
     std::vector<TextRange> matches;
-    if (!token.empty() && step.pattern->FindAll(token, matches).ok()) ReplaceMatches(token, matches, step.text).IgnoreError();
+    if (!token.empty() && step.pattern->FindAll(token, matches).ok())
+      ReplaceMatches(token, matches, step.text).IgnoreError();
   } else if (step.kind == DecodeStep::Kind::kMetaspace) {
     absl::StrReplaceAll({{step.text, index_zero && step.flag ? "" : " "}}, &token);
   } else if (step.kind == DecodeStep::Kind::kWordPiece) {
@@ -139,7 +151,8 @@ std::string TokenDecoder::Decode(Tokens tokens, bool first) const {
         for (std::string& token : tokens) StripToken(step, first || !fused, token);
         break;
       default:
-        for (size_t i = 0; i < tokens.size(); ++i) ApplyToToken(step, i == 0 && first, i + 1 == tokens.size(), tokens[i]);
+        for (size_t i = 0; i < tokens.size(); ++i)
+          ApplyToToken(step, i == 0 && first, i + 1 == tokens.size(), tokens[i]);
     }
   }
   std::string out;

@@ -15,9 +15,9 @@ struct DecodeStep {
   enum class Kind { kByteLevel, kReplace, kByteFallback, kFuse, kStrip, kMetaspace, kWordPiece, kBpe };
   Kind kind;
   std::shared_ptr<const Regex> pattern;  // kReplace
-  std::string text;                      // what Replace writes, Strip strips, WordPiece's prefix, BPE's suffix, the mark
-  size_t start = 0, stop = 0;            // kStrip
-  bool flag = false;                     // Metaspace: the first token loses its mark; WordPiece: cleanup
+  std::string text;            // what Replace writes, Strip strips, WordPiece's prefix, BPE's suffix, the mark
+  size_t start = 0, stop = 0;  // kStrip
+  bool flag = false;           // Metaspace: the first token loses its mark; WordPiece: cleanup
 };
 
 class TokenDecoder {

@@ -40,8 +40,8 @@ class Tokenizer {
   virtual int32_t vocab_size() const = 0;  // largest id + 1
   virtual std::optional<int32_t> bos_id() const = 0;
   virtual std::optional<int32_t> eos_id() const = 0;
-  // For StreamDecoder: the bytes of `ids` as they stand in a text, at its beginning when `first`. `ids` is one token, or
-  // a whole run of tokens of which `InByteRun` is true (byte fallback decides on such a run as a whole).
+  // For StreamDecoder: the bytes of `ids` as they stand in a text, at its beginning when `first`. `ids` is one token,
+  // or a whole run of tokens of which `InByteRun` is true (byte fallback decides on such a run as a whole).
   virtual std::string DecodePart(absl::Span<const int32_t> ids, bool skip_special, bool first) const = 0;
   virtual bool InByteRun(int32_t id) const = 0;
   // True when the decoder can only see the text as a whole; then nothing is streamed before the end.

@@ -98,7 +98,8 @@ Utf8Char DecodeUtf8(std::string_view text, size_t at) {
   const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data()) + at;
   const size_t left = text.size() - at;
   if (p[0] < 0x80) return {p[0], 1};
-  if (p[0] >= 0xC2 && p[0] <= 0xDF && left >= 2 && IsContinuation(p[1])) return {((p[0] & 0x1F) << 6) | (p[1] & 0x3F), 2};
+  if (p[0] >= 0xC2 && p[0] <= 0xDF && left >= 2 && IsContinuation(p[1]))
+    return {((p[0] & 0x1F) << 6) | (p[1] & 0x3F), 2};
   if (p[0] >= 0xE0 && p[0] <= 0xEF && left >= 3 && IsContinuation(p[1]) && IsContinuation(p[2])) {
     const int32_t code = ((p[0] & 0x0F) << 12) | ((p[1] & 0x3F) << 6) | (p[2] & 0x3F);
     if (code >= 0x800 && (code < 0xD800 || code > 0xDFFF)) return {code, 3};

@@ -29,8 +29,9 @@ absl::Status Vocabulary::Add(std::string_view text, int64_t id) {
 PrefixIndex::PrefixIndex(std::vector<std::pair<std::string, int32_t>> entries) {
   std::erase_if(entries, [](const auto& e) { return e.first.empty(); });
   std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  entries.erase(std::unique(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.first == b.first; }),
-                entries.end());
+  entries.erase(
+      std::unique(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.first == b.first; }),
+      entries.end());
   entries_ = std::move(entries);
   first_.assign(257, 0);
   for (const auto& entry : entries_) ++first_[static_cast<uint8_t>(entry.first[0]) + 1];

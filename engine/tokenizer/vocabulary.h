@@ -41,8 +41,8 @@ class Vocabulary {
     if (id < 0 || static_cast<size_t>(id) >= texts_.size() || !present_[id]) return nullptr;
     return &texts_[id];
   }
-  int32_t size() const { return static_cast<int32_t>(texts_.size()); }       // largest id + 1
-  int32_t count() const { return static_cast<int32_t>(ids_.size()); }  // different texts
+  int32_t size() const { return static_cast<int32_t>(texts_.size()); }  // largest id + 1
+  int32_t count() const { return static_cast<int32_t>(ids_.size()); }   // different texts
 
  private:
   TextMap<int32_t> ids_;

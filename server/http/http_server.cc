@@ -23,8 +23,10 @@ void AddProbes(Daemon& daemon, const std::atomic<bool>& serving, httplib::Server
   });
   const auto ready = [&daemon, &serving](const httplib::Request&, httplib::Response& response) {
     const bool ok = serving && daemon.ready();
-    SetJson({{"status", ok ? "ready" : daemon.draining() || !serving ? "draining" : "not_ready"}}, response,
-            ok ? 200 : 503);
+    SetJson({{"status", ok                              ? "ready"
+                        : daemon.draining() || !serving ? "draining"
+                                                        : "not_ready"}},
+            response, ok ? 200 : 503);
   };
   server.Get("/health/ready", ready);
   server.Get("/health", ready);

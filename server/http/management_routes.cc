@@ -21,7 +21,7 @@ absl::StatusOr<pb::StartEngineRequest> ReadStart(const std::string& body) {
   pb::StartEngineRequest out;
   SAGE_ASSIGN_OR_RETURN(const Json json, ParseJson(body, "body"));
   if (!json.is_object()) return BadField("body", "BAD_JSON", "must be an object");
-  const std::pair<const char*, void (pb::StartEngineRequest::*)(std::string&&)> texts[] = {
+  const std::pair<const char*, void (pb::StartEngineRequest::*)(std::string &&)> texts[] = {
       {"model_id", &pb::StartEngineRequest::set_model},
       {"model", &pb::StartEngineRequest::set_model},
       {"engine_id", &pb::StartEngineRequest::set_engine_id},
@@ -108,7 +108,9 @@ Json StatusJson(Daemon& daemon) {
   for (const auto& [key, count] : daemon.operations().Counts()) {
     operations.push_back({{"kind", key.first}, {"state", key.second}, {"count", count}});
   }
-  return {{"status", daemon.ready() ? "ready" : daemon.draining() ? "draining" : "not_ready"},
+  return {{"status", daemon.ready()      ? "ready"
+                     : daemon.draining() ? "draining"
+                                         : "not_ready"},
           {"version", SAGE_VERSION},
           {"threads", daemon.runtime().threads()},
           {"engines", engines},

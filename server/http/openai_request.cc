@@ -27,7 +27,8 @@ template <typename Int>
 absl::Status ReadInt(const OrderedJson& json, const char* key, Int* out) {
   if (!Has(json, key)) return absl::OkStatus();
   const OrderedJson& value = json[key];
-  const bool whole = value.is_number_integer() || (value.is_number_float() && std::floor(value.get<double>()) == value.get<double>());
+  const bool whole =
+      value.is_number_integer() || (value.is_number_float() && std::floor(value.get<double>()) == value.get<double>());
   if (!whole || std::abs(value.get<double>()) > 9e15) return BadField(key, "WRONG_TYPE", "must be a whole number");
   const int64_t number = value.is_number_integer() ? value.get<int64_t>() : static_cast<int64_t>(value.get<double>());
   if (number < static_cast<int64_t>(std::numeric_limits<Int>::min()) ||

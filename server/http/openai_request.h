@@ -22,8 +22,8 @@ struct OpenAiRequest {
   bool add_generation_prompt = true;
 };
 
-// INVALID_ARGUMENT names the field. Fields that change nothing here (user, store, metadata, ...) are accepted; fields that
-// would change the answer and are not supported are refused.
+// INVALID_ARGUMENT names the field. Fields that change nothing here (user, store, metadata, ...) are accepted; fields
+// that would change the answer and are not supported are refused.
 absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(const std::string& body, bool chat);
 
 }  // namespace sage::server

@@ -33,9 +33,7 @@ struct Generation {
   ~Generation() {
     for (const auto& handle : handles) handle->Cancel();  // no effect on one that ended
   }
-  int Choice(const GenerationEvent& event) const {
-    return static_cast<int>(open) * request.spec.n + event.choice;
-  }
+  int Choice(const GenerationEvent& event) const { return static_cast<int>(open) * request.spec.n + event.choice; }
 };
 
 Json LogprobsJson(const Generation& generation, const std::vector<TokenRecord>& tokens) {
@@ -87,7 +85,9 @@ Json UsageJson(const GenerationUsage& usage) {
 }
 
 Json Envelope(const Generation& generation, bool chunk) {
-  const char* object = !generation.request.chat ? "text_completion" : chunk ? "chat.completion.chunk" : "chat.completion";
+  const char* object = !generation.request.chat ? "text_completion"
+                       : chunk                  ? "chat.completion.chunk"
+                                                : "chat.completion";
   return {{"id", generation.id}, {"object", object}, {"created", generation.created}, {"model", generation.model}};
 }
 
@@ -103,9 +103,8 @@ absl::Status Begin(Daemon& daemon, Generation& generation) {
     prompts.push_back(std::move(ids));
   }
   if (request.chat) {
-    SAGE_ASSIGN_OR_RETURN(
-        std::vector<int32_t> ids,
-        EncodeChat(*generation.engine, request.chat_context, request.add_generation_prompt));
+    SAGE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                          EncodeChat(*generation.engine, request.chat_context, request.add_generation_prompt));
     prompts.push_back(std::move(ids));
   }
   for (std::vector<int32_t>& prompt : prompts) {

@@ -80,8 +80,8 @@ absl::StatusOr<OperationOutcome> RunEvaluate(Daemon& daemon, const OperationReco
 }  // namespace
 
 std::map<std::string, OperationKind> OperationKinds(Daemon& daemon) {
-  using Run = absl::StatusOr<OperationOutcome> (*)(Daemon&, const OperationRecord&, const CancelToken&,
-                                                   const ProgressFn&);
+  using Run =
+      absl::StatusOr<OperationOutcome> (*)(Daemon&, const OperationRecord&, const CancelToken&, const ProgressFn&);
   const auto bind = [&daemon](Run run) -> OperationWork {
     return [&daemon, run](const OperationRecord& record, const CancelToken& cancel, const ProgressFn& progress) {
       return run(daemon, record, cancel, progress);

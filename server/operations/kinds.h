@@ -1,5 +1,5 @@
-// What each kind of long operation does: calibrate, convert, evaluate. Their specs are serialized requests whose output is
-// an absolute path and whose dataset lies on disk.
+// What each kind of long operation does: calibrate, convert, evaluate. Their specs are serialized requests whose output
+// is an absolute path and whose dataset lies on disk.
 #pragma once
 
 #include <map>

@@ -32,8 +32,8 @@ std::string NewId(const std::string& prefix) {
   return absl::StrCat(prefix, "-", time, "-", absl::StrFormat("%08x", static_cast<uint32_t>((*random)())));
 }
 
-OperationRunner::OperationRunner(OperationStore& store, MetricSink& metrics,
-                                 std::map<std::string, OperationKind> kinds, int workers)
+OperationRunner::OperationRunner(OperationStore& store, MetricSink& metrics, std::map<std::string, OperationKind> kinds,
+                                 int workers)
     : store_(store),
       metrics_(metrics),
       kinds_(std::move(kinds)),
@@ -145,14 +145,14 @@ void OperationRunner::Run(const std::string& id) {
   }
   Log(LogLevel::kInfo, "operation_started", {{"id", id}, {"kind", record.kind}, {"target", record.target}});
   const auto tell = [&](const Progress& progress) { Progressed(id, progress); };
-  const absl::StatusOr<OperationOutcome> outcome =
-      cancel->cancelled() ? absl::StatusOr<OperationOutcome>(cancel->Check())
-                          : kinds_.at(record.kind).work(record, *cancel, tell);
+  const absl::StatusOr<OperationOutcome> outcome = cancel->cancelled()
+                                                       ? absl::StatusOr<OperationOutcome>(cancel->Check())
+                                                       : kinds_.at(record.kind).work(record, *cancel, tell);
   {
     std::lock_guard lock(mutex_);
     auto it = live_.find(id);
-    const bool interrupted = stopping_ && !outcome.ok() && absl::IsCancelled(outcome.status()) &&
-                             it != live_.end() && !it->second.record.cancel_requested;
+    const bool interrupted = stopping_ && !outcome.ok() && absl::IsCancelled(outcome.status()) && it != live_.end() &&
+                             !it->second.record.cancel_requested;
     if (interrupted) return;  // stays RUNNING: the next start resumes it
   }
   Finish(id, outcome);
@@ -282,8 +282,7 @@ std::map<std::string, double> OperationRunner::ProgressByKind() const {
   std::map<std::string, double> out;
   for (const auto& [id, live] : live_) {
     const OperationRecord& record = live.record;
-    const double ratio =
-        record.total > 0 ? static_cast<double>(record.done) / static_cast<double>(record.total) : 0.0;
+    const double ratio = record.total > 0 ? static_cast<double>(record.done) / static_cast<double>(record.total) : 0.0;
     out[record.kind] = std::max(out[record.kind], ratio);
   }
   return out;

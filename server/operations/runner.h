@@ -21,9 +21,8 @@ struct OperationOutcome {
   std::string result, result_json;
 };
 // The work itself: given the spec it was created with. Blocks.
-using OperationWork = std::function<absl::StatusOr<OperationOutcome>(const OperationRecord& record,
-                                                                     const CancelToken& cancel,
-                                                                     const ProgressFn& progress)>;
+using OperationWork = std::function<absl::StatusOr<OperationOutcome>(
+    const OperationRecord& record, const CancelToken& cancel, const ProgressFn& progress)>;
 
 struct OperationKind {
   OperationWork work;

@@ -134,8 +134,8 @@ OperationStore::~OperationStore() { sqlite3_close(db_); }
 
 absl::Status OperationStore::Create(const OperationRecord& r) {
   std::lock_guard lock(mutex_);
-  Statement insert(db_, absl::StrCat("INSERT INTO operations(", kColumns,
-                                     ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"));
+  Statement insert(
+      db_, absl::StrCat("INSERT INTO operations(", kColumns, ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"));
   insert.Text(r.id).Text(r.kind).Text(r.target).Text(r.request_id).Int(static_cast<int>(r.state)).Blob(r.spec);
   insert.Text(r.stage).Text(r.unit).Int(r.done).Int(r.total).Blob(r.error).Blob(r.result).Text(r.result_json);
   insert.Int(r.create_ms).Int(r.start_ms).Int(r.end_ms).Int(r.update_ms).Int(r.cancel_requested).Int(r.attempts);
@@ -144,9 +144,10 @@ absl::Status OperationStore::Create(const OperationRecord& r) {
 
 absl::Status OperationStore::Update(const OperationRecord& r) {
   std::lock_guard lock(mutex_);
-  Statement update(db_,
-                   "UPDATE operations SET target=?,state=?,stage=?,unit=?,done=?,total=?,error=?,result=?,result_json=?,"
-                   "start_ms=?,end_ms=?,update_ms=?,cancel_requested=?,attempts=? WHERE id=?");
+  Statement update(
+      db_,
+      "UPDATE operations SET target=?,state=?,stage=?,unit=?,done=?,total=?,error=?,result=?,result_json=?,"
+      "start_ms=?,end_ms=?,update_ms=?,cancel_requested=?,attempts=? WHERE id=?");
   update.Text(r.target).Int(static_cast<int>(r.state)).Text(r.stage).Text(r.unit).Int(r.done).Int(r.total);
   update.Blob(r.error).Blob(r.result).Text(r.result_json).Int(r.start_ms).Int(r.end_ms).Int(r.update_ms);
   update.Int(r.cancel_requested).Int(r.attempts).Text(r.id);
@@ -159,8 +160,8 @@ absl::StatusOr<OperationRecord> OperationStore::Get(const std::string& id) const
   select.Text(id);
   if (select.Row()) return ReadRecord(select);
   SAGE_RETURN_IF_ERROR(select.Ended("get"));
-  return MakeError(absl::StatusCode::kNotFound, "OPERATION_NOT_FOUND", absl::StrCat("operation: \"", id, "\" is unknown"),
-                   {{"id", id}});
+  return MakeError(absl::StatusCode::kNotFound, "OPERATION_NOT_FOUND",
+                   absl::StrCat("operation: \"", id, "\" is unknown"), {{"id", id}});
 }
 
 absl::StatusOr<OperationPage> OperationStore::List(const std::string& kind, int state, int page_size,

@@ -143,8 +143,7 @@ class Service final : public pb::ArtifactService::CallbackService {
  public:
   explicit Service(Daemon& daemon) : daemon_(daemon) {}
 
-  grpc::ServerUnaryReactor* ListArtifacts(grpc::CallbackServerContext* context,
-                                          const pb::ListArtifactsRequest* request,
+  grpc::ServerUnaryReactor* ListArtifacts(grpc::CallbackServerContext* context, const pb::ListArtifactsRequest* request,
                                           pb::ListArtifactsResponse* response) override {
     return RunUnary(daemon_, context, "ListArtifacts", Lane::kQuick, Admission::kNotNeeded,
                     [=](Call&) { return List(*request, response); });
@@ -220,7 +219,8 @@ class Service final : public pb::ArtifactService::CallbackService {
     const std::string grave = daemon_.paths().data_dir() + "/work/" + NewId("deleted");
     fs::rename(*path, grave, error);
     if (error) {
-      return MakeError(absl::StatusCode::kInternal, "DELETE_FAILED", absl::StrCat(request.name(), ": ", error.message()));
+      return MakeError(absl::StatusCode::kInternal, "DELETE_FAILED",
+                       absl::StrCat(request.name(), ": ", error.message()));
     }
     fs::remove_all(grave, error);
     if (!request.request_id().empty()) {

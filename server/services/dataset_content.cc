@@ -14,7 +14,9 @@ absl::Status StoreDatasetContent(const std::string& data_dir, std::string* datas
   if (content->size() > (size_t{48} << 20)) {
     return BadField("dataset_content", "TOO_LARGE", "at most 48 MiB; put larger files under a model root");
   }
-  const char* ending = absl::EndsWith(*dataset, ".jsonl") ? ".jsonl" : absl::EndsWith(*dataset, ".json") ? ".json" : ".txt";
+  const char* ending = absl::EndsWith(*dataset, ".jsonl")  ? ".jsonl"
+                       : absl::EndsWith(*dataset, ".json") ? ".json"
+                                                           : ".txt";
   const std::string path = absl::StrCat(data_dir, "/datasets/", Sha256Hex(*content), ending);
   if (!FileExists(path)) SAGE_RETURN_IF_ERROR(WriteFileAtomic(path, *content));
   *dataset = path;

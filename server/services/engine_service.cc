@@ -127,9 +127,8 @@ class Service final : public pb::EngineService::CallbackService {
     SAGE_ASSIGN_OR_RETURN(const std::string id, daemon_.engines().Check(spec));
     auto copy = std::make_shared<pb::StartEngineRequest>(request);
     copy->set_engine_id(id);
-    const bool queued = daemon_.Slow([this, copy] {
-      (void)StartEngineWithOperation(daemon_, *copy, CancelToken(), nullptr);
-    });
+    const bool queued =
+        daemon_.Slow([this, copy] { (void)StartEngineWithOperation(daemon_, *copy, CancelToken(), nullptr); });
     if (!queued) return WorkersBusy();
     response->set_engine_id(id);
     response->set_state(pb::ENGINE_STATE_STARTING);

@@ -32,7 +32,8 @@ void GenerationStream::Start(grpc::CallbackServerContext* context, Prepare prepa
 void GenerationStream::Submit(const Prepare& prepare) {
   if (call_.cancel.cancelled()) return Fail(absl::CancelledError("cancelled by the client"));
   if (absl::Now() >= call_.deadline) {
-    return Fail(MakeError(absl::StatusCode::kDeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed in the queue"));
+    return Fail(
+        MakeError(absl::StatusCode::kDeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed in the queue"));
   }
   absl::StatusOr<Prepared> prepared = prepare(call_);
   if (!prepared.ok()) return Fail(prepared.status());
@@ -42,9 +43,9 @@ void GenerationStream::Submit(const Prepare& prepare) {
   const TokenizerFiles* files = engine->tokenizer();
   const Tokenizer* tokenizer = files == nullptr ? nullptr : files->tokenizer.get();
   const bool logprobs = prepared->spec.logprobs >= 0;
-  auto handle = engine->Submit(std::move(prepared->spec), [shared, engine, tokenizer, logprobs](const GenerationEvent& e) {
-    Push(shared, e, tokenizer, logprobs);
-  });
+  auto handle = engine->Submit(
+      std::move(prepared->spec),
+      [shared, engine, tokenizer, logprobs](const GenerationEvent& e) { Push(shared, e, tokenizer, logprobs); });
   if (!handle.ok()) {
     daemon_.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(handle.status())}}, 1);
     return Fail(handle.status());

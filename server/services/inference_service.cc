@@ -71,8 +71,9 @@ absl::StatusOr<GenerateSpec> ReadParameters(const inference::ModelInferRequest& 
     } else if (name == "ignore_eos") {
       spec.ignore_eos = number != 0;
     } else {
-      return BadField(name, "UNKNOWN_PARAMETER", "known: max_tokens, temperature, top_k, top_p, min_p, seed, "
-                                                 "repetition_penalty, ignore_eos");
+      return BadField(name, "UNKNOWN_PARAMETER",
+                      "known: max_tokens, temperature, top_k, top_p, min_p, seed, "
+                      "repetition_penalty, ignore_eos");
     }
   }
   SAGE_RETURN_IF_ERROR(CheckGenerateSpec(spec));
@@ -140,8 +141,7 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
   }
 
  private:
-  absl::Status Infer(Call& call, const inference::ModelInferRequest& request,
-                     inference::ModelInferResponse* response) {
+  absl::Status Infer(Call& call, const inference::ModelInferRequest& request, inference::ModelInferResponse* response) {
     SAGE_ASSIGN_OR_RETURN(std::shared_ptr<InferenceEngine> engine, daemon_.engines().Find(request.model_name()));
     call.SetEngine(request.model_name());
     SAGE_ASSIGN_OR_RETURN(const std::string text, TextInput(request));

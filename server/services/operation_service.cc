@@ -17,7 +17,8 @@ namespace {
 // Shared by the reactor and the listener, so that a late call of the listener finds nothing to write to.
 class WatchReactor final : public grpc::ServerWriteReactor<pb::Operation> {
  public:
-  WatchReactor(Daemon& daemon) : daemon_(daemon), call_(daemon, "grpc", "WatchOperation"), shared_(new Shared{{}, this}) {}
+  WatchReactor(Daemon& daemon)
+      : daemon_(daemon), call_(daemon, "grpc", "WatchOperation"), shared_(new Shared{{}, this}) {}
 
   void Start(grpc::CallbackServerContext* context, const std::string& id) {
     absl::Status status = call_.Open(*context, false);
@@ -205,8 +206,8 @@ class Service final : public pb::OperationService::CallbackService {
       return record.status();
     });
   }
-  grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context,
-                                          const pb::WaitOperationRequest* request, pb::Operation* response) override {
+  grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context, const pb::WaitOperationRequest* request,
+                                          pb::Operation* response) override {
     auto* reactor = new WaitReactor(daemon_, response);
     reactor->Start(context, *request);
     return reactor;

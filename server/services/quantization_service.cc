@@ -72,9 +72,9 @@ class Service final : public pb::QuantizationService::CallbackService {
     if (!repeat) {
       pb::CalibrateRequest request = asked;
       const pb::QuantConfig& config = request.config();
-      SAGE_ASSIGN_OR_RETURN(
-          std::string strategy,
-          ResolveLinearStrategy(config.weight_dtype().empty() ? "int4" : config.weight_dtype(), config.activation_dtype()));
+      SAGE_ASSIGN_OR_RETURN(std::string strategy,
+                            ResolveLinearStrategy(config.weight_dtype().empty() ? "int4" : config.weight_dtype(),
+                                                  config.activation_dtype()));
       SAGE_RETURN_IF_ERROR(ToCalibrationSpec(request, daemon_.paths()).status());
       if (request.output().empty()) request.set_output(DefaultOutput(request, strategy));
       const std::string name = request.output();
@@ -106,8 +106,8 @@ class Service final : public pb::QuantizationService::CallbackService {
       pb::ConvertRequest request = asked;
       SAGE_RETURN_IF_ERROR(ToConvertSpec(request, daemon_.paths()).status());
       SAGE_ASSIGN_OR_RETURN(*request.mutable_output(), daemon_.paths().NewArtifact(asked.output()));
-      SAGE_ASSIGN_OR_RETURN(record, daemon_.operations().Start("convert", request.output(),
-                                                               request.SerializeAsString(), request.request_id()));
+      SAGE_ASSIGN_OR_RETURN(record, daemon_.operations().Start("convert", request.output(), request.SerializeAsString(),
+                                                               request.request_id()));
       SAGE_RETURN_IF_ERROR(Remember(asked.request_id(), "convert", body, record.id));
     }
     FillOperation(record, response);

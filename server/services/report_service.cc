@@ -56,11 +56,11 @@ class Service final : public pb::ReportService::CallbackService {
     if (request.dataset().empty() && request.dataset_content().empty() && request.tasks().empty()) {
       return BadField("dataset", "EMPTY", "a dataset or a task is needed");
     }
-    SAGE_RETURN_IF_ERROR(StoreDatasetContent(daemon_.paths().data_dir(), request.mutable_dataset(),
-                                             request.mutable_dataset_content()));
-    SAGE_ASSIGN_OR_RETURN(OperationRecord record,
-                          daemon_.operations().Start("evaluate", spec.artifact, request.SerializeAsString(),
-                                                     request.request_id()));
+    SAGE_RETURN_IF_ERROR(
+        StoreDatasetContent(daemon_.paths().data_dir(), request.mutable_dataset(), request.mutable_dataset_content()));
+    SAGE_ASSIGN_OR_RETURN(
+        OperationRecord record,
+        daemon_.operations().Start("evaluate", spec.artifact, request.SerializeAsString(), request.request_id()));
     FillOperation(record, response);
     return absl::OkStatus();
   }

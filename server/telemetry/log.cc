@@ -54,14 +54,16 @@ spdlog::logger& Logger() {
 
 void SetupLogs(const std::string& format, const std::string& level) {
   text_format = format == "text";
-  Logger().set_level(level == "debug"  ? spdlog::level::debug
-                     : level == "warn" ? spdlog::level::warn
+  Logger().set_level(level == "debug"   ? spdlog::level::debug
+                     : level == "warn"  ? spdlog::level::warn
                      : level == "error" ? spdlog::level::err
                                         : spdlog::level::info);
   // The engine logs through spdlog's default logger: give it the same stream.
   auto engine = std::make_shared<spdlog::logger>("engine", std::make_shared<spdlog::sinks::stderr_sink_mt>());
-  engine->set_pattern(text_format ? "%Y-%m-%dT%H:%M:%S.%eZ %l %v" : "{\"time\":\"%Y-%m-%dT%H:%M:%S.%eZ\",\"level\":\"%l\",\"event\":\"engine\",\"message\":\"%v\"}",
-                      spdlog::pattern_time_type::utc);
+  engine->set_pattern(
+      text_format ? "%Y-%m-%dT%H:%M:%S.%eZ %l %v"
+                  : "{\"time\":\"%Y-%m-%dT%H:%M:%S.%eZ\",\"level\":\"%l\",\"event\":\"engine\",\"message\":\"%v\"}",
+      spdlog::pattern_time_type::utc);
   engine->set_level(Logger().level());
   spdlog::set_default_logger(engine);
 }

@@ -1,10 +1,11 @@
 // The Prometheus exporter: families are made on first use from the catalogue; a name outside it is still exported.
 #include "server/telemetry/metrics.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <map>
 #include <mutex>
-#include <unistd.h>
 #include <vector>
 
 #include "prometheus/counter.h"
@@ -119,8 +120,7 @@ void PrometheusMetrics::Increment(std::string_view name, const MetricLabels& lab
     if (cell == nullptr) {
       auto& family = state_->counters[std::string(name)];
       if (family == nullptr) {
-        family =
-            &prometheus::BuildCounter().Name(std::string(name)).Help(Help(name)).Register(state_->registry);
+        family = &prometheus::BuildCounter().Name(std::string(name)).Help(Help(name)).Register(state_->registry);
       }
       cell = &family->Add(ToLabels(labels));
     }
@@ -150,8 +150,7 @@ void PrometheusMetrics::Observe(std::string_view name, const MetricLabels& label
     if (cell == nullptr) {
       auto& family = state_->histograms[std::string(name)];
       if (family == nullptr) {
-        family =
-            &prometheus::BuildHistogram().Name(std::string(name)).Help(Help(name)).Register(state_->registry);
+        family = &prometheus::BuildHistogram().Name(std::string(name)).Help(Help(name)).Register(state_->registry);
       }
       cell = &family->Add(ToLabels(labels), EndsWith(name, "_seconds") ? SecondsBuckets() : CountBuckets());
     }

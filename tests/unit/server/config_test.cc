@@ -18,8 +18,8 @@ std::string TempFile(const std::string& content) {
 
 TEST(Config, FlagsBeatEnvironmentBeatsFile) {
   const std::string file = TempFile("threads: 1\nlog_level: warn\ndata_dir: from-file\nmodel_root: [a, b]\n");
-  auto line = ParseCommandLine({"--config", file, "--threads", "3"},
-                               {{"SAGE_THREADS", "2"}, {"SAGE_LOG_LEVEL", "error"}});
+  auto line =
+      ParseCommandLine({"--config", file, "--threads", "3"}, {{"SAGE_THREADS", "2"}, {"SAGE_LOG_LEVEL", "error"}});
   ASSERT_TRUE(line.ok()) << line.status();
   EXPECT_EQ(line->config.threads, 3);
   EXPECT_EQ(line->config.log_level, "error");

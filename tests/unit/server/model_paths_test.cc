@@ -42,9 +42,9 @@ TEST_F(ModelPathsTest, FindsModels) {
 }
 
 TEST_F(ModelPathsTest, RefusesWhatLeadsOutside) {
-  for (const std::string& name : {std::string("../outside/secret"), std::string("link"), std::string("/etc"),
-                                  (top_ / "outside/secret").string(), std::string("org/../../outside/secret"),
-                                  std::string("../../../../../../etc"), (top_ / "rootless").string()}) {
+  for (const std::string& name :
+       {std::string("../outside/secret"), std::string("link"), std::string("/etc"), (top_ / "outside/secret").string(),
+        std::string("org/../../outside/secret"), std::string("../../../../../../etc"), (top_ / "rootless").string()}) {
     auto path = paths_.ResolveModel(name);
     ASSERT_FALSE(path.ok()) << name;
     EXPECT_EQ(path.status().code(), absl::StatusCode::kPermissionDenied) << name << " " << path.status();

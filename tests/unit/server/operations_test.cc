@@ -1,6 +1,4 @@
 // Operations: life cycle, pages, request ids, cancel, watch, and what a restart finds.
-#include "server/operations/runner.h"
-
 #include <unistd.h>
 
 #include <atomic>
@@ -10,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
+#include "server/operations/runner.h"
 
 namespace sage::server {
 namespace {
