@@ -174,8 +174,12 @@ std::string ReportHtml(const Json& report) {
     } else if (value.is_array()) {
       out += ListCharts(value);
     } else {
-      if (key == "kl" || key == "memory" || key == "speed" || key == "tasks") {
-        out += key == "kl" ? [&] { Bars bars; CollectNumbers(value, "", 0, &bars); return Chart(bars); }() : ChartsByUnit(value);
+      if (key == "kl") {
+        Bars bars;
+        CollectNumbers(value, "", 0, &bars);
+        out += Chart(bars);
+      } else if (key == "memory" || key == "speed" || key == "tasks") {
+        out += ChartsByUnit(value);
       }
       out += Table(value);
       for (const auto& [inner, list] : value.items()) out += ListCharts(list);

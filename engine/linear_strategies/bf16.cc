@@ -1,5 +1,5 @@
 // Linear layers in bfloat16, rounded half to even when converted.
-#include "engine/linear_strategies/dense_linear.h"
+#include "engine/api/dense_linear.h"
 
 namespace sage::linear_strategies {
 namespace {

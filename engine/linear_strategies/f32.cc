@@ -1,5 +1,5 @@
 // Linear layers in 32-bit floats: the reference that everything is measured against.
-#include "engine/linear_strategies/dense_linear.h"
+#include "engine/api/dense_linear.h"
 
 namespace sage::linear_strategies {
 namespace {

@@ -1,5 +1,5 @@
 // ggml Q4_0: blocks of 32 four-bit codes with one f16 scale, 4.5 bits a weight.
-#include "engine/linear_strategies/block_linear.h"
+#include "engine/api/block_linear.h"
 
 namespace sage::linear_strategies {
 namespace {

@@ -1,5 +1,5 @@
 // ggml Q4_1: blocks of 32 four-bit codes with an f16 scale and an f16 minimum, 5 bits a weight.
-#include "engine/linear_strategies/block_linear.h"
+#include "engine/api/block_linear.h"
 
 namespace sage::linear_strategies {
 namespace {

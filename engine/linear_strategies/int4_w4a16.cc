@@ -1,5 +1,5 @@
 // 4-bit integer weights with 16-bit activations, stored as compressed-tensors pack-quantized.
-#include "engine/linear_strategies/packed_linear.h"
+#include "engine/api/packed_linear.h"
 
 namespace sage::linear_strategies {
 namespace {

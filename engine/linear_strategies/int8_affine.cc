@@ -7,7 +7,7 @@
 // w = scale * code + offset: product rounded to f32, then the sum.
 #include <cstring>
 
-#include "engine/linear_strategies/stored_tensors.h"
+#include "engine/api/stored_tensors.h"
 
 namespace sage::linear_strategies {
 namespace {

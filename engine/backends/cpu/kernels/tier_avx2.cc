@@ -1,9 +1,10 @@
 // The kernel functions compiled for AVX2, FMA and F16C.
 #define SAGE_TIER avx2
-// clang-format off: the vectors come before the kernels that are written in them.
+// The vectors come before the kernels that are written in them.
+// clang-format off
+#include "engine/backends/cpu/kernels/simd_avx2.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
-#include "engine/backends/cpu/kernels/simd_avx2.h"
 // clang-format on
 
 namespace sage::cpu {

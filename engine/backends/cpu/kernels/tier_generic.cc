@@ -1,9 +1,10 @@
 // The kernel functions compiled for plain C++.
 #define SAGE_TIER generic
-// clang-format off: the vectors come before the kernels that are written in them.
+// The vectors come before the kernels that are written in them.
+// clang-format off
+#include "engine/backends/cpu/kernels/simd_generic.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
-#include "engine/backends/cpu/kernels/simd_generic.h"
 // clang-format on
 
 namespace sage::cpu {

@@ -5,7 +5,7 @@
 #include <memory>
 #include <utility>
 
-#include "engine/linear_strategies/stored_tensors.h"
+#include "engine/api/stored_tensors.h"
 #include "engine/quant/ggml_blocks.h"
 
 namespace sage::linear_strategies {

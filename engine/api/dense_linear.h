@@ -4,7 +4,7 @@
 #include <memory>
 #include <utility>
 
-#include "engine/linear_strategies/stored_tensors.h"
+#include "engine/api/stored_tensors.h"
 
 namespace sage::linear_strategies {
 

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
-#include "engine/linear_strategies/stored_tensors.h"
+#include "engine/api/stored_tensors.h"
 #include "engine/quant/integer_grid.h"
 #include "engine/quant/packing.h"
 
