@@ -1,4 +1,7 @@
 // Loads a decoder: checks every tensor against the architecture's list, quantizes where asked, binds kernels.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <set>
@@ -9,6 +12,21 @@
 #include "engine/decoder/bound_decoder.h"
 
 namespace sage {
+namespace {
+
+// Gives the pages of a repacked weight back to the page cache, so that a weight is not in memory twice. Only for views
+// that point into a file's map (see StoredLinear): clean pages come back from the file when somebody reads them again.
+void ReleaseMapped(const StoredLinear& stored) {
+  if (!stored.owned.empty()) return;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (const auto& [name, view] : stored.tensors) {
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(view.data) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(view.data) + view.bytes) / page * page;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
+}
+
+}  // namespace
 
 class DecoderLoader {
  public:
@@ -138,7 +156,10 @@ class DecoderLoader {
       SAGE_ASSIGN_OR_RETURN(const Tensor full, Dequantize(stored));
       out = def->quantize(full.view(), spec, LayerPlan{}, threads_);
     }
-    if (out.ok()) out->bias = stored.bias;
+    if (out.ok()) {
+      out->bias = stored.bias;
+      ReleaseMapped(stored);
+    }
     return out;
   }
 
@@ -168,6 +189,7 @@ class DecoderLoader {
     auto bound = def->bind(stored, keep, backend_, spec_.priority, threads_);
     if (!bound.ok()) return Annotate(bound.status(), module);
     out->linear = std::move(*bound);
+    if (stored.tensors.count("weight") + stored.tensors.count("blocks") == 0) ReleaseMapped(stored);
     out_->weight_bytes_ += out->linear->weight_bytes();
     return absl::OkStatus();
   }
