@@ -157,6 +157,7 @@ absl::Status OpenModel(Start& start) {
   const bool is_path = word.find('/') != std::string::npos && (IsDirectory(word) || FileExists(word));
   if (is_path) start.path = std::exchange(word, std::string());
   SAGE_ASSIGN_OR_RETURN(start.load, ResolveLoadSpec(word, spec.attn_quantization, spec.mlp_quantization));
+  SAGE_RETURN_IF_ERROR(ResolveKvStrategy(spec.kv_quantization).status());
   SAGE_ASSIGN_OR_RETURN(start.parts.backend, ChooseBackend(spec.backend, &start.parts.info.notes));
   SAGE_ASSIGN_OR_RETURN(start.checkpoint, OpenCheckpoint(start.path));
   SAGE_ASSIGN_OR_RETURN(start.config,
