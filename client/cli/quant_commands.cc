@@ -1,5 +1,8 @@
 // sage quant calibrate | convert | kernel | capabilities.
+#include <algorithm>
 #include <cstdio>
+#include <utility>
+#include <vector>
 
 #include "client/cli/command.h"
 #include "client/cli/operations.h"
@@ -25,10 +28,14 @@ std::optional<Failure> ShowCalibration(const Context& context, const Json& resul
     PrintJson(result);
     return std::nullopt;
   }
-  const Json layers = result.value("layers", Json::array());
-  for (const Json& layer : layers) {
-    std::printf("%-48s %-16s error %.5f\n", Text(layer, "name").c_str(), Text(layer, "scheme").c_str(),
-                layer.value("error", 0.0));
+  std::vector<std::pair<double, std::string>> layers;  // the worst first
+  for (const Json& layer : result.value("layers", Json::array())) {
+    layers.emplace_back(layer.value("error", 0.0), Text(layer, "name"));
+  }
+  std::sort(layers.rbegin(), layers.rend());
+  for (size_t i = 0; i < layers.size() && i < 3; ++i) {
+    std::printf("%s%-44s relative error %.5f\n", i == 0 ? "worst layers  " : "              ", layers[i].second.c_str(),
+                layers[i].first);
   }
   std::printf(
       "artifact      %s\npath          %s\nquantization  %s\nweights       %s, %.2f bits a weight\ntime          %s\n",

@@ -47,32 +47,56 @@ std::string Compact(const Json& value) {
   return value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-bool IsBytes(const std::string& key) { return key.find("bytes") != key.npos; }
+// A number at a dotted path of the report, 0 where it is not there.
+double NumberAt(const Json& report, const char* pointer) {
+  const Json::json_pointer path(pointer);
+  return report.contains(path) && report[path].is_number() ? report[path].get<double>() : 0.0;
+}
+std::string TextAt(const Json& report, const char* pointer) {
+  const Json::json_pointer path(pointer);
+  return report.contains(path) ? Compact(report[path]) : "";
+}
 
-void PrintMembers(const Json& object, const std::string& prefix, int depth) {
-  for (const auto& [key, value] : object.items()) {
-    const std::string name = prefix + key;
-    if (value.is_object() && depth < 4) {
-      PrintMembers(value, name + ".", depth + 1);
-    } else if (!(value.is_array() && !value.empty() && value[0].is_structured())) {
-      const std::string text = IsBytes(name) && value.is_number() ? FormatBytes(value.get<double>()) : Compact(value);
-      std::printf("  %-36s %s\n", name.c_str(), text.c_str());
-    }
+void PrintSpeed(const Json& report, const char* label, const std::string& key) {
+  const std::string base = "/speed/" + key + "_tokens_per_second";
+  if (!report.contains(Json::json_pointer(base))) return;
+  std::printf("%-16s %.1f tokens/s, reference %.1f (%.2fx)\n", label, NumberAt(report, (base + "/quantized").c_str()),
+              NumberAt(report, (base + "/reference").c_str()), NumberAt(report, (base + "/ratio").c_str()));
+}
+
+void PrintPerplexity(const Json& report) {
+  std::printf("%-16s %.4f, reference %.4f, ratio %.5f", "perplexity", NumberAt(report, "/perplexity/quantized"),
+              NumberAt(report, "/perplexity/reference"), NumberAt(report, "/perplexity/ratio"));
+  const Json::json_pointer interval("/perplexity/interval");
+  if (report.contains(interval) && report[interval].is_array() && report[interval].size() == 2) {
+    std::printf(" (95 %% interval %.5f to %.5f)", report[interval][0].get<double>(), report[interval][1].get<double>());
   }
+  std::printf("\n");
 }
 
 void PrintReport(const Json& report) {
-  for (const auto& [key, value] : report.items()) {
-    if (key == "requirements") continue;
-    if (value.is_object()) {
-      if (!value.empty()) std::printf("%s\n", key.c_str());
-      PrintMembers(value, "", 0);
-    } else if (value.is_array()) {
-      std::printf("%s: %zu entries (see --json or --html)\n", key.c_str(), value.size());
-    } else {
-      std::printf("%-38s %s\n", key.c_str(), Compact(value).c_str());
-    }
-  }
+  std::printf("%-16s %s\n", "artifact", TextAt(report, "/artifact").c_str());
+  std::printf(
+      "%-16s %s (kv %s), reference %s (kv %s)\n", "quantization",
+      TextAt(report, "/memory/quantized/quantization").c_str(), TextAt(report, "/memory/quantized/kv_quant").c_str(),
+      TextAt(report, "/memory/reference/quantization").c_str(), TextAt(report, "/memory/reference/kv_quant").c_str());
+  PrintPerplexity(report);
+  std::printf("%-16s mean %.6f, median %.6f, p99 %.6f, p99.9 %.6f, max %.6f nats\n", "KL divergence",
+              NumberAt(report, "/kl/mean"), NumberAt(report, "/kl/median"), NumberAt(report, "/kl/p99"),
+              NumberAt(report, "/kl/p999"), NumberAt(report, "/kl/max"));
+  std::printf("%-16s %.2f %%\n", "top-1 agreement", 100 * NumberAt(report, "/top1_agreement"));
+  std::printf("%-16s %s, reference %s (%.2fx); KV %s a token, reference %s\n", "weights",
+              FormatBytes(NumberAt(report, "/memory/quantized/weight_bytes")).c_str(),
+              FormatBytes(NumberAt(report, "/memory/reference/weight_bytes")).c_str(),
+              NumberAt(report, "/memory/weight_ratio"),
+              FormatBytes(NumberAt(report, "/memory/quantized/kv_bytes_per_token")).c_str(),
+              FormatBytes(NumberAt(report, "/memory/reference/kv_bytes_per_token")).c_str());
+  PrintSpeed(report, "decode", "decode");
+  PrintSpeed(report, "prefill", "prefill");
+  std::printf("%-16s %s windows of %s tokens, %s positions scored; dataset sha256 %.12s, tokenizer sha256 %.12s\n",
+              "protocol", TextAt(report, "/protocol/windows").c_str(), TextAt(report, "/protocol/window").c_str(),
+              TextAt(report, "/protocol/scored_positions").c_str(), TextAt(report, "/protocol/dataset_sha256").c_str(),
+              TextAt(report, "/protocol/tokenizer_sha256").c_str());
 }
 
 std::optional<Failure> WriteHtml(const std::string& path, const Json& report) {
