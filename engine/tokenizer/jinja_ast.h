@@ -96,9 +96,9 @@ struct Node {
 };
 
 struct Program {
+  std::vector<std::unique_ptr<StrObj>> strings;  // first: the nodes' values look at them until they are gone
   Body body;
-  std::vector<StrObj*> names;  // variable names by id, owned by `strings`
-  std::vector<std::unique_ptr<StrObj>> strings;
+  std::vector<StrObj*> names;  // variable names by id
   std::unordered_map<std::string, int> name_ids;
 
   int NameId(const std::string& name);
