@@ -449,6 +449,7 @@ TEST(Engine, MetricsCountWhatHappened) {
   RecordingSink sink;
   FakeEngineSpec fake;
   fake.metrics = &sink;
+  fake.delay = absl::Milliseconds(1);  // so that the cancellation comes before the 200th token
   {
     FakeEngine e = StartFake(fake);
     Collector a, b, c;
