@@ -72,11 +72,13 @@ absl::Status PipelineTokenizer::Finish() {
   for (size_t i = 0; i < added_.size(); ++i) {
     std::string text = added_[i].content;
     if (!added_[i].normalized) {
+      shown_.push_back(text);
       raw.push_back({std::move(text), static_cast<int32_t>(i)});
       continue;
     }
     bool removed = false;
     SAGE_RETURN_IF_ERROR(ApplyNormalizers(normalizers, text, &removed));
+    shown_.push_back(text);
     normalized.push_back({std::move(text), static_cast<int32_t>(i)});
   }
   raw_index_ = PrefixIndex(std::move(raw));
@@ -181,7 +183,7 @@ absl::StatusOr<std::vector<int32_t>> PipelineTokenizer::Encode(std::string_view 
 std::string PipelineTokenizer::DecodePart(absl::Span<const int32_t> ids, bool skip_special, bool first) const {
   std::vector<std::string> tokens;
   for (int32_t id : ids) {
-    auto token = IdToToken(id);
+    auto token = Shown(id);
     if (token && !(skip_special && IsSpecial(id))) tokens.push_back(*std::move(token));
   }
   return decoder.Decode(std::move(tokens), first);
@@ -197,7 +199,7 @@ absl::StatusOr<std::string> PipelineTokenizer::Decode(absl::Span<const int32_t> 
 }
 
 std::optional<std::string> PipelineTokenizer::TokenBytes(int32_t id, bool skip_special) const {
-  const auto token = IdToToken(id);
+  const auto token = Shown(id);
   if (!token) return std::nullopt;
   if (skip_special && IsSpecial(id)) return std::string();
   if (InByteRun(id)) return std::string(1, static_cast<char>(ParseByteToken(*token)));
@@ -208,6 +210,11 @@ std::optional<std::string> PipelineTokenizer::IdToToken(int32_t id) const {
   if (const std::string* text = added_vocabulary_.Text(id)) return *text;
   if (const std::string* text = model->vocabulary.Text(id)) return *text;
   return std::nullopt;
+}
+
+std::optional<std::string> PipelineTokenizer::Shown(int32_t id) const {
+  if (id < 0 || static_cast<size_t>(id) >= added_of_id_.size() || added_of_id_[id] < 0) return IdToToken(id);
+  return shown_[added_of_id_[id]];
 }
 
 std::optional<int32_t> PipelineTokenizer::TokenToId(std::string_view token) const {

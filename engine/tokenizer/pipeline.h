@@ -59,8 +59,12 @@ class PipelineTokenizer : public Tokenizer {
                           std::vector<int32_t>& ids) const;
   absl::Status EncodeWords(std::string text, bool at_start, WordCache& cache, std::vector<int32_t>& ids) const;
 
+  // How a token appears in decoded text: Hugging Face normalizes a normalized added token there too.
+  std::optional<std::string> Shown(int32_t id) const;
+
   Vocabulary added_vocabulary_;
   std::vector<AddedToken> added_;
+  std::vector<std::string> shown_;  // one an added token
   std::vector<int32_t> added_of_id_;
   PrefixIndex raw_index_, normalized_index_;
 };

@@ -18,10 +18,14 @@ constexpr uint32_t kMinMatchLimit = 10'000'000;
 constexpr uint32_t kHeapLimitKib = 256 * 1024;
 constexpr size_t kMaxPatternBytes = 64 * 1024;
 
-// Oniguruma's Unicode classes, written out: PCRE2's \s has U+180E and its \w lacks marks.
+// Oniguruma's Unicode classes, written out: PCRE2's \s has U+180E and its \w lacks marks, letter
+// numbers and what else Oniguruma counts as a word character.
 constexpr const char* kSpace =
     "\\x09-\\x0d\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
-constexpr const char* kWord = "\\p{L}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr const char* kWord =
+    "\\p{L}\\p{M}\\p{Nd}\\p{Pc}\\p{Nl}\\x{24b6}-\\x{24e9}"
+    "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}";
+constexpr const char* kWordAlone = "\\xb2\\xb3\\xb9\\xbc-\\xbe";  // word characters too, but not inside a class
 constexpr const char* kHex = "0-9a-fA-F";
 
 // Rewrites one pattern. Beside classes, `{n,m}+` differs: Ruby repeats the counted atom, PCRE2 makes it possessive.
@@ -108,6 +112,7 @@ class Translator {
     } else {
       out_ += negated ? "[^" : "[";
       out_ += body;
+      if (body == kWord) out_ += kWordAlone;
       out_ += ']';
     }
     at_ += 2;

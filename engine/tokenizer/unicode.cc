@@ -203,8 +203,10 @@ bool IsNonspacingMark(int32_t code) { return Category(code) == UTF8PROC_CATEGORY
 
 bool IsOther(int32_t code) {
   const utf8proc_category_t c = Category(code);
-  return c == UTF8PROC_CATEGORY_CC || c == UTF8PROC_CATEGORY_CF || c == UTF8PROC_CATEGORY_CN ||
-         c == UTF8PROC_CATEGORY_CO;
+  // Unassigned characters stay, and so do format characters younger than the reference's tables.
+  const bool young = code == 0x890 || code == 0x891 || code == 0x8E2 || code == 0x110CD ||
+                     (code >= 0x13430 && code <= 0x1343F);
+  return c == UTF8PROC_CATEGORY_CC || c == UTF8PROC_CATEGORY_CO || (c == UTF8PROC_CATEGORY_CF && !young);
 }
 
 bool IsChineseCharacter(int32_t code) {

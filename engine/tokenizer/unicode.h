@@ -27,7 +27,7 @@ bool IsWordCharacter(int32_t code);     // \w: alphabetic, marks, decimal digits
 bool IsPunctuation(int32_t code);       // P*, and the ASCII symbols
 bool IsMark(int32_t code);              // Mn, Mc, Me
 bool IsNonspacingMark(int32_t code);    // Mn
-bool IsOther(int32_t code);             // Cc, Cf, Cn, Co
+bool IsOther(int32_t code);             // Cc, Cf, Co
 bool IsChineseCharacter(int32_t code);  // BERT's CJK ranges
 
 enum class UnicodeForm { kNfc, kNfd, kNfkc, kNfkd };
