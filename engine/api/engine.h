@@ -49,6 +49,9 @@ struct GenerateSpec {
   int logprobs = -1;         // -1 off, else top N alternatives (0..20) beside the chosen id
   int n = 1;                 // choices; choice i of seed s uses its own stream
   bool skip_special = true;  // leave special tokens out of `text`
+  // The answer is a text of its own (a chat message), not the continuation of the prompt's: a tokenizer that strips
+  // the space at the beginning of a text strips it here.
+  bool begins_text = false;
   absl::Time deadline = absl::InfiniteFuture();
   std::string request_id;  // for logs only
 };

@@ -23,6 +23,13 @@ bool Contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
+// Whether text stands before what is generated: ids that decoding leaves out are none.
+bool ContinuesText(const GenerateSpec& spec, const Tokenizer& tokenizer) {
+  if (spec.begins_text) return false;
+  return std::any_of(spec.prompt_ids.begin(), spec.prompt_ids.end(),
+                     [&](int32_t id) { return !(spec.skip_special && tokenizer.IsSpecial(id)); });
+}
+
 }  // namespace
 
 StepLoop::StepLoop(EngineParts& parts, Inbox& inbox)
@@ -67,7 +74,8 @@ void StepLoop::Accept(Inbox::Work work) {
       sequence->prompt_length = sequence->length();
       sequence->stops = StopMatcher(spec.stop);
       if (parts_.tokenizer.has_value()) {
-        sequence->text = std::make_unique<StreamDecoder>(*parts_.tokenizer->tokenizer, spec.skip_special);
+        const Tokenizer& tokenizer = *parts_.tokenizer->tokenizer;
+        sequence->text = std::make_unique<StreamDecoder>(tokenizer, spec.skip_special, ContinuesText(spec, tokenizer));
       }
       scheduler_.Add(std::move(sequence));
     }

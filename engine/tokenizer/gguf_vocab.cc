@@ -13,6 +13,14 @@ constexpr const char* kLlama3 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kQwen2 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+// Mistral's Tekken: words break where lower case meets upper case.
+constexpr const char* kTekken = R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+                                R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+                                R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr const char* kGpt4o =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
+    R"(|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 const Json& Key(const Json& metadata, const char* name) {
   static const Json null;
@@ -20,12 +28,19 @@ const Json& Key(const Json& metadata, const char* name) {
   return it == metadata.end() ? null : *it;
 }
 
+bool IsLlama3(const std::string& pre) { return pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3"; }
+
 // The patterns a "tokenizer.ggml.pre" name stands for, applied one after the other.
 absl::StatusOr<std::vector<const char*>> PrePatterns(const std::string& pre) {
   if (pre == "gpt-2" || pre == "phi-2" || pre == "mpt" || pre == "olmo" || pre == "jais") return {{kGpt2}};
-  if (pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3") return {{kLlama3}};
-  if (pre == "qwen2" || pre == "deepseek-r1-qwen" || pre == "stablelm2") return {{kQwen2}};
-  if (pre == "smollm" || pre == "starcoder" || pre == "refact" || pre == "command-r" || pre == "codeshell") {
+  if (IsLlama3(pre) || pre == "dbrx" || pre == "smaug-bpe" || pre == "chatglm-bpe" || pre == "glm4" || pre == "lfm2") {
+    return {{kLlama3}};
+  }
+  if (pre == "qwen2" || pre == "deepseek-r1-qwen" || pre == "stablelm2" || pre == "megrez") return {{kQwen2}};
+  if (pre == "tekken") return {{kTekken}};
+  if (pre == "gpt-4o" || pre == "llama4") return {{kGpt4o}};
+  if (pre == "smollm" || pre == "starcoder" || pre == "refact" || pre == "command-r" || pre == "codeshell" ||
+      pre == "exaone" || pre == "minerva-7b") {
     return {{R"(\p{N})", kGpt2}};
   }
   if (pre == "default") return {{R"([\p{P}\$\+<=>\^~\|]+)", kGpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"}};
@@ -77,7 +92,7 @@ absl::Status BuildBpe(const Json& metadata, const std::vector<ScoredPiece>& piec
   }
   SAGE_RETURN_IF_ERROR(model->SetMerges(pairs));
   SAGE_ASSIGN_OR_RETURN(const auto patterns, PrePatterns(pre));
-  model->ignore_merges = patterns[0] == kLlama3;
+  model->ignore_merges = IsLlama3(pre) || pre == "tekken";
   out.model = std::move(model);
   for (const char* pattern : patterns) {
     SAGE_ASSIGN_OR_RETURN(auto regex, Regex::Compile(pattern));
@@ -121,7 +136,7 @@ absl::StatusOr<PipelinePtr> ParseGgufVocabulary(const Json& metadata) {
   }
   SAGE_ASSIGN_OR_RETURN(out->bos, ReadId(metadata, "bos_token_id", pieces.size()));
   SAGE_ASSIGN_OR_RETURN(out->eos, ReadId(metadata, "eos_token_id", pieces.size()));
-  const bool llama3 = type == "gpt2" && (pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3");
+  const bool llama3 = type == "gpt2" && IsLlama3(pre);
   SAGE_ASSIGN_OR_RETURN(const bool add_bos, JsonBool(metadata, "tokenizer.ggml.add_bos_token", spm || llama3));
   SAGE_ASSIGN_OR_RETURN(const bool add_eos, JsonBool(metadata, "tokenizer.ggml.add_eos_token", false));
   if (add_bos && out->bos) out->prefix_ids = {*out->bos};

@@ -70,9 +70,11 @@ absl::StatusOr<TokenizerFiles> LoadGgufTokenizer(const Json& metadata);
 // Turns a stream of ids into pieces of text that are always whole UTF-8 characters.
 class StreamDecoder {
  public:
-  StreamDecoder(const Tokenizer& tokenizer, bool skip_special) : tokenizer_(tokenizer), skip_special_(skip_special) {}
+  // `continues`: text stands before the first id, so the space that some tokenizers strip from a beginning is kept.
+  StreamDecoder(const Tokenizer& tokenizer, bool skip_special, bool continues = false)
+      : tokenizer_(tokenizer), skip_special_(skip_special), first_(!continues) {}
   // Text that became complete with this id; may be empty. The concatenation of all pieces plus Flush() equals
-  // Decode(all ids) of a text that begins here (tokenizers that strip a leading space strip it here too).
+  // Decode(all ids), or what Decode(earlier ids + all ids) adds to Decode(earlier ids) when the text continues.
   std::string Append(int32_t id);
   // What is left at the end (an incomplete character becomes U+FFFD).
   std::string Flush();
@@ -80,7 +82,7 @@ class StreamDecoder {
  private:
   const Tokenizer& tokenizer_;
   bool skip_special_;
-  bool first_ = true;
+  bool first_;
   std::string pending_;        // bytes of a character that is not complete yet
   std::vector<int32_t> held_;  // a run of byte tokens, or everything when the decoder needs the whole text
 };

@@ -106,6 +106,7 @@ absl::Status Begin(Daemon& daemon, Generation& generation) {
     SAGE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
                           EncodeChat(*generation.engine, request.chat_context, request.add_generation_prompt));
     prompts.push_back(std::move(ids));
+    request.spec.begins_text = request.add_generation_prompt;
   }
   for (std::vector<int32_t>& prompt : prompts) {
     GenerateSpec spec = request.spec;

@@ -114,6 +114,7 @@ class Service final : public pb::GenerationService::CallbackService {
     out.spec.request_id = call.request_id;
     SAGE_ASSIGN_OR_RETURN(OrderedJson chat, ToChatContext(request.conversation()));
     SAGE_ASSIGN_OR_RETURN(out.spec.prompt_ids, EncodeChat(*out.engine, chat, !request.no_generation_prompt()));
+    out.spec.begins_text = !request.no_generation_prompt();
     return out;
   }
 

@@ -18,7 +18,18 @@ void CheckStream(const Tokenizer& tokenizer, const std::vector<int32_t>& ids) {
   std::string text;
   for (int32_t id : ids) text += stream.Append(id);
   text += stream.Flush();
-  EXPECT_EQ(text, *tokenizer.Decode(ids, false));
+  const std::string whole = *tokenizer.Decode(ids, false);
+  EXPECT_EQ(text, whole);
+  // The second half, streamed as a continuation, is what it adds to the first.
+  const size_t half = ids.size() / 2;
+  if (half == 0 || tokenizer.InByteRun(ids[half])) return;
+  const std::string before = *tokenizer.Decode(absl::MakeConstSpan(ids).subspan(0, half), false);
+  if (whole.compare(0, before.size(), before) != 0) return;  // cut inside a character
+  StreamDecoder rest(tokenizer, false, /*continues=*/true);
+  std::string added;
+  for (size_t i = half; i < ids.size(); ++i) added += rest.Append(ids[i]);
+  added += rest.Flush();
+  EXPECT_EQ(before + added, whole);
 }
 
 class HfVectors : public testing::TestWithParam<const char*> {};
