@@ -156,6 +156,13 @@ int64_t BlockOf(int64_t group) {
   return 128;  // the last block of the row is short
 }
 
+std::string GroupRule(int64_t group) {
+  return absl::StrCat("group_size must be at most 256 or have a divisor in 64..256, got ", group);
+}
+
+// Blocks of activations must not straddle groups.
+bool BlocksFitGroups(int64_t K, int64_t group) { return group >= K || group % BlockOf(group) == 0; }
+
 absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& threads) {
   const IntegerWeight& w = weight.integer;
   N_ = weight.N;
@@ -163,10 +170,9 @@ absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& th
   nibbles_ = nibbles;
   const int64_t groups = (K_ + w.group_size - 1) / w.group_size;
   block_ = BlockOf(w.group_size);
-  if (groups > 1 && w.group_size % block_ != 0) {
-    return MakeError(
-        absl::StatusCode::kInvalidArgument, "GROUP_SIZE_NOT_SUPPORTED",
-        absl::StrCat(kernel_, ": group_size must be at most 256 or have a divisor in 64..256, got ", w.group_size));
+  if (!BlocksFitGroups(K_, w.group_size)) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "GROUP_SIZE_NOT_SUPPORTED",
+                     absl::StrCat(kernel_, ": ", GroupRule(w.group_size)));
   }
   padded_ = (block_ + 3) / 4 * 4;
   blocks_ = (K_ + block_ - 1) / block_;
@@ -214,6 +220,17 @@ void PanelLinear::PackPanel(const IntegerWeight& w, int64_t panel, int64_t group
 }
 
 }  // namespace
+
+std::string RefusePanels(const LinearKernelQuery& query) {
+  const int64_t group = query.group_size;
+  if (group == 0 || group < -1) return absl::StrCat("group_size must be positive or -1, got ", group);
+  if (group == -1 || (query.K == 0 && group <= 256)) return "";
+  return BlocksFitGroups(query.K == 0 ? group + 1 : query.K, group) ? "" : GroupRule(group);
+}
+
+std::string RefuseBlocks(const LinearKernelQuery& query) {
+  return query.K % 32 == 0 ? "" : absl::StrCat("K must be a multiple of 32, got ", query.K);
+}
 
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindDense(LinearWeight weight, const TierFns& tier, std::string kernel) {
   const DType dtype = weight.dense.values.dtype;

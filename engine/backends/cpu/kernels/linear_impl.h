@@ -91,10 +91,14 @@ void QuantizeRow(const float* x, int64_t K, int64_t block, int64_t padded, int16
     const int64_t size = K - k < block ? K - k : block;
     float values[272] = {};  // block <= 256, padded with zeros to whole vectors
     for (int64_t i = 0; i < size; ++i) values[i] = x[k + i];
-    F most = F::Zero();
-    for (int64_t i = 0; i < size; i += 16) most = Max(Abs(F::Load(values + i)), most);
+    F most = F::Zero(), damage = F::Zero();  // damage: 0, or NaN when a value is not finite (maximum drops NaN)
+    for (int64_t i = 0; i < size; i += 16) {
+      const F v = F::Load(values + i);
+      most = Max(Abs(v), most);
+      damage = Fma(v, F::Zero(), damage);
+    }
     const float amax = MaxLane(most);
-    scale[b] = amax / 32767.0f;
+    scale[b] = amax / 32767.0f + Sum(damage);
     const F inverse = F::Set1(amax > 0 ? 32767.0f / amax : 0.0f);
     const F limit = F::Set1(32767.0f), floor = F::Set1(-32767.0f);
     int16_t out[272];

@@ -8,7 +8,10 @@ namespace {
 
 constexpr char kName[] = "linear_int8_w8a16_avx512";
 
-std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx512", cpu); }
+std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
+  const std::string tier = RefuseTier("avx512", cpu);
+  return tier.empty() ? RefusePanels(query) : tier;
+}
 
 absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
   return BindPanels(std::move(weight), /*nibbles=*/false, threads, kAvx512Tier, kName);
