@@ -54,9 +54,10 @@ void FillOperation(const OperationRecord& record, pb::Operation* out) {
   double eta = -1;
   if (IsEnded(record.state)) {
     eta = 0;
-  } else if (record.done > 0 && record.total > 0 && record.start_ms > 0) {
-    const double elapsed = static_cast<double>(record.update_ms - record.start_ms) * 0.001;
-    eta = elapsed * static_cast<double>(record.total - record.done) / static_cast<double>(record.done);
+  } else if (record.done > record.phase_start_done && record.phase_start_ms > 0) {
+    const double elapsed = static_cast<double>(record.update_ms - record.phase_start_ms) * 0.001;
+    eta = elapsed * static_cast<double>(record.total - record.done) /
+          static_cast<double>(record.done - record.phase_start_done);
   }
   progress->set_eta_seconds(eta);
   if (!record.error.empty()) out->mutable_error()->ParseFromString(record.error);

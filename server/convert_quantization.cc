@@ -1,4 +1,5 @@
 // Conversion of calibrations, conversions and evaluations.
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -82,7 +83,13 @@ absl::StatusOr<ReportSpec> ToReportSpec(const pb::EvaluateRequest& request, cons
   }
   spec.windows = request.windows();
   if (request.window() > 0) spec.window = request.window();
+  if (request.task_items() < -1 || request.task_items() > (1 << 24)) {
+    return BadField("task_items", "OUT_OF_RANGE", absl::StrCat("must be -1 to 2^24, got ", request.task_items()));
+  }
+  if (request.task_items() != 0) spec.task_items = std::max<int64_t>(0, request.task_items());
+  spec.dataset_name = request.dataset_name();
   for (const auto& [name, folder] : request.tasks()) {
+    if (request.task_content().count(name) != 0) continue;  // stored by the service first
     SAGE_ASSIGN_OR_RETURN(spec.tasks[name], paths.ResolveData(folder));
   }
   spec.measure_speed = !request.no_speed();

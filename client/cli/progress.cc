@@ -46,19 +46,14 @@ std::string FormatBytes(double bytes) {
 }
 
 ProgressPrinter::ProgressPrinter(std::string title, bool quiet)
-    : title_(std::move(title)),
-      quiet_(quiet),
-      terminal_(isatty(STDERR_FILENO) == 1),
-      began_(std::chrono::steady_clock::now()) {}
+    : title_(std::move(title)), quiet_(quiet), terminal_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressPrinter::~ProgressPrinter() { Finish(); }
 
 void ProgressPrinter::Update(const std::string& stage, int64_t done, int64_t total, const std::string& unit,
                              double eta_seconds) {
   if (quiet_ || total <= 0) return;
-  double eta = eta_seconds;
-  const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
-  if (eta < 0 && done > 0) eta = elapsed / static_cast<double>(done) * static_cast<double>(total - done);
+  const double eta = eta_seconds;
   if (terminal_) {
     PrintBar(stage, done, total, unit, eta);
   } else {

@@ -30,7 +30,6 @@ class ProgressPrinter {
   bool open_line_ = false;
   int last_percent_ = -1;
   std::string last_stage_;
-  std::chrono::steady_clock::time_point began_;
 };
 
 // "1m 05s", "3.2s".

@@ -1,5 +1,6 @@
 // sage quant report.
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 
 #include "client/cli/command.h"
@@ -14,6 +15,8 @@ namespace {
 
 namespace v1 = ::sage::quant::v1;
 using Json = nlohmann::ordered_json;
+
+constexpr size_t kMaxTaskBytes = size_t{48} << 20;
 
 struct ReportInput {
   v1::EvaluateRequest request;
@@ -38,6 +41,25 @@ std::optional<Failure> ParseTasks(const std::string& text, v1::EvaluateRequest* 
   return std::nullopt;
 }
 
+// A folder of this machine travels with the request; any other name is a folder of the server.
+std::optional<Failure> ReadTaskFolders(v1::EvaluateRequest* request) {
+  namespace fs = std::filesystem;
+  for (const auto& [name, folder] : request->tasks()) {
+    std::error_code error;
+    if (!fs::is_directory(folder, error)) continue;
+    auto& files = *(*request->mutable_task_content())[name].mutable_files();
+    size_t left = kMaxTaskBytes;
+    for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+      const std::string ending = it->path().extension().string();
+      if (!it->is_regular_file(error) || (ending != ".jsonl" && ending != ".csv")) continue;
+      std::string& bytes = files[fs::relative(it->path(), folder, error).generic_string()];
+      if (auto failure = ReadLocalFile(it->path().string(), left, &bytes)) return failure;
+      left -= bytes.size();
+    }
+  }
+  return std::nullopt;
+}
+
 std::string Compact(const Json& value) {
   if (value.is_number_float()) {
     char text[32];
@@ -55,6 +77,23 @@ double NumberAt(const Json& report, const char* pointer) {
 std::string TextAt(const Json& report, const char* pointer) {
   const Json::json_pointer path(pointer);
   return report.contains(path) ? Compact(report[path]) : "";
+}
+
+void PrintTasks(const Json& report) {
+  const Json tasks = report.value("tasks", Json::object());
+  for (const auto& [name, task] : tasks.items()) {
+    const std::string base = "/tasks/" + name;
+    for (const char* kind : {"accuracy", "accuracy_norm"}) {
+      if (!task.contains(kind)) continue;
+      const std::string at = base + "/" + kind;
+      std::printf("%-16s %s %.2f %%, reference %.2f %%, delta %+.2f points (95 %% interval %+.2f to %+.2f), %s items\n",
+                  name.c_str(), kind, 100 * NumberAt(report, (at + "/quantized").c_str()),
+                  100 * NumberAt(report, (at + "/reference").c_str()), 100 * NumberAt(report, (at + "/delta").c_str()),
+                  100 * NumberAt(report, (at + "/interval/0").c_str()),
+                  100 * NumberAt(report, (at + "/interval/1").c_str()),
+                  TextAt(report, (base + "/items").c_str()).c_str());
+    }
+  }
 }
 
 void PrintSpeed(const Json& report, const char* label, const std::string& key) {
@@ -93,6 +132,7 @@ void PrintReport(const Json& report) {
               FormatBytes(NumberAt(report, "/memory/reference/kv_bytes_per_token")).c_str());
   PrintSpeed(report, "decode", "decode");
   PrintSpeed(report, "prefill", "prefill");
+  PrintTasks(report);
   std::printf("%-16s %s windows of %s tokens, %s positions scored; dataset sha256 %.12s, tokenizer sha256 %.12s\n",
               "protocol", TextAt(report, "/protocol/windows").c_str(), TextAt(report, "/protocol/window").c_str(),
               TextAt(report, "/protocol/scored_positions").c_str(), TextAt(report, "/protocol/dataset_sha256").c_str(),
@@ -135,6 +175,7 @@ std::optional<Failure> Report(Context& context, ReportInput& input, const std::v
   v1::EvaluateRequest& request = input.request;
   if (auto failure = ReadDataset(input.dataset, request.mutable_dataset(), request.mutable_dataset_content()))
     return failure;
+  if (auto failure = ReadTaskFolders(&request)) return failure;
   auto stub = v1::ReportService::NewStub(context.session->channel());
   v1::Operation operation;
   {
@@ -180,7 +221,10 @@ void AddReportCommands(CLI::App& quant, Context& context) {
       "--windows", [&request](int64_t v) { request.set_windows(v); }, "Most windows (all)");
   command->add_option_function<int64_t>(
       "--window", [&request](int64_t v) { request.set_window(v); }, "Positions a window (2048)");
-  command->add_option("--tasks", input->tasks, "NAME=DIR,NAME=DIR");
+  command->add_option("--tasks", input->tasks,
+                      "NAME=DIR,NAME=DIR: ARC, HellaSwag, MMLU, LAMBADA or rows of their shape");
+  command->add_option_function<int64_t>(
+      "--task-items", [&request](int64_t v) { request.set_task_items(v); }, "Items of each task (200; -1 = all)");
   command->add_flag_function(
       "--no-speed", [&request](int64_t) { request.set_no_speed(true); }, "Leave the speed measurement out");
   command->add_option("--html", input->html, "Write the report as one HTML file");

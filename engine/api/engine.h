@@ -230,7 +230,9 @@ struct ReportSpec {
   std::string reference;  // "" = the source named in the artifact's sage_quant.json
   std::string dataset;    // text or JSONL
   int64_t windows = 0, window = 2048;
+  std::string dataset_name;                  // as the report shows it; "" = the file's name
   std::map<std::string, std::string> tasks;  // name -> folder
+  int64_t task_items = 200;                  // of each task, evenly spread; 0 = all
   bool measure_speed = true;
   std::string kv_quantization;
 };

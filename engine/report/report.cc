@@ -7,6 +7,7 @@
 #include "engine/base/status.h"
 #include "engine/report/divergence.h"
 #include "engine/report/language_model.h"
+#include "engine/report/task_score.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/dataset.h"
 #include "engine/runtime/operations.h"
@@ -18,6 +19,7 @@ constexpr int64_t kChunkRows = 128;
 constexpr int64_t kLogitRows = 32;
 constexpr int kSpeedRounds = 3;
 constexpr int64_t kDecodeSteps = 24;
+constexpr int64_t kTaskWindow = 2048;
 
 double MillisecondsSince(std::chrono::steady_clock::time_point began) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
@@ -34,12 +36,9 @@ class ReportRun {
       : spec_(spec), threads_(threads), cancel_(cancel), progress_(progress) {}
 
   absl::StatusOr<Json> Run() {
-    if (!spec_.tasks.empty()) {
-      return MakeError(absl::StatusCode::kUnimplemented, "TASKS_NOT_SUPPORTED",
-                       "report: tasks are not scored by this version; leave --tasks out");
-    }
     SAGE_RETURN_IF_ERROR(Prepare());
     SAGE_RETURN_IF_ERROR(Score());
+    SAGE_RETURN_IF_ERROR(ScoreTasks());
     Json report = {{"artifact", spec_.artifact},
                    {"reference", reference_path_},
                    {"perplexity", sums_.Perplexity()},
@@ -50,7 +49,7 @@ class ReportRun {
     if (spec_.measure_speed) {
       SAGE_ASSIGN_OR_RETURN(report["speed"], Speed());
     }
-    report["tasks"] = Json::object();
+    report["tasks"] = tasks_;
     report["layers"] = layers_;
     report["protocol"] = Protocol();
     return report;
@@ -60,6 +59,8 @@ class ReportRun {
   absl::Status Prepare();
   absl::Status Score();
   absl::Status ScoreWindow(absl::Span<const int32_t> ids);
+  absl::Status ReadTasks();
+  absl::Status ScoreTasks();
   Json Memory() const;
   absl::StatusOr<Json> Speed();
   absl::Status TimeModel(ReportModel& model, std::vector<double>* prefill, std::vector<double>* decode);
@@ -77,7 +78,46 @@ class ReportRun {
   std::unique_ptr<ReportModel> quantized_, reference_;
   std::vector<float> hidden_q_, hidden_r_, logits_q_, logits_r_;
   Divergence sums_;
+  std::optional<TokenizerFiles> tokenizer_;
+  int64_t capacity_ = 0;  // positions the KV pages hold
+  std::vector<std::pair<std::string, std::vector<TaskIds>>> task_items_;
+  Json tasks_ = Json::object();
 };
+
+// Everything is read and encoded before the first window is scored: a bad line is reported at once.
+absl::Status ReportRun::ReadTasks() {
+  for (const auto& [name, folder] : spec_.tasks) {
+    if (!tokenizer_.has_value()) {
+      return MakeError(absl::StatusCode::kFailedPrecondition, "TOKENIZER_NOT_FOUND",
+                       "report: tasks are texts, and neither model has tokenizer files");
+    }
+    SAGE_ASSIGN_OR_RETURN(const std::vector<TaskItem> items, ReadTask(name, folder, spec_.task_items));
+    std::vector<TaskIds> encoded;
+    for (const TaskItem& item : items) {
+      SAGE_ASSIGN_OR_RETURN(TaskIds ids, EncodeItem(item, *tokenizer_->tokenizer, capacity_));
+      encoded.push_back(std::move(ids));
+    }
+    task_items_.emplace_back(name, std::move(encoded));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReportRun::ScoreTasks() {
+  for (const auto& [name, items] : task_items_) {
+    std::vector<ItemScore> quantized, reference;
+    for (const TaskIds& item : items) {
+      SAGE_RETURN_IF_ERROR(cancel_.Check());
+      SAGE_ASSIGN_OR_RETURN(const ItemScore q, ScoreItem(item, *quantized_));
+      SAGE_ASSIGN_OR_RETURN(const ItemScore r, ScoreItem(item, *reference_));
+      quantized.push_back(q);
+      reference.push_back(r);
+      if (progress_)
+        progress_({name, static_cast<int64_t>(quantized.size()), static_cast<int64_t>(items.size()), "items"});
+    }
+    tasks_[name] = CompareTask(quantized, reference, items[0].choices.size() == 1);
+  }
+  return absl::OkStatus();
+}
 
 absl::Status ReportRun::Prepare() {
   reference_path_ = spec_.reference;
@@ -97,8 +137,11 @@ absl::Status ReportRun::Prepare() {
   SAGE_ASSIGN_OR_RETURN(dataset_, ReadDataset(spec_.dataset, ""));
   absl::StatusOr<TokenizerFiles> files = LoadTokenizer(spec_.artifact);
   if (!files.ok()) files = LoadTokenizer(reference_path_);
-  if (files.ok()) tokenizer_sha256_ = files->fingerprint;
-  SAGE_ASSIGN_OR_RETURN(ids_, TokenizeStream(dataset_, files.ok() ? &*files : nullptr));
+  if (files.ok()) {
+    tokenizer_sha256_ = files->fingerprint;
+    tokenizer_ = *std::move(files);
+  }
+  SAGE_ASSIGN_OR_RETURN(ids_, TokenizeStream(dataset_, tokenizer_.has_value() ? &*tokenizer_ : nullptr));
 
   SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Checkpoint> source, OpenCheckpoint(reference_path_));
   SAGE_ASSIGN_OR_RETURN(const DecoderConfig config, ParseModelConfig(source->config(), source->generation_config()));
@@ -110,11 +153,13 @@ absl::Status ReportRun::Prepare() {
   }
   windows_ = static_cast<int64_t>(ids_.size()) / window_;
   if (spec_.windows > 0) windows_ = std::min(windows_, spec_.windows);
+  capacity_ = spec_.tasks.empty() ? window_ : std::max(window_, std::min(kTaskWindow, config.max_position));
+  SAGE_RETURN_IF_ERROR(ReadTasks());
   std::string kv = spec_.kv_quantization;
   SAGE_ASSIGN_OR_RETURN(kv, ResolveKvStrategy(kv));
   if (progress_) progress_({"load", 0, windows_, "windows"});
-  SAGE_ASSIGN_OR_RETURN(quantized_, ReportModel::Load(spec_.artifact, kv, window_, threads_, cancel_));
-  SAGE_ASSIGN_OR_RETURN(reference_, ReportModel::Load(reference_path_, "f32", window_, threads_, cancel_));
+  SAGE_ASSIGN_OR_RETURN(quantized_, ReportModel::Load(spec_.artifact, kv, capacity_, threads_, cancel_));
+  SAGE_ASSIGN_OR_RETURN(reference_, ReportModel::Load(reference_path_, "f32", capacity_, threads_, cancel_));
   if (quantized_->decoder().config().V != reference_->decoder().config().V) {
     return MakeError(absl::StatusCode::kInvalidArgument, "VOCABULARY_MISMATCH",
                      absl::StrCat("report: both models must have one vocabulary, got ",
@@ -213,7 +258,7 @@ absl::StatusOr<Json> ReportRun::Speed() {
 }
 
 Json ReportRun::Protocol() const {
-  return {{"dataset", dataset_.name},
+  return {{"dataset", spec_.dataset_name.empty() ? dataset_.name : spec_.dataset_name},
           {"dataset_sha256", dataset_.sha256},
           {"tokenizer_sha256", tokenizer_sha256_},
           {"bos", "at most one, at the very start, where the tokenizer adds it"},
@@ -223,7 +268,10 @@ Json ReportRun::Protocol() const {
           {"scored_positions", sums_.scored()},
           {"logits", "f32; log-softmax in f64"},
           {"kl", "KL(reference || quantized), nats"},
-          {"interval", "paired 95 % over windows, Student's t"}};
+          {"interval", "paired 95 % over windows, Student's t"},
+          {"tasks",
+           "log-probability of each choice after the context, prompts of LM Evaluation Harness 0.4; items evenly "
+           "spread over the files; accuracy interval: paired 95 % of the delta"}};
 }
 
 }  // namespace

@@ -165,11 +165,15 @@ void OperationRunner::Progressed(const std::string& id, const Progress& progress
   Live& live = it->second;
   OperationRecord& record = live.record;
   const bool other_stage = record.stage != progress.stage;
+  const int64_t now = NowMs();
+  if (record.unit != progress.unit || record.total != progress.total || progress.done < record.done) {
+    record.phase_start_ms = now;
+    record.phase_start_done = progress.done;
+  }
   record.stage = progress.stage;
   record.unit = progress.unit;
   record.done = progress.done;
   record.total = progress.total;
-  const int64_t now = NowMs();
   record.update_ms = now;
   if (now - live.saved_ms >= kSaveEveryMs) {
     live.saved_ms = now;

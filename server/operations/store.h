@@ -32,6 +32,8 @@ struct OperationRecord {
   int64_t create_ms = 0, start_ms = 0, end_ms = 0, update_ms = 0;  // Unix time
   bool cancel_requested = false;
   int attempts = 0;
+  // The present phase (a run of one unit and total), for the ETA; not stored.
+  int64_t phase_start_ms = 0, phase_start_done = 0;
 };
 
 struct OperationPage {

@@ -146,21 +146,22 @@ class Service final : public pb::ArtifactService::CallbackService {
   grpc::ServerUnaryReactor* ListArtifacts(grpc::CallbackServerContext* context, const pb::ListArtifactsRequest* request,
                                           pb::ListArtifactsResponse* response) override {
     return RunUnary(daemon_, context, "ListArtifacts", Lane::kQuick, Admission::kNotNeeded,
-                    [=](Call&) { return List(*request, response); });
+                    [=, this](Call&) { return List(*request, response); });
   }
   grpc::ServerUnaryReactor* GetArtifact(grpc::CallbackServerContext* context, const pb::GetArtifactRequest* request,
                                         pb::Artifact* response) override {
-    return RunUnary(daemon_, context, "GetArtifact", Lane::kQuick, Admission::kNotNeeded, [=](Call&) -> absl::Status {
-      SAGE_ASSIGN_OR_RETURN(std::string path, daemon_.paths().ResolveArtifact(request->name()));
-      FillArtifact(request->name(), path, true, response);
-      return absl::OkStatus();
-    });
+    return RunUnary(daemon_, context, "GetArtifact", Lane::kQuick, Admission::kNotNeeded,
+                    [=, this](Call&) -> absl::Status {
+                      SAGE_ASSIGN_OR_RETURN(std::string path, daemon_.paths().ResolveArtifact(request->name()));
+                      FillArtifact(request->name(), path, true, response);
+                      return absl::OkStatus();
+                    });
   }
   grpc::ServerUnaryReactor* DeleteArtifact(grpc::CallbackServerContext* context,
                                            const pb::DeleteArtifactRequest* request,
                                            pb::DeleteArtifactResponse*) override {
     return RunUnary(daemon_, context, "DeleteArtifact", Lane::kSlow, Admission::kNeeded,
-                    [=](Call&) { return Delete(*request); });
+                    [=, this](Call&) { return Delete(*request); });
   }
   grpc::ServerWriteReactor<pb::ExportArtifactResponse>* ExportArtifact(
       grpc::CallbackServerContext* context, const pb::ExportArtifactRequest* request) override {
@@ -172,7 +173,7 @@ class Service final : public pb::ArtifactService::CallbackService {
                                            const pb::VerifyArtifactRequest* request,
                                            pb::VerifyArtifactResponse* response) override {
     return RunUnary(daemon_, context, "VerifyArtifact", Lane::kSlow, Admission::kNeeded,
-                    [=](Call& call) -> absl::Status {
+                    [=, this](Call& call) -> absl::Status {
                       SAGE_ASSIGN_OR_RETURN(std::string path, daemon_.paths().ResolveArtifact(request->name()));
                       SAGE_ASSIGN_OR_RETURN(int64_t tensors, daemon_.runtime().VerifyArtifact(path, call.cancel));
                       response->set_tensors(tensors);

@@ -41,21 +41,21 @@ class Service final : public pb::EngineService::CallbackService {
   grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context, const pb::LoadModelRequest* request,
                                       pb::Model* response) override {
     return RunUnary(daemon_, context, "LoadModel", Lane::kSlow, Admission::kNeeded,
-                    [=](Call&) { return Load(*request, response); });
+                    [=, this](Call&) { return Load(*request, response); });
   }
   grpc::ServerUnaryReactor* StartEngine(grpc::CallbackServerContext* context, const pb::StartEngineRequest* request,
                                         pb::Engine* response) override {
     return RunUnary(daemon_, context, "StartEngine", Lane::kSlow, Admission::kNeeded,
-                    [=](Call& call) { return Start(call, *request, response); });
+                    [=, this](Call& call) { return Start(call, *request, response); });
   }
   grpc::ServerUnaryReactor* ListEngines(grpc::CallbackServerContext* context, const pb::ListEnginesRequest* request,
                                         pb::ListEnginesResponse* response) override {
     return RunUnary(daemon_, context, "ListEngines", Lane::kQuick, Admission::kNotNeeded,
-                    [=](Call&) { return List(*request, response); });
+                    [=, this](Call&) { return List(*request, response); });
   }
   grpc::ServerUnaryReactor* GetEngine(grpc::CallbackServerContext* context, const pb::GetEngineRequest* request,
                                       pb::Engine* response) override {
-    return RunUnary(daemon_, context, "GetEngine", Lane::kQuick, Admission::kNotNeeded, [=](Call& call) {
+    return RunUnary(daemon_, context, "GetEngine", Lane::kQuick, Admission::kNotNeeded, [=, this](Call& call) {
       call.SetEngine(request->engine_id());
       absl::StatusOr<EngineRecord> record = daemon_.engines().Get(request->engine_id());
       if (record.ok()) FillEngine(*record, true, response);
@@ -65,7 +65,7 @@ class Service final : public pb::EngineService::CallbackService {
   grpc::ServerUnaryReactor* StopEngine(grpc::CallbackServerContext* context, const pb::StopEngineRequest* request,
                                        pb::Engine* response) override {
     return RunUnary(daemon_, context, "StopEngine", Lane::kSlow, Admission::kNotNeeded,
-                    [=](Call& call) { return Stop(call, *request, response); });
+                    [=, this](Call& call) { return Stop(call, *request, response); });
   }
 
  private:

@@ -34,16 +34,16 @@ class Service final : public pb::GenerationService::CallbackService {
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const pb::ScoreRequest* request,
                                   pb::ScoreResponse* response) override {
     return RunUnary(daemon_, context, "Score", Lane::kSlow, Admission::kNeeded,
-                    [=](Call& call) { return RunScore(call, *request, response); });
+                    [=, this](Call& call) { return RunScore(call, *request, response); });
   }
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const pb::TokenizeRequest* request,
                                      pb::TokenizeResponse* response) override {
     return RunUnary(daemon_, context, "Tokenize", Lane::kQuick, Admission::kNeeded,
-                    [=](Call&) { return RunTokenize(*request, response); });
+                    [=, this](Call&) { return RunTokenize(*request, response); });
   }
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const pb::DetokenizeRequest* request,
                                        pb::DetokenizeResponse* response) override {
-    return RunUnary(daemon_, context, "Detokenize", Lane::kQuick, Admission::kNeeded, [=](Call&) -> absl::Status {
+    return RunUnary(daemon_, context, "Detokenize", Lane::kQuick, Admission::kNeeded, [=, this](Call&) -> absl::Status {
       SAGE_ASSIGN_OR_RETURN(Source source, Find(*request));
       const std::vector<int32_t> ids(request->ids().begin(), request->ids().end());
       SAGE_ASSIGN_OR_RETURN(*response->mutable_text(), source.files->tokenizer->Decode(ids, request->no_special()));
@@ -52,7 +52,7 @@ class Service final : public pb::GenerationService::CallbackService {
   }
   grpc::ServerUnaryReactor* RenderChat(grpc::CallbackServerContext* context, const pb::RenderChatRequest* request,
                                        pb::RenderChatResponse* response) override {
-    return RunUnary(daemon_, context, "RenderChat", Lane::kQuick, Admission::kNeeded, [=](Call&) -> absl::Status {
+    return RunUnary(daemon_, context, "RenderChat", Lane::kQuick, Admission::kNeeded, [=, this](Call&) -> absl::Status {
       SAGE_ASSIGN_OR_RETURN(Source source, Find(*request));
       SAGE_ASSIGN_OR_RETURN(OrderedJson chat, ToChatContext(request->conversation()));
       SAGE_ASSIGN_OR_RETURN(std::string text,

@@ -86,14 +86,14 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
 
   grpc::ServerUnaryReactor* ServerLive(grpc::CallbackServerContext* context, const inference::ServerLiveRequest*,
                                        inference::ServerLiveResponse* response) override {
-    return RunUnary(daemon_, context, "ServerLive", Lane::kQuick, Admission::kNotNeeded, [=](Call&) {
+    return RunUnary(daemon_, context, "ServerLive", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
       response->set_live(true);
       return absl::OkStatus();
     });
   }
   grpc::ServerUnaryReactor* ServerReady(grpc::CallbackServerContext* context, const inference::ServerReadyRequest*,
                                         inference::ServerReadyResponse* response) override {
-    return RunUnary(daemon_, context, "ServerReady", Lane::kQuick, Admission::kNotNeeded, [=](Call&) {
+    return RunUnary(daemon_, context, "ServerReady", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
       response->set_ready(daemon_.ready());
       return absl::OkStatus();
     });
@@ -101,16 +101,17 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
   grpc::ServerUnaryReactor* ModelReady(grpc::CallbackServerContext* context,
                                        const inference::ModelReadyRequest* request,
                                        inference::ModelReadyResponse* response) override {
-    return RunUnary(daemon_, context, "ModelReady", Lane::kQuick, Admission::kNotNeeded, [=](Call&) -> absl::Status {
-      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request->name()));
-      response->set_ready(record.info.state == "RUNNING");
-      return absl::OkStatus();
-    });
+    return RunUnary(daemon_, context, "ModelReady", Lane::kQuick, Admission::kNotNeeded,
+                    [=, this](Call&) -> absl::Status {
+                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request->name()));
+                      response->set_ready(record.info.state == "RUNNING");
+                      return absl::OkStatus();
+                    });
   }
   grpc::ServerUnaryReactor* ServerMetadata(grpc::CallbackServerContext* context,
                                            const inference::ServerMetadataRequest*,
                                            inference::ServerMetadataResponse* response) override {
-    return RunUnary(daemon_, context, "ServerMetadata", Lane::kQuick, Admission::kNotNeeded, [=](Call&) {
+    return RunUnary(daemon_, context, "ServerMetadata", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
       response->set_name("sagequant");
       response->set_version(SAGE_VERSION);
       return absl::OkStatus();
@@ -119,25 +120,26 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
   grpc::ServerUnaryReactor* ModelMetadata(grpc::CallbackServerContext* context,
                                           const inference::ModelMetadataRequest* request,
                                           inference::ModelMetadataResponse* response) override {
-    return RunUnary(daemon_, context, "ModelMetadata", Lane::kQuick, Admission::kNotNeeded, [=](Call&) -> absl::Status {
-      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request->name()));
-      response->set_name(record.info.engine_id);
-      response->add_versions("1");
-      response->set_platform("sagequant_" + record.info.backend);
-      for (auto* row : {response->add_inputs(), response->add_outputs()}) {
-        row->set_datatype("BYTES");
-        row->add_shape(1);
-      }
-      response->mutable_inputs(0)->set_name("text_input");
-      response->mutable_outputs(0)->set_name("text_output");
-      return absl::OkStatus();
-    });
+    return RunUnary(daemon_, context, "ModelMetadata", Lane::kQuick, Admission::kNotNeeded,
+                    [=, this](Call&) -> absl::Status {
+                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request->name()));
+                      response->set_name(record.info.engine_id);
+                      response->add_versions("1");
+                      response->set_platform("sagequant_" + record.info.backend);
+                      for (auto* row : {response->add_inputs(), response->add_outputs()}) {
+                        row->set_datatype("BYTES");
+                        row->add_shape(1);
+                      }
+                      response->mutable_inputs(0)->set_name("text_input");
+                      response->mutable_outputs(0)->set_name("text_output");
+                      return absl::OkStatus();
+                    });
   }
   grpc::ServerUnaryReactor* ModelInfer(grpc::CallbackServerContext* context,
                                        const inference::ModelInferRequest* request,
                                        inference::ModelInferResponse* response) override {
     return RunUnary(daemon_, context, "ModelInfer", Lane::kSlow, Admission::kNeeded,
-                    [=](Call& call) { return Infer(call, *request, response); });
+                    [=, this](Call& call) { return Infer(call, *request, response); });
   }
 
  private:

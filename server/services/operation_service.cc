@@ -174,7 +174,7 @@ class Service final : public pb::OperationService::CallbackService {
 
   grpc::ServerUnaryReactor* GetOperation(grpc::CallbackServerContext* context, const pb::GetOperationRequest* request,
                                          pb::Operation* response) override {
-    return RunUnary(daemon_, context, "GetOperation", Lane::kQuick, Admission::kNotNeeded, [=](Call&) {
+    return RunUnary(daemon_, context, "GetOperation", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
       absl::StatusOr<OperationRecord> record = daemon_.operations().Get(request->id());
       if (record.ok()) FillOperation(*record, response);
       return record.status();
@@ -183,7 +183,7 @@ class Service final : public pb::OperationService::CallbackService {
   grpc::ServerUnaryReactor* ListOperations(grpc::CallbackServerContext* context,
                                            const pb::ListOperationsRequest* request,
                                            pb::ListOperationsResponse* response) override {
-    return RunUnary(daemon_, context, "ListOperations", Lane::kQuick, Admission::kNotNeeded, [=](Call&) {
+    return RunUnary(daemon_, context, "ListOperations", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
       if (request->page_size() < 0) return BadField("page_size", "OUT_OF_RANGE", "must not be negative");
       const int size = request->page_size() == 0 ? 100 : std::min(request->page_size(), 1000);
       absl::StatusOr<OperationPage> page =
@@ -200,7 +200,7 @@ class Service final : public pb::OperationService::CallbackService {
   grpc::ServerUnaryReactor* CancelOperation(grpc::CallbackServerContext* context,
                                             const pb::CancelOperationRequest* request,
                                             pb::Operation* response) override {
-    return RunUnary(daemon_, context, "CancelOperation", Lane::kQuick, Admission::kNotNeeded, [=](Call&) {
+    return RunUnary(daemon_, context, "CancelOperation", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
       absl::StatusOr<OperationRecord> record = daemon_.operations().Cancel(request->id());
       if (record.ok()) FillOperation(*record, response);
       return record.status();

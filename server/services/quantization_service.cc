@@ -44,21 +44,21 @@ class Service final : public pb::QuantizationService::CallbackService {
   grpc::ServerUnaryReactor* Calibrate(grpc::CallbackServerContext* context, const pb::CalibrateRequest* request,
                                       pb::Operation* response) override {
     return RunUnary(daemon_, context, "Calibrate", Lane::kQuick, Admission::kNeeded,
-                    [=](Call&) { return StartCalibrate(*request, response); });
+                    [=, this](Call&) { return StartCalibrate(*request, response); });
   }
   grpc::ServerUnaryReactor* Convert(grpc::CallbackServerContext* context, const pb::ConvertRequest* request,
                                     pb::Operation* response) override {
     return RunUnary(daemon_, context, "Convert", Lane::kQuick, Admission::kNeeded,
-                    [=](Call&) { return StartConvert(*request, response); });
+                    [=, this](Call&) { return StartConvert(*request, response); });
   }
   grpc::ServerUnaryReactor* SelectKernel(grpc::CallbackServerContext* context, const pb::SelectKernelRequest* request,
                                          pb::SelectKernelResponse* response) override {
     return RunUnary(daemon_, context, "SelectKernel", Lane::kQuick, Admission::kNeeded,
-                    [=](Call&) { return server::SelectKernel(*request, response); });
+                    [=, this](Call&) { return server::SelectKernel(*request, response); });
   }
   grpc::ServerUnaryReactor* ListCapabilities(grpc::CallbackServerContext* context, const pb::ListCapabilitiesRequest*,
                                              pb::ListCapabilitiesResponse* response) override {
-    return RunUnary(daemon_, context, "ListCapabilities", Lane::kQuick, Admission::kNeeded, [=](Call&) {
+    return RunUnary(daemon_, context, "ListCapabilities", Lane::kQuick, Admission::kNeeded, [=, this](Call&) {
       FillCapabilities(daemon_.runtime().threads(), response);
       return absl::OkStatus();
     });

@@ -21,12 +21,12 @@ class Service final : public pb::ReportService::CallbackService {
   grpc::ServerUnaryReactor* GetReport(grpc::CallbackServerContext* context, const pb::GetReportRequest* request,
                                       pb::Report* response) override {
     return RunUnary(daemon_, context, "GetReport", Lane::kQuick, Admission::kNotNeeded,
-                    [=](Call&) { return Get(*request, response); });
+                    [=, this](Call&) { return Get(*request, response); });
   }
   grpc::ServerUnaryReactor* Evaluate(grpc::CallbackServerContext* context, const pb::EvaluateRequest* request,
                                      pb::Operation* response) override {
     return RunUnary(daemon_, context, "Evaluate", Lane::kQuick, Admission::kNeeded,
-                    [=](Call&) { return Start(*request, response); });
+                    [=, this](Call&) { return Start(*request, response); });
   }
 
  private:
@@ -53,9 +53,13 @@ class Service final : public pb::ReportService::CallbackService {
     if (asked.request_id().size() > 128) return BadField("request_id", "TOO_LONG", "at most 128 bytes");
     pb::EvaluateRequest request = asked;
     SAGE_ASSIGN_OR_RETURN(ReportSpec spec, ToReportSpec(request, daemon_.paths()));
-    if (request.dataset().empty() && request.dataset_content().empty() && request.tasks().empty()) {
-      return BadField("dataset", "EMPTY", "a dataset or a task is needed");
+    if (request.dataset().empty() && request.dataset_content().empty()) {
+      return BadField("dataset", "EMPTY", "a dataset is needed");
     }
+    if (request.dataset_name().empty()) {
+      request.set_dataset_name(request.dataset().substr(request.dataset().rfind('/') + 1));
+    }
+    SAGE_RETURN_IF_ERROR(StoreTaskContent(daemon_.paths().data_dir(), &request));
     SAGE_RETURN_IF_ERROR(
         StoreDatasetContent(daemon_.paths().data_dir(), request.mutable_dataset(), request.mutable_dataset_content()));
     SAGE_ASSIGN_OR_RETURN(
