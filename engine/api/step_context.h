@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -28,8 +29,7 @@ struct StepValue {
 // same bytes.
 class ActivationCache {
  public:
-  // `form` is a string with static lifetime that names layout and block size, e.g. "int16_b32". `bytes` is the size of
-  // the form.
+  // `form` names the layout, e.g. "int16"; it is copied. `bytes` is the size of the form.
   template <typename Fill>
   uint8_t* Get(int64_t value_id, std::string_view form, size_t bytes, Fill&& fill) {
     for (Entry& entry : entries_) {
@@ -57,7 +57,7 @@ class ActivationCache {
   struct Entry {
     bool live = false;
     int64_t value_id = 0;
-    std::string_view form;
+    std::string form;
     Tensor buffer;
   };
   Entry& Claim(size_t bytes);

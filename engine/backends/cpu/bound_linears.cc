@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/file.h"
 #include "engine/base/status.h"
 
 namespace sage::cpu {
@@ -13,25 +14,37 @@ namespace {
 // Below this many multiply-adds a product is not worth waking another thread for.
 constexpr int64_t kInlineWork = 32 * 1024;
 
-// int16 form of a value, shared by every layer that reads the value with the same block size.
-QuantizedRows QuantizeActivation(StepContext& ctx, const StepValue& x, int64_t block, int64_t padded,
-                                 const TierFns& tier) {
-  const int64_t blocks = (x.K + block - 1) / block;
-  // Forms are told apart by block size; the names live as long as the process.
-  static constexpr const char* kForm = "int16";
+// What a layer makes of an activation row before the product.
+struct RowForm {
+  int64_t block = 0;
+  int64_t padded = 0;
+  // Act-order layers: the input that each place takes, -1 for padding. Empty: inputs as they come.
+  std::vector<int32_t> order;
+  // Equal for equal orders, so that q, k and v with one order share a form and different orders never do.
+  std::string name = "int16";
+};
+
+// int16 form of a value, shared by every layer that reads the value with the same block size and order.
+QuantizedRows QuantizeActivation(StepContext& ctx, const StepValue& x, const RowForm& form, const TierFns& tier) {
+  const int64_t block = form.block, padded = form.padded;
+  const int64_t inputs = form.order.empty() ? x.K : static_cast<int64_t>(form.order.size());
+  const int64_t blocks = (inputs + block - 1) / block;
   const size_t code_bytes = static_cast<size_t>(x.M * blocks * padded) * sizeof(int16_t);
   const size_t codes_padded = (code_bytes + 127) / 64 * 64;
   const size_t scale_bytes = static_cast<size_t>(x.M * blocks) * sizeof(float);
   const size_t bytes = codes_padded + 2 * scale_bytes;
   // The id carries the block size: two layers with different groups need different forms of one value.
-  uint8_t* memory = ctx.activations->Get(x.id * 1024 + block, kForm, bytes, [&](uint8_t* to) {
+  uint8_t* memory = ctx.activations->Get(x.id * 1024 + block, form.name, bytes, [&](uint8_t* to) {
     auto* codes = reinterpret_cast<int16_t*>(to);
     auto* scale = reinterpret_cast<float*>(to + codes_padded);
     auto* sum = reinterpret_cast<int32_t*>(to + codes_padded + scale_bytes);
     const auto rows = [&](int64_t begin, int64_t end) {
+      std::vector<float> ordered(form.order.size());
       for (int64_t m = begin; m < end; ++m) {
-        tier.quantize_row(x.data + m * x.stride, x.K, block, padded, codes + m * blocks * padded, scale + m * blocks,
-                          sum + m * blocks);
+        const float* row = x.data + m * x.stride;
+        for (size_t i = 0; i < ordered.size(); ++i) ordered[i] = form.order[i] < 0 ? 0.0f : row[form.order[i]];
+        tier.quantize_row(ordered.empty() ? row : ordered.data(), inputs, block, padded, codes + m * blocks * padded,
+                          scale + m * blocks, sum + m * blocks);
       }
     };
     if (x.M * x.K < kInlineWork) {
@@ -90,10 +103,12 @@ class BlockLinear final : public BoundLinear {
  public:
   using Fn = decltype(TierFns::blocks_q4_0);
   BlockLinear(LinearWeight weight, Fn fn, int64_t row_bytes, const TierFns& tier, std::string kernel)
-      : weight_(std::move(weight)), fn_(fn), row_bytes_(row_bytes), tier_(tier), kernel_(std::move(kernel)) {}
+      : weight_(std::move(weight)), fn_(fn), row_bytes_(row_bytes), tier_(tier), kernel_(std::move(kernel)) {
+    form_.block = form_.padded = 32;
+  }
 
   void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
-    const QuantizedRows rows = QuantizeActivation(ctx, x, 32, 32, tier_);
+    const QuantizedRows rows = QuantizeActivation(ctx, x, form_, tier_);
     SplitOutputs(ctx, weight_.N, x.M * weight_.N * weight_.K, [&](int64_t begin, int64_t end) {
       fn_(rows, x.M, {weight_.blocks.data, row_bytes_}, begin, end, BiasOf(weight_.bias), out, out_stride);
     });
@@ -107,6 +122,7 @@ class BlockLinear final : public BoundLinear {
   LinearWeight weight_;
   Fn fn_;
   int64_t row_bytes_;
+  RowForm form_;
   const TierFns& tier_;
   std::string kernel_;
 };
@@ -118,12 +134,12 @@ class PanelLinear final : public BoundLinear {
   absl::Status Pack(LinearWeight weight, bool nibbles, ThreadPool& threads);
 
   void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
-    const QuantizedRows rows = QuantizeActivation(ctx, x, block_, padded_, tier_);
+    const QuantizedRows rows = QuantizeActivation(ctx, x, form_, tier_);
     const PanelWeights w{codes_.as<uint8_t>(),
                          scale_.as<float>(),
                          offset_.empty() ? nullptr : offset_.as<float>(),
                          blocks_,
-                         padded_,
+                         form_.padded,
                          blocks_per_group_,
                          nibbles_ ? 8 : 0,
                          nibbles_};
@@ -137,11 +153,13 @@ class PanelLinear final : public BoundLinear {
   std::string kernel() const override { return kernel_; }
 
  private:
+  absl::Status SortByGroup(const IntegerWeight& w, int64_t groups, int64_t* group_size);
   void PackPanel(const IntegerWeight& w, int64_t panel, int64_t groups);
 
   const TierFns& tier_;
   std::string kernel_;
-  int64_t N_ = 0, K_ = 0, block_ = 0, padded_ = 0, blocks_ = 0, blocks_per_group_ = 1;
+  RowForm form_;
+  int64_t N_ = 0, K_ = 0, blocks_ = 0, blocks_per_group_ = 1;
   bool nibbles_ = false;
   Tensor codes_, scale_, offset_;
   std::vector<float> bias_;
@@ -163,22 +181,59 @@ std::string GroupRule(int64_t group) {
 // Blocks of activations must not straddle groups.
 bool BlocksFitGroups(int64_t K, int64_t group) { return group >= K || group % BlockOf(group) == 0; }
 
+// Gives every group a run of equally many places, the shorter ones padded, so that groups are consecutive as the
+// kernels need them.
+absl::Status PanelLinear::SortByGroup(const IntegerWeight& w, int64_t groups, int64_t* group_size) {
+  bool consecutive = true;
+  std::vector<int64_t> count(static_cast<size_t>(groups));
+  for (int64_t k = 0; k < K_; ++k) {
+    const int32_t g = w.g_idx[static_cast<size_t>(k)];
+    if (g < 0 || g >= groups) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "WEIGHT_NOT_SUPPORTED",
+                       absl::StrCat(kernel_, ": g_idx must be in 0 .. ", groups - 1, ", got ", g));
+    }
+    ++count[static_cast<size_t>(g)];
+    consecutive = consecutive && g == k / w.group_size;
+  }
+  if (consecutive) return absl::OkStatus();
+  int64_t places = *std::max_element(count.begin(), count.end());
+  if (places > 256) places = (places + 63) / 64 * 64;  // so that a block of activations divides it
+  if (groups * places > 2 * K_ + 64) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "GROUPS_TOO_UNEQUAL",
+                     absl::StrCat(kernel_, ": groups of g_idx must be about equally long, got ", groups, " groups of ",
+                                  K_, " inputs, the longest with ", places));
+  }
+  form_.order.assign(static_cast<size_t>(groups * places), -1);
+  std::fill(count.begin(), count.end(), 0);
+  for (int64_t k = 0; k < K_; ++k) {
+    const int32_t g = w.g_idx[static_cast<size_t>(k)];
+    form_.order[static_cast<size_t>(g * places + count[static_cast<size_t>(g)]++)] = static_cast<int32_t>(k);
+  }
+  form_.name = absl::StrCat("int16 ordered ", Sha256Hex({reinterpret_cast<const char*>(form_.order.data()),
+                                                         form_.order.size() * sizeof(int32_t)}));
+  *group_size = places;
+  return absl::OkStatus();
+}
+
 absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& threads) {
   const IntegerWeight& w = weight.integer;
   N_ = weight.N;
   K_ = weight.K;
   nibbles_ = nibbles;
   const int64_t groups = (K_ + w.group_size - 1) / w.group_size;
-  block_ = BlockOf(w.group_size);
-  if (!BlocksFitGroups(K_, w.group_size)) {
+  int64_t group_size = w.group_size;
+  if (!w.g_idx.empty()) SAGE_RETURN_IF_ERROR(SortByGroup(w, groups, &group_size));
+  form_.block = BlockOf(group_size);
+  if (groups > 1 && !BlocksFitGroups(groups * group_size, group_size)) {
     return MakeError(absl::StatusCode::kInvalidArgument, "GROUP_SIZE_NOT_SUPPORTED",
-                     absl::StrCat(kernel_, ": ", GroupRule(w.group_size)));
+                     absl::StrCat(kernel_, ": ", GroupRule(group_size)));
   }
-  padded_ = (block_ + 3) / 4 * 4;
-  blocks_ = (K_ + block_ - 1) / block_;
-  blocks_per_group_ = groups == 1 ? blocks_ : w.group_size / block_;
+  form_.padded = (form_.block + 3) / 4 * 4;
+  const int64_t inputs = form_.order.empty() ? K_ : static_cast<int64_t>(form_.order.size());
+  blocks_ = (inputs + form_.block - 1) / form_.block;
+  blocks_per_group_ = groups == 1 ? blocks_ : group_size / form_.block;
   const int64_t panels = (N_ + 15) / 16;
-  const int64_t code_bytes = panels * blocks_ * padded_ * (nibbles ? 8 : 16);
+  const int64_t code_bytes = panels * blocks_ * form_.padded * (nibbles ? 8 : 16);
   SAGE_ASSIGN_OR_RETURN(codes_, Tensor::Allocate(DType::kU8, {code_bytes}));
   SAGE_ASSIGN_OR_RETURN(scale_, Tensor::Allocate(DType::kF32, {panels, groups, 16}));
   if (!w.offset.empty()) {
@@ -194,14 +249,19 @@ absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& th
 void PanelLinear::PackPanel(const IntegerWeight& w, int64_t panel, int64_t groups) {
   const int64_t rows = std::min<int64_t>(16, N_ - panel * 16);
   const int64_t step = nibbles_ ? 32 : 64;
-  uint8_t* const base = codes_.as<uint8_t>() + panel * blocks_ * (padded_ / 4) * step;
+  const int64_t padded = form_.padded, inputs = form_.order.empty() ? K_ : static_cast<int64_t>(form_.order.size());
+  uint8_t* const base = codes_.as<uint8_t>() + panel * blocks_ * (padded / 4) * step;
   for (int64_t r = 0; r < 16; ++r) {
     for (int64_t b = 0; b < blocks_; ++b) {
-      for (int64_t i = 0; i < padded_; ++i) {
-        const int64_t k = b * block_ + i;
-        const bool inside = r < rows && i < block_ && k < K_;
+      for (int64_t i = 0; i < padded; ++i) {
+        int64_t k = b * form_.block + i;
+        bool inside = r < rows && i < form_.block && k < inputs;
+        if (inside && !form_.order.empty()) {
+          k = form_.order[static_cast<size_t>(k)];
+          inside = k >= 0;
+        }
         const int code = inside ? w.codes[static_cast<size_t>((panel * 16 + r) * K_ + k)] : 0;
-        uint8_t* quad = base + (b * (padded_ / 4) + i / 4) * step;
+        uint8_t* quad = base + (b * (padded / 4) + i / 4) * step;
         if (!nibbles_) {
           quad[(i % 4 / 2) * 32 + r * 2 + i % 2] = static_cast<uint8_t>(code);
         } else {
@@ -256,7 +316,11 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, boo
   if (static_cast<int64_t>(w.codes.size()) != weight.N * weight.K) return refuse("codes must be [N, K]");
   if (!w.codes_signed && (w.bits == 8 || nibbles)) return refuse("codes must be signed");
   if (nibbles && w.bits > 4) return refuse(absl::StrCat("codes must have at most 4 bits, got ", w.bits));
-  if (!w.g_idx.empty()) return refuse("g_idx (act-order) needs weights with consecutive groups");
+  const size_t scales = static_cast<size_t>(weight.N * ((weight.K + w.group_size - 1) / w.group_size));
+  if (w.scale.size() != scales || (!w.offset.empty() && w.offset.size() != scales)) {
+    return refuse(absl::StrCat("scale and offset must be [N, G], ", scales, " values"));
+  }
+  if (!w.g_idx.empty() && static_cast<int64_t>(w.g_idx.size()) != weight.K) return refuse("g_idx must be [K]");
   auto out = std::make_unique<PanelLinear>(tier, std::move(kernel));
   SAGE_RETURN_IF_ERROR(out->Pack(std::move(weight), nibbles, threads));
   return out;

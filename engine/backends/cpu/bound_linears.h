@@ -18,7 +18,8 @@ std::string RefusePanels(const LinearKernelQuery& query);
 // Why the ggml kernels cannot, or empty: rows are whole blocks of 32.
 std::string RefuseBlocks(const LinearKernelQuery& query);
 
-// Integer codes repacked into panels of 16 outputs. `nibbles` stores two codes a byte.
+// Integer codes repacked into panels of 16 outputs. `nibbles` stores two codes a byte. Columns of act-order weights
+// (g_idx) are sorted by group once, and each activation row is read in the same order.
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, bool nibbles, ThreadPool& threads,
                                                         const TierFns& tier, std::string kernel);
 // ggml blocks of 32 read in place.

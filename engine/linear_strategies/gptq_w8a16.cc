@@ -1,0 +1,25 @@
+// 8-bit integer weights with 16-bit activations, stored as GPTQ files hold them.
+#include "engine/api/gptq_linear.h"
+
+namespace sage::linear_strategies {
+namespace {
+constexpr char kName[] = "gptq_w8a16";
+using Gptq = GptqLinear<kName, 8>;
+}  // namespace
+
+extern const LinearStrategyDef kGptqW8a16;
+const LinearStrategyDef kGptqW8a16 = {
+    .name = kName,
+    .summary = "8-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
+    .weight_dtype = "gptq_int8",
+    .weight_bits = 8,
+    .activation_bits = 16,
+    .quantizes = true,
+    .tolerance = 1e-2,
+    .check = Gptq::Check,
+    .quantize = Gptq::Quantize,
+    .dequantize_rows = Gptq::DequantizeRows,
+    .bind = Gptq::Bind,
+};
+
+}  // namespace sage::linear_strategies
