@@ -73,6 +73,9 @@ absl::Status ReadBlock(const std::string& where, const Json& weights, Fp8Scheme*
 
 absl::Status CtFloatSchemes::AddGroup(const std::string& path, const std::string& name, const Json& group) {
   const std::string where = absl::StrCat(path, ": ", name.substr(0, 120));
+  if (!group.is_object() || !group.contains("weights") || !group["weights"].is_object()) {
+    return NotSupported(where, "weights must be an object");
+  }
   const Json& weights = group["weights"];
   SAGE_ASSIGN_OR_RETURN(const int64_t bits, JsonInt(weights, "num_bits", 8));
   SAGE_ASSIGN_OR_RETURN(const std::string strategy, JsonString(weights, "strategy", "tensor"));
