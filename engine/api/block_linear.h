@@ -32,7 +32,7 @@ struct BlockLinear {
                                  ": the block format fixes its grid, got clip_ratio=", spec.clip_ratio,
                                  ", symmetric=", spec.symmetric));
     }
-    return absl::OkStatus();
+    return RefuseFloatFields(kName, spec);
   }
 
   static absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec& spec, const LayerPlan& plan,

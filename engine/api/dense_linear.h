@@ -24,7 +24,7 @@ struct DenseLinear {
                        "layer, got symmetric=",
                        spec.symmetric, ", act_order=", spec.act_order, ", clip_ratio=", spec.clip_ratio));
     }
-    return absl::OkStatus();
+    return RefuseFloatFields(kName, spec);
   }
 
   static absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec& spec, const LayerPlan& plan,

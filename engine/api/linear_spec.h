@@ -19,6 +19,9 @@ struct LinearSpec {
   bool act_order = false;
   double clip_ratio = 0;            // 0 = off; otherwise the range is cut to (1 - clip_ratio) of the extreme
   DType scale_dtype = DType::kF32;  // stored precision of scales: F32, F16 or BF16
+  int block_rows = 1;               // outputs that share a scale; -1 = all of them (one scale a tensor)
+  bool double_quant = false;        // the scales are quantized too (nf4, fp4)
+  int activation_group_size = -1;   // inputs that share a dynamic activation scale; -1 = one scale a token
 };
 
 // A linear layer as a checkpoint stores it: named tensors whose meaning the strategy defines. Views point into a map or
@@ -63,12 +66,36 @@ struct BlockWeight {
   size_t bytes = 0;
 };
 
+// What happens to a row of activations before the product.
+struct FloatActivations {
+  enum class Kind { kNone, kDynamic, kStatic };
+  Kind kind = Kind::kNone;  // kDynamic, kStatic: rounded to e4m3 times a scale
+  int64_t group_size = -1;  // dynamic: inputs that share a scale; -1 = the row
+  float scale = 0;          // static
+};
+
+// w[n, k] = value(code[n, k]) * scale, one f32 product. `codes` may point into a map and is read while binding only.
+struct FloatCodeWeight {
+  enum class Kind { kE4M3, kE5M2, kTable16 };
+  Kind kind = Kind::kE4M3;
+  const uint8_t* codes = nullptr;  // row-major [N, K]: a byte a code, or two codes a byte for kTable16
+  size_t bytes = 0;
+  bool high_nibble_first = false;
+  std::vector<float> table;  // [16] for kTable16
+  // scale[n / block_rows, k / block_columns] of [ceil(N / block_rows), ceil(K / block_columns)], or, with flat_block,
+  // scale[(n K + k) / flat_block]: blocks of the row-major matrix that may cross rows.
+  int64_t block_rows = 1, block_columns = 0, flat_block = 0;
+  std::vector<float> scale;
+  FloatActivations activations;
+};
+
 struct LinearWeight {
   int64_t N = 0;
   int64_t K = 0;
   DenseWeight dense;
   IntegerWeight integer;
   BlockWeight blocks;
+  FloatCodeWeight floats;
   std::vector<float> bias;  // [N] or empty
   // Keeps memory behind `dense` and `blocks` alive as long as the bound layer (a map, or an owned tensor).
   std::shared_ptr<const void> keep_alive;

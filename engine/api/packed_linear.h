@@ -49,7 +49,7 @@ struct PackedLinear {
           kName, "BAD_SCALE_DTYPE",
           absl::StrCat("scale_dtype must be F32, F16 or BF16, got ", std::string(DTypeName(spec.scale_dtype))));
     }
-    return absl::OkStatus();
+    return RefuseFloatFields(kName, spec);
   }
 
   static absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec& spec, const LayerPlan& plan,

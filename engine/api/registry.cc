@@ -37,10 +37,11 @@ const LinearStrategyDef* MatchDtypes(std::string_view weight_dtype, int activati
 }
 
 absl::Status UnknownWord(std::string_view what, std::string_view word) {
-  return MakeError(absl::StatusCode::kInvalidArgument, "UNKNOWN_QUANTIZATION",
-                   absl::StrCat(std::string(what), ": must be a strategy [", NamesOf(LinearStrategies()),
-                                "], a short word (int4, int8, none) or an artifact, got '", std::string(word), "'"),
-                   {{"candidates", NamesOf(LinearStrategies())}});
+  return MakeError(
+      absl::StatusCode::kInvalidArgument, "UNKNOWN_QUANTIZATION",
+      absl::StrCat(std::string(what), ": must be a strategy [", NamesOf(LinearStrategies()),
+                   "], a short word (int4, int8, fp8, nf4, fp4, none) or an artifact, got '", std::string(word), "'"),
+      {{"candidates", NamesOf(LinearStrategies())}});
 }
 
 }  // namespace
@@ -86,7 +87,8 @@ absl::StatusOr<std::string> ResolveLinearStrategy(std::string_view weight_dtype,
       activation_bits = word.substr(a + 1) == "8" ? 8 : word.substr(a + 1) == "16" ? 16 : 0;
       if (word.data() == weight_dtype.data()) weight = word.substr(1, a - 1) == "8" ? "int8" : "int4";
     } else if (word.data() == activation_dtype.data() && !word.empty()) {
-      const bool eight = word == "int8" || word == "fp8" || word == "a8";
+      // fp8 activations go with fp8 weights, int8 activations with integer ones.
+      const bool eight = word == "a8" || (word == "fp8" && weight == "fp8") || (word == "int8" && weight != "fp8");
       const bool sixteen = word == "bf16" || word == "fp16" || word == "f16" || word == "a16" || word == "none";
       activation_bits = eight ? 8 : sixteen ? 16 : 0;
     }

@@ -34,6 +34,16 @@ inline absl::Status CheckSize(std::string_view strategy, int64_t N, int64_t K) {
   return Refuse(strategy, "BAD_LAYER_SHAPE", absl::StrCat("N and K must be 1 .. 2147483647, got N=", N, ", K=", K));
 }
 
+// For strategies that know none of these fields.
+inline absl::Status RefuseFloatFields(std::string_view strategy, const LinearSpec& spec) {
+  if (spec.block_rows == 1 && !spec.double_quant && spec.activation_group_size == -1) return absl::OkStatus();
+  return Refuse(strategy, "FIELD_NOT_SUPPORTED",
+                absl::StrCat("block_rows=1, double_quant=false and activation_group_size=-1 are the only choices, got "
+                             "block_rows=",
+                             spec.block_rows, ", double_quant=", spec.double_quant,
+                             ", activation_group_size=", spec.activation_group_size));
+}
+
 // The named tensor when it has one of the dtypes, exactly the shape, and all of its bytes.
 inline absl::StatusOr<TensorView> RequireTensor(const StoredLinear& stored, const std::string& name,
                                                 std::initializer_list<DType> dtypes, const Shape& shape) {

@@ -1,15 +1,19 @@
-// compressed-tensors folders in the pack-quantized format: integer weights of 4 or 8 bits, by group or by channel.
+// compressed-tensors folders: pack-quantized integer weights of 4 or 8 bits, by group or by channel, and float weights
+// (float-quantized fp8, mxfp4, nvfp4: engine/api/ct_float.h).
 //
 // Tensors of a module: weight_packed I32 [N, ceil(K b / 32)], weight_scale [N, G], weight_shape [2], weight_zero_point
 // I32 [ceil(N b / 32), G] when asymmetric, weight_g_idx I32 [K] with actorder "group" (quantization.md 1.4, versions
 // 0.8 to 0.19). What a module is follows from its own tensors and must agree with config_groups; modules without
 // weight_packed are plain.
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/api/ct_float.h"
 #include "engine/api/hf_folder.h"
 #include "engine/base/status.h"
 
@@ -52,6 +56,7 @@ class CompressedTensorsCheckpoint final : public Checkpoint {
   absl::StatusOr<TensorView> GetTensor(std::string_view name) const override { return folder_->Get(name); }
   absl::StatusOr<StoredLinear> GetLinear(std::string_view module) const override {
     const std::string name(module);
+    if (floats_.Holds(*folder_, name)) return floats_.Get(*folder_, name);
     if (!HasTensor(name + ".weight_packed")) return folder_->GetDense(module);
     return GetPacked(name);
   }
@@ -71,15 +76,24 @@ class CompressedTensorsCheckpoint final : public Checkpoint {
 
   std::unique_ptr<HfFolder> folder_;
   std::set<int64_t> bits_;
+  CtFloatSchemes floats_;
 };
 
 absl::Status CompressedTensorsCheckpoint::ReadConfig() {
   const Json& quantization = folder_->config()["quantization_config"];
   SAGE_ASSIGN_OR_RETURN(const std::string format, JsonString(quantization, "format", "pack-quantized"));
-  if (format != "pack-quantized") {
+  // "dense" is a folder with plain weights that has only a scheme for the KV cache.
+  static constexpr const char* kFormats[] = {"pack-quantized",
+                                             "float-quantized",
+                                             "naive-quantized",
+                                             "mixed-precision",
+                                             "mxfp4-pack-quantized",
+                                             "nvfp4-pack-quantized",
+                                             "dense"};
+  if (std::find(std::begin(kFormats), std::end(kFormats), format) == std::end(kFormats)) {
     return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
-                     absl::StrCat(folder_->path(), ": compressed-tensors format must be pack-quantized, got '",
-                                  format.substr(0, 60), "'"));
+                     absl::StrCat(folder_->path(), ": compressed-tensors format must be one of [",
+                                  absl::StrJoin(kFormats, ", "), "], got '", format.substr(0, 60), "'"));
   }
   const auto groups = quantization.find("config_groups");
   if (groups == quantization.end() || !groups->is_object())
@@ -88,13 +102,23 @@ absl::Status CompressedTensorsCheckpoint::ReadConfig() {
     if (!group.is_object()) return Bad(name, "must be an object");
     const auto weights = group.find("weights");
     if (weights == group.end() || !weights->is_object()) continue;
+    SAGE_ASSIGN_OR_RETURN(const std::string type, JsonString(*weights, "type", "int"));
+    if (type == "float") {
+      SAGE_RETURN_IF_ERROR(floats_.AddGroup(folder_->path(), name, group));
+      continue;
+    }
     const auto activations = group.find("input_activations");
     if (activations != group.end() && !activations->is_null()) {
       return MakeError(absl::StatusCode::kUnimplemented, "ACTIVATION_QUANTIZATION_NOT_SUPPORTED",
                        absl::StrCat(folder_->path(), ": ", name, ": input_activations must be null (weight-only), got ",
                                     DumpJson(*activations).substr(0, 120)));
     }
-    SAGE_ASSIGN_OR_RETURN(const std::string type, JsonString(*weights, "type", "int"));
+    SAGE_ASSIGN_OR_RETURN(const std::string own, JsonString(group, "format", format));
+    if (own != "pack-quantized") {
+      return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
+                       absl::StrCat(folder_->path(), ": ", name, ": integer weights must be pack-quantized, got '",
+                                    own.substr(0, 60), "'"));
+    }
     SAGE_ASSIGN_OR_RETURN(const int64_t bits, JsonInt(*weights, "num_bits", 8));
     if (type != "int" || (bits != 4 && bits != 8)) {
       return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
@@ -187,7 +211,7 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
 extern const CheckpointFormatDef kCompressedTensors;
 const CheckpointFormatDef kCompressedTensors = {
     .name = "compressed_tensors",
-    .summary = "compressed-tensors pack-quantized: 4- and 8-bit integer weights",
+    .summary = "compressed-tensors: packed 4- and 8-bit integers, fp8, mxfp4, nvfp4",
     .rank = 10,
     .recognize = Recognize,
     .open = Open};

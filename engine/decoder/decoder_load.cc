@@ -26,6 +26,12 @@ void ReleaseMapped(const StoredLinear& stored) {
   }
 }
 
+// Kernels read plain floats and ggml blocks where they are and repack everything else.
+bool ReadsInPlace(const StoredLinear& stored) {
+  const auto weight = stored.tensors.find("weight");
+  return stored.tensors.count("blocks") > 0 || (weight != stored.tensors.end() && IsFloat(weight->second.dtype));
+}
+
 }  // namespace
 
 class DecoderLoader {
@@ -147,7 +153,12 @@ class DecoderLoader {
     SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(strategy));
     LinearSpec spec = linear_;
     spec.strategy = strategy;
-    SAGE_RETURN_IF_ERROR(def->check(spec, stored.N, stored.K));
+    absl::Status status = def->check(spec, stored.N, stored.K);
+    if (!status.ok() && spec_.linear.group_size == 0) {
+      spec.group_size = -1;  // nobody asked for a size: the strategy's own
+      status = def->check(spec, stored.N, stored.K);
+    }
+    SAGE_RETURN_IF_ERROR(status);
     const auto weight = stored.tensors.find("weight");
     absl::StatusOr<StoredLinear> out;
     if (weight != stored.tensors.end() && IsFloat(weight->second.dtype)) {
@@ -189,7 +200,7 @@ class DecoderLoader {
     auto bound = def->bind(stored, keep, backend_, spec_.priority, threads_);
     if (!bound.ok()) return Annotate(bound.status(), module);
     out->linear = std::move(*bound);
-    if (stored.tensors.count("weight") + stored.tensors.count("blocks") == 0) ReleaseMapped(stored);
+    if (!ReadsInPlace(stored)) ReleaseMapped(stored);
     out_->weight_bytes_ += out->linear->weight_bytes();
     return absl::OkStatus();
   }
@@ -217,7 +228,7 @@ class DecoderLoader {
     out_->head_.strategy = out_->embedding_.spec.strategy;
     SAGE_RETURN_IF_ERROR(BindStored("lm_head", out_->embedding_, &out_->head_));
     // A head that reads the table in place is not a second copy.
-    if (out_->embedding_.tensors.count("weight") + out_->embedding_.tensors.count("blocks") > 0) {
+    if (ReadsInPlace(out_->embedding_)) {
       out_->weight_bytes_ -= std::min(out_->weight_bytes_, out_->head_.linear->weight_bytes());
     }
     return absl::OkStatus();

@@ -21,7 +21,7 @@ absl::Status Check(const LinearSpec& spec, int64_t N, int64_t K) {
                   absl::StrCat("group_size must be 16 or 32 and divide K, got K=", K, ", group_size=", spec.group_size),
                   {{"K", absl::StrCat(K)}, {"group_size", absl::StrCat(spec.group_size)}, {"allowed", "32, 16"}});
   }
-  return absl::OkStatus();
+  return RefuseFloatFields(kName, spec);
 }
 
 absl::StatusOr<StoredLinear> Quantize(const TensorView&, const LinearSpec&, const LayerPlan&, ThreadPool&) {

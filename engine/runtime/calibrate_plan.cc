@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/api/kv_strategy.h"
@@ -129,6 +130,11 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
     return Invalid(
         "NOTHING_TO_QUANTIZE",
         absl::StrCat("weight_dtype: ", name, " stores weights as they are; give int4 or int8, or use convert"));
+  }
+  if (!absl::StartsWith(std::string(plan.strategy->weight_dtype), "int")) {
+    return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
+                     absl::StrCat("weight_dtype: artifacts hold integer weights, got ", name,
+                                  "; start an engine with that quantization instead"));
   }
   if (plan.calibrator->needs_activations) {
     return MakeError(

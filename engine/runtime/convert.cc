@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
@@ -94,7 +95,7 @@ absl::Status Conversion::CheckPacked() {
       ignored_.push_back(slot.name);
       continue;
     }
-    if (stored.tensors.count("weight_packed") == 0) {
+    if (stored.tensors.count("weight_packed") == 0 || !absl::StartsWith(std::string(def->weight_dtype), "int")) {
       return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
                        absl::StrCat(slot.name, ": compressed_tensors holds int4_w4a16 and int8_w8a16, got ",
                                     stored.spec.strategy, "; convert to f32 or bf16, or calibrate"));

@@ -5,14 +5,12 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "engine/backends/cpu/split_outputs.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 
 namespace sage::cpu {
 namespace {
-
-// Below this many multiply-adds a product is not worth waking another thread for.
-constexpr int64_t kInlineWork = 32 * 1024;
 
 // What a layer makes of an activation row before the product.
 struct RowForm {
@@ -55,22 +53,6 @@ QuantizedRows QuantizeActivation(StepContext& ctx, const StepValue& x, const Row
   });
   return {reinterpret_cast<int16_t*>(memory), reinterpret_cast<float*>(memory + codes_padded),
           reinterpret_cast<int32_t*>(memory + codes_padded + scale_bytes), blocks, padded};
-}
-
-// Cuts `units` of outputs over the threads: several pieces a thread, because cores are not equally fast from moment to
-// moment.
-template <typename Body>
-void SplitOutputs(StepContext& ctx, int64_t units, int64_t work, const Body& body) {
-  const int64_t threads = ctx.threads->size();
-  if (threads == 1 || work < kInlineWork) {
-    body(0, units);
-    return;
-  }
-  const int64_t pieces = std::min(units, work > 64 * kInlineWork ? threads * 8 : threads * 2);
-  ctx.threads->Run(pieces, [&](int64_t piece, int) {
-    const int64_t begin = units * piece / pieces, end = units * (piece + 1) / pieces;
-    if (begin < end) body(begin, end);
-  });
 }
 
 const float* BiasOf(const std::vector<float>& bias) { return bias.empty() ? nullptr : bias.data(); }

@@ -24,5 +24,8 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, boo
                                                         const TierFns& tier, std::string kernel);
 // ggml blocks of 32 read in place.
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindBlocks(LinearWeight weight, const TierFns& tier, std::string kernel);
+// Float codes (fp8, nf4, fp4) repacked into panels of 16 outputs; the weights keep their 8 or 4 bits.
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindFloatPanels(LinearWeight weight, ThreadPool& threads,
+                                                             const TierFns& tier, std::string kernel);
 
 }  // namespace sage::cpu

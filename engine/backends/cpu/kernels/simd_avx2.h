@@ -107,4 +107,45 @@ inline I Dot(I acc, W x, W y) {
 inline I Add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline F ToFloat(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 
+// Sixteen codes in the upper bits of f16 lanes: see simd_generic.h.
+inline F FromHalfLanes(__m256i lanes) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(lanes)), _mm256_cvtph_ps(_mm256_extracti128_si256(lanes, 1))};
+}
+inline F E4M3(const uint8_t* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return FromHalfLanes(_mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbf80))));
+}
+inline F E5M2(const uint8_t* p) {
+  const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return FromHalfLanes(_mm256_slli_epi16(wide, 8));
+}
+inline void E4M3Pair(const uint8_t* p, F* first, F* second) {
+  *first = E4M3(p);
+  *second = E4M3(p + 16);
+}
+inline void E5M2Pair(const uint8_t* p, F* first, F* second) {
+  *first = E5M2(p);
+  *second = E5M2(p + 16);
+}
+struct Table {
+  __m256 low, high;  // entries 0..7, 8..15
+  static Table Load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+};
+// The permutes read three bits of an index; bit 3, moved to the sign, chooses between them.
+inline __m256 LookUp8(const Table& table, __m256i index) {
+  const __m256 choice = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index), _mm256_permutevar8x32_ps(table.high, index),
+                          choice);
+}
+inline F LookUpLow(const Table& table, const uint8_t* p) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {LookUp8(table, _mm256_cvtepu8_epi32(raw)), LookUp8(table, _mm256_cvtepu8_epi32(_mm_srli_si128(raw, 8)))};
+}
+inline void LookUpPair(const Table& table, const uint8_t* p, F* first, F* second) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i a = _mm256_cvtepu8_epi32(raw), b = _mm256_cvtepu8_epi32(_mm_srli_si128(raw, 8));
+  *first = {LookUp8(table, a), LookUp8(table, b)};
+  *second = {LookUp8(table, _mm256_srli_epi32(a, 4)), LookUp8(table, _mm256_srli_epi32(b, 4))};
+}
+
 }  // namespace sage::cpu::avx2

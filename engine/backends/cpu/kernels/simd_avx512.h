@@ -80,4 +80,36 @@ inline I Dot(I acc, W a, W b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }
 inline I Add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline F ToFloat(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
+// Codes in the upper bits of f16 lanes: see simd_generic.h.
+inline F E4M3(const uint8_t* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbf80))))};
+}
+inline F E5M2(const uint8_t* p) {
+  const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm512_cvtph_ps(_mm256_slli_epi16(wide, 8))};
+}
+inline void E4M3Pair(const uint8_t* p, F* first, F* second) {
+  *first = E4M3(p);
+  *second = E4M3(p + 16);
+}
+inline void E5M2Pair(const uint8_t* p, F* first, F* second) {
+  *first = E5M2(p);
+  *second = E5M2(p + 16);
+}
+struct Table {
+  __m512 v;
+  static Table Load(const float* p) { return {_mm512_loadu_ps(p)}; }
+};
+// The permute reads the low four bits of an index.
+inline F LookUpLow(const Table& table, const uint8_t* p) {
+  const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm512_permutexvar_ps(index, table.v)};
+}
+inline void LookUpPair(const Table& table, const uint8_t* p, F* first, F* second) {
+  const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  first->v = _mm512_permutexvar_ps(index, table.v);
+  second->v = _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), table.v);
+}
+
 }  // namespace sage::cpu::avx512

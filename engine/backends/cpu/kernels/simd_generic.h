@@ -168,4 +168,42 @@ inline F ToFloat(const I& a) {
   return r;
 }
 
+// Float codes of 16 outputs: input k in `first`, k + 1 in `second`. An e4m3 code moved into the bits of an f16 is the
+// value times 2^-8, exactly; the scales carry the missing 2^8.
+inline F HalfBits(const uint8_t* p, bool e4m3) {
+  F r;
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t code = p[i];
+    r.v[i] = F16ToFloat(static_cast<uint16_t>(e4m3 ? (code & 0x80u) << 8 | (code & 0x7fu) << 7 : code << 8));
+  }
+  return r;
+}
+inline F E4M3(const uint8_t* p) { return HalfBits(p, true); }
+inline F E5M2(const uint8_t* p) { return HalfBits(p, false); }
+inline void E4M3Pair(const uint8_t* p, F* first, F* second) {
+  *first = E4M3(p);
+  *second = E4M3(p + 16);
+}
+inline void E5M2Pair(const uint8_t* p, F* first, F* second) {
+  *first = E5M2(p);
+  *second = E5M2(p + 16);
+}
+struct Table {
+  float v[16];
+  static Table Load(const float* p) {
+    Table r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+};
+inline F LookUpLow(const Table& table, const uint8_t* p) {
+  F r;
+  for (int i = 0; i < 16; ++i) r.v[i] = table.v[p[i] & 15];
+  return r;
+}
+inline void LookUpPair(const Table& table, const uint8_t* p, F* first, F* second) {
+  *first = LookUpLow(table, p);
+  for (int i = 0; i < 16; ++i) second->v[i] = table.v[p[i] >> 4];
+}
+
 }  // namespace sage::cpu::generic

@@ -33,6 +33,22 @@ struct PanelWeights {
   bool nibbles;
 };
 
+// Float codes in panels of 16 outputs, cut along K into segments that lie in one scale block for every row. A segment
+// holds for each two inputs 32 bytes (input k of 16 outputs, then k + 1), or 16 bytes whose low nibbles are input k and
+// high nibbles input k + 1; an odd last input has 16 bytes of its own.
+enum class FloatCode : uint8_t { kE4M3, kE5M2, kTable16 };
+struct FloatPanels {
+  FloatCode code;
+  const uint8_t* codes;   // [panels][panel_bytes]
+  const float* scale;     // [panels][scales][16]; e4m3: times 2^8, see simd_generic.h
+  const float* table;     // [16], kTable16 only
+  const int32_t* begin;   // [segments + 1] first inputs
+  const int32_t* column;  // [segments] which of the scales
+  int64_t segments;
+  int64_t scales;
+  int64_t panel_bytes;
+};
+
 struct BlockRows {
   const uint8_t* data;  // [N][K / 32] ggml blocks
   int64_t row_bytes;
@@ -71,6 +87,9 @@ struct TierFns {
   // Panels [p_begin, p_end) for all M rows; the last panel may be short of N.
   void (*panels)(const QuantizedRows& x, int64_t M, const PanelWeights& w, int64_t p_begin, int64_t p_end, int64_t N,
                  const float* bias, float* out, int64_t out_stride);
+  // Panels [p_begin, p_end) of float codes against f32 rows.
+  void (*float_panels)(const float* x, int64_t x_stride, int64_t M, const FloatPanels& w, int64_t p_begin,
+                       int64_t p_end, int64_t N, const float* bias, float* out, int64_t out_stride);
   void (*blocks_q4_0)(const QuantizedRows& x, int64_t M, const BlockRows& w, int64_t n_begin, int64_t n_end,
                       const float* bias, float* out, int64_t out_stride);
   void (*blocks_q4_1)(const QuantizedRows& x, int64_t M, const BlockRows& w, int64_t n_begin, int64_t n_end,

@@ -4,6 +4,7 @@
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_avx2.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
 // clang-format on
 
@@ -16,6 +17,7 @@ const TierFns kAvx2Tier = {
     .dense_bf16 = avx2::Dense<avx2::LoadBF16>,
     .quantize_row = avx2::QuantizeRow,
     .panels = avx2::Panels,
+    .float_panels = avx2::FloatPanelRange,
     .blocks_q4_0 = avx2::Blocks<avx2::Q4_0>,
     .blocks_q4_1 = avx2::Blocks<avx2::Q4_1>,
     .blocks_q8_0 = avx2::Blocks<avx2::Q8_0>,

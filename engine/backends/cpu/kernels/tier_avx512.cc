@@ -4,6 +4,7 @@
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_avx512.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
 // clang-format on
 
@@ -16,6 +17,7 @@ const TierFns kAvx512Tier = {
     .dense_bf16 = avx512::Dense<avx512::LoadBF16>,
     .quantize_row = avx512::QuantizeRow,
     .panels = avx512::Panels,
+    .float_panels = avx512::FloatPanelRange,
     .blocks_q4_0 = avx512::Blocks<avx512::Q4_0>,
     .blocks_q4_1 = avx512::Blocks<avx512::Q4_1>,
     .blocks_q8_0 = avx512::Blocks<avx512::Q8_0>,

@@ -4,6 +4,7 @@
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_generic.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
 // clang-format on
 
@@ -16,6 +17,7 @@ const TierFns kGenericTier = {
     .dense_bf16 = generic::Dense<generic::LoadBF16>,
     .quantize_row = generic::QuantizeRow,
     .panels = generic::Panels,
+    .float_panels = generic::FloatPanelRange,
     .blocks_q4_0 = generic::Blocks<generic::Q4_0>,
     .blocks_q4_1 = generic::Blocks<generic::Q4_1>,
     .blocks_q8_0 = generic::Blocks<generic::Q8_0>,

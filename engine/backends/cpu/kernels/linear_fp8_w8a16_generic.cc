@@ -1,0 +1,23 @@
+// Linear layers with fp8 codes in panels with f32 activations, on any CPU.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_fp8_w8a16_generic";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("generic", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
+  return BindFloatPanels(std::move(weight), threads, kGenericTier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearFp8W8a16Generic;
+const LinearKernelDef kLinearFp8W8a16Generic = {
+    .name = kName, .strategy = "fp8_w8a16", .rank = 0, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

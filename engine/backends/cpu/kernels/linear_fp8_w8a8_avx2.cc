@@ -1,0 +1,23 @@
+// Linear layers with fp8 codes in panels with activations rounded to e4m3, on AVX2.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_fp8_w8a8_avx2";
+
+std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
+  return BindFloatPanels(std::move(weight), threads, kAvx2Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearFp8W8a8Avx2;
+const LinearKernelDef kLinearFp8W8a8Avx2 = {
+    .name = kName, .strategy = "fp8_w8a8", .rank = 10, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,25 @@
+// fp8 weights (e4m3, or e5m2 as read) with f32 activations.
+#include "engine/api/fp8_linear.h"
+
+namespace sage::linear_strategies {
+namespace {
+constexpr char kName[] = "fp8_w8a16";
+using Fp8 = Fp8Linear<kName, /*kRoundsActivations=*/false>;
+}  // namespace
+
+extern const LinearStrategyDef kFp8W8a16;
+const LinearStrategyDef kFp8W8a16 = {
+    .name = kName,
+    .summary = "fp8 weights with a scale a tensor, row or block; f32 activations",
+    .weight_dtype = "fp8",
+    .weight_bits = 8,
+    .activation_bits = 16,
+    .quantizes = true,
+    .tolerance = 1e-5,
+    .check = Fp8::Check,
+    .quantize = Fp8::Quantize,
+    .dequantize_rows = Fp8::DequantizeRows,
+    .bind = Fp8::Bind,
+};
+
+}  // namespace sage::linear_strategies
