@@ -9,6 +9,7 @@
 #include "engine/base/cpu_features.h"
 #include "engine/base/vector_lanes.h"
 #include "engine/solvers/dense_algebra.h"
+#include "engine/solvers/gptq.h"
 #include "engine/solvers/triangular_factor.h"
 
 namespace sage {
@@ -78,6 +79,24 @@ void Print(const char* what, int64_t n, double flops, double seconds, double pea
               seconds * 1e3, flops / seconds * 1e-9, flops / seconds / peak * 100);
 }
 
+void BenchGptq(int64_t n, double peak, ThreadPool& threads) {
+  const int64_t M = 2 * n;
+  const std::vector<float> weight = Values(n * n), x = Values(M * n);
+  GramSum sum(n);
+  sum.Add(x.data(), M, threads);
+  const std::vector<float> gram = sum.Matrix<float>(threads);
+  const double cube = static_cast<double>(n) * n * n;
+  for (const bool f64 : {false, true}) {
+    GptqOptions options;
+    options.grid.group_size = 64;
+    options.f64 = f64;
+    const double seconds = Best(n > 2000 ? 2 : 7, [&] {
+      if (!SolveGptq(weight, n, n, gram, {}, options, threads).ok()) std::abort();
+    });
+    Print(f64 ? "gptq 4 bits g64 f64" : "gptq 4 bits g64 f32", n, cube * (2.0 / 3 + 1), seconds, f64 ? peak / 2 : peak);
+  }
+}
+
 void BenchSize(int64_t n, double peak, ThreadPool& threads) {
   const std::vector<float> a = Values(n * n), b = Values(n * n);
   std::vector<float> c(n * n);
@@ -123,7 +142,10 @@ int main(int argc, char** argv) {
     const double peak = sage::PeakFlops(threads);
     std::printf("%d thread(s), tier %s, peak f32 %.1f GFLOP/s (f64: half)\n", size,
                 std::string(sage::HostGemmTier().name).c_str(), peak * 1e-9);
-    for (const int64_t n : {576, 1536, 4096}) sage::BenchSize(n, peak, threads);
+    for (const int64_t n : {576, 1536, 4096}) {
+      sage::BenchSize(n, peak, threads);
+      sage::BenchGptq(n, peak, threads);
+    }
   }
   return 0;
 }
