@@ -34,7 +34,7 @@ absl::Status CheckGridProblem(std::string_view who, absl::Span<const float> weig
   }
   if (spec.scale_dtype != DType::kF32 && spec.scale_dtype != DType::kF16 && spec.scale_dtype != DType::kBF16) {
     return Invalid("BAD_SCALE_DTYPE", absl::StrCat(name, ": scale_dtype must be F32, F16 or BF16, got ",
-                                                           std::string(DTypeName(spec.scale_dtype))));
+                                                   std::string(DTypeName(spec.scale_dtype))));
   }
   for (size_t i = 0; i < weight.size(); ++i) {
     if (!std::isfinite(weight[i])) {
