@@ -11,6 +11,8 @@ constexpr int kMostTileElements = 12 * 32;
 constexpr int kMostTileRows = 12;
 // Rows and columns of the part of c that one task computes: its packed rows stay in the second-level cache.
 constexpr int64_t kTaskRows = 144, kTaskColumns = 256;
+// Multiply-adds and packed values below which another thread costs more than it saves.
+constexpr int64_t kLeastTask = int64_t{1} << 19, kLeastPacked = int64_t{1} << 15;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -73,7 +75,7 @@ class BlockProduct {
  private:
   void Pack(int64_t begin, int64_t depth, Range rows, Range columns) {
     const int64_t row_slivers = rows.end - rows.begin, all = row_slivers + columns.end - columns.begin;
-    threads_.ParallelFor(all, 4, [&](int64_t first, int64_t last) {
+    threads_.ParallelFor(all, CeilDiv(kLeastPacked, depth * kernels_.rows), [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
         if (s < row_slivers) {
           const int64_t line = (rows.begin + s) * kernels_.rows;
@@ -97,7 +99,9 @@ class BlockProduct {
     int64_t high = std::max<int64_t>(1, kTaskRows / kernels_.rows);
     int64_t wide = std::max<int64_t>(1, kTaskColumns / kernels_.columns);
     // Smaller tasks when there would be too few for the threads.
-    while (CeilDiv(row_slivers, high) * CeilDiv(column_slivers, wide) < 2 * threads_.size() && high * wide > 4) {
+    const int64_t tile_work = depth * kernels_.rows * kernels_.columns;
+    while (CeilDiv(row_slivers, high) * CeilDiv(column_slivers, wide) < 2 * threads_.size() &&
+           high * wide * tile_work > 2 * kLeastTask) {
       (high >= wide ? high : wide) /= 2;
     }
     const int64_t down = CeilDiv(row_slivers, high), across = CeilDiv(column_slivers, wide);
@@ -153,7 +157,7 @@ template <typename T>
 void Gemm(const GemmSpec<T>& spec, T* c, int64_t stride, ThreadPool& threads, const GemmTier& tier) {
   if (spec.rows <= 0 || spec.columns <= 0) return;
   if (!spec.accumulate) {
-    threads.ParallelFor(spec.rows, 16, [&](int64_t begin, int64_t end) {
+    threads.ParallelFor(spec.rows, CeilDiv(kLeastPacked, spec.columns), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = spec.upper_only ? std::min(i, spec.columns) : 0;
         std::fill(c + i * stride + first, c + i * stride + spec.columns, T{0});

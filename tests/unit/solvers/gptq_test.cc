@@ -26,7 +26,7 @@ void ExpectSame(const GridWeight& a, const GridWeight& b) {
 }
 
 TEST(Gptq, IdentityGramIsRoundToNearest) {
-  ThreadPool threads(2);
+  ThreadPool threads(1);
   const LayerProblem layer = MakeLayer(5, 384, 8, 1);
   for (const int64_t group : {-1, 16, 48, 128, 192}) {
     for (const int bits : {2, 3, 4, 8}) {
@@ -99,7 +99,7 @@ std::vector<float> RandomShift(const LayerProblem& layer) {
 }
 
 TEST(Gptq, BlocksChangeNothing) {
-  ThreadPool threads(3);
+  ThreadPool threads(1);
   const LayerProblem layer = MakeLayer(7, 480, 900, 2);
   for (const int64_t group : {-1, 32, 96, 160, 240}) {
     for (const bool shifted : {false, true}) {
@@ -117,7 +117,7 @@ TEST(Gptq, BlocksChangeNothing) {
 }
 
 TEST(Gptq, BeatsRoundToNearestInEveryOrder) {
-  ThreadPool threads(2);
+  ThreadPool threads(1);
   for (const uint32_t seed : {3u, 4u, 5u}) {
     const LayerProblem layer = MakeLayer(40, 256, 700, seed);
     for (const int bits : {2, 3, 4, 8}) {
@@ -144,7 +144,7 @@ TEST(Gptq, BeatsRoundToNearestInEveryOrder) {
 }
 
 TEST(Gptq, GroupOrderGivesWholeGroups) {
-  ThreadPool threads(2);
+  ThreadPool threads(1);
   const LayerProblem layer = MakeLayer(4, 192, 300, 6);
   GptqOptions options;
   options.grid.group_size = 32;
@@ -194,7 +194,7 @@ TEST(Gptq, ThreadsChangeNoBit) {
 }
 
 TEST(Gptq, CorrectionLowersTheErrorAgainstTheUnquantizedModel) {
-  ThreadPool threads(2);
+  ThreadPool threads(1);
   const LayerProblem layer = MakeLayer(32, 128, 600, 8);
   // The quantized model's inputs have lost a part that the others tell of.
   std::vector<float> full = layer.x;
@@ -226,7 +226,7 @@ TEST(Gptq, CorrectionLowersTheErrorAgainstTheUnquantizedModel) {
 }
 
 TEST(Gptq, DeadInputsAreRoundedToNearest) {
-  ThreadPool threads(2);
+  ThreadPool threads(1);
   LayerProblem layer = MakeLayer(5, 64, 200, 9);
   for (int64_t m = 0; m < layer.M; ++m) layer.x[m * 64 + 10] = layer.x[m * 64 + 40] = 0;
   GramSum sum(64);
@@ -245,7 +245,7 @@ TEST(Gptq, DeadInputsAreRoundedToNearest) {
 }
 
 TEST(Gptq, ClimbsTheDampingLadderThenGivesUp) {
-  ThreadPool threads(2);
+  ThreadPool threads(1);
   const LayerProblem few = MakeLayer(4, 96, 20, 10);  // rank 20
   GptqOptions options;
   options.damp = 0;
