@@ -18,6 +18,7 @@ MAY_USE = {
     "base": set(),
     "tensor": set(),
     "quant": {"tensor"},
+    "solvers": {"quant", "tensor"},
     "tokenizer": {"tensor"},
     "api": {"quant", "tensor", "tokenizer"},
     "decoder": {"api", "tensor"},

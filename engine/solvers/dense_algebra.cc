@@ -1,0 +1,260 @@
+// The matrix product's driver: packs a block of the summed dimension, then runs tiles over all threads.
+#include "engine/solvers/dense_algebra.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sage {
+namespace {
+
+constexpr int kMostTileElements = 12 * 32;
+constexpr int kMostTileRows = 12;
+// Rows and columns of the part of c that one task computes: its packed rows stay in the second-level cache.
+constexpr int64_t kTaskRows = 144, kTaskColumns = 256;
+// Multiply-adds and packed values below which another thread costs more than it saves.
+constexpr int64_t kLeastTask = int64_t{1} << 19, kLeastPacked = int64_t{1} << 15;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where results go: dense rows, or the upper triangle row after row without what is below the diagonal.
+template <typename Out>
+struct Destination {
+  Out* data;
+  int64_t stride;
+  bool packed_upper = false;
+  // Points so that [j] is column j.
+  Out* Row(int64_t i) const { return data + i * stride - (packed_upper ? i * (i + 1) / 2 : 0); }
+};
+
+void MergeTile(const GemmKernels<float>& k, const float* tile, int rows, int columns, const int* first, float sign,
+               float* const* row) {
+  k.merge(tile, k.columns, rows, columns, first, sign, row);
+}
+void MergeTile(const GemmKernels<float>& k, const float* tile, int rows, int columns, const int* first, float sign,
+               double* const* row) {
+  k.merge_f64(tile, k.columns, rows, columns, first, sign, row);
+}
+void MergeTile(const GemmKernels<double>& k, const double* tile, int rows, int columns, const int* first, double sign,
+               double* const* row) {
+  k.merge(tile, k.columns, rows, columns, first, sign, row);
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// One block of the summed dimension, packed in slivers of the kernel's width.
+template <typename T, typename Out>
+class BlockProduct {
+ public:
+  BlockProduct(const GemmSpec<T>& spec, Destination<Out> c, ThreadPool& threads, const GemmKernels<T>& kernels)
+      : spec_(spec),
+        c_(c),
+        threads_(threads),
+        kernels_(kernels),
+        depth_(std::min(kGemmDepth, spec.depth)),
+        a_(CeilDiv(spec.rows, kernels.rows) * kernels.rows * depth_),
+        b_(CeilDiv(spec.columns, kernels.columns) * kernels.columns * depth_) {}
+
+  void Run() {
+    for (int64_t begin = 0; begin < spec_.depth; begin += kGemmDepth) {
+      const int64_t depth = std::min(kGemmDepth, spec_.depth - begin);
+      Range rows = {0, spec_.rows}, columns = {0, spec_.columns};
+      if (spec_.zeros == KnownZeros::kLeftUpper) rows.end = std::min(rows.end, begin + depth);
+      if (spec_.zeros == KnownZeros::kRightUpper) columns.begin = begin;
+      if (spec_.zeros == KnownZeros::kRightLower) columns.end = std::min(columns.end, begin + depth);
+      // In slivers from here on.
+      rows = {rows.begin / kernels_.rows, CeilDiv(rows.end, kernels_.rows)};
+      columns = {columns.begin / kernels_.columns, CeilDiv(columns.end, kernels_.columns)};
+      if (rows.begin >= rows.end || columns.begin >= columns.end) continue;
+      Pack(begin, depth, rows, columns);
+      Multiply(depth, rows, columns);
+    }
+  }
+
+ private:
+  void Pack(int64_t begin, int64_t depth, Range rows, Range columns) {
+    const int64_t row_slivers = rows.end - rows.begin, all = row_slivers + columns.end - columns.begin;
+    threads_.ParallelFor(all, CeilDiv(kLeastPacked, depth * kernels_.rows), [&](int64_t first, int64_t last) {
+      for (int64_t s = first; s < last; ++s) {
+        if (s < row_slivers) {
+          const int64_t line = (rows.begin + s) * kernels_.rows;
+          kernels_.pack_rows(spec_.a.data + line * spec_.a.row_stride + begin * spec_.a.column_stride,
+                             spec_.a.row_stride, spec_.a.column_stride,
+                             static_cast<int>(std::min<int64_t>(kernels_.rows, spec_.rows - line)), depth,
+                             a_.data() + line * depth);
+        } else {
+          const int64_t line = (columns.begin + s - row_slivers) * kernels_.columns;
+          kernels_.pack_columns(spec_.b.data + line * spec_.b.column_stride + begin * spec_.b.row_stride,
+                                spec_.b.column_stride, spec_.b.row_stride,
+                                static_cast<int>(std::min<int64_t>(kernels_.columns, spec_.columns - line)), depth,
+                                b_.data() + line * depth);
+        }
+      }
+    });
+  }
+
+  void Multiply(int64_t depth, Range rows, Range columns) {
+    const int64_t row_slivers = rows.end - rows.begin, column_slivers = columns.end - columns.begin;
+    int64_t high = std::max<int64_t>(1, kTaskRows / kernels_.rows);
+    int64_t wide = std::max<int64_t>(1, kTaskColumns / kernels_.columns);
+    // Smaller tasks when there would be too few for the threads.
+    const int64_t tile_work = depth * kernels_.rows * kernels_.columns;
+    while (CeilDiv(row_slivers, high) * CeilDiv(column_slivers, wide) < 2 * threads_.size() &&
+           high * wide * tile_work > 2 * kLeastTask) {
+      (high >= wide ? high : wide) /= 2;
+    }
+    const int64_t down = CeilDiv(row_slivers, high), across = CeilDiv(column_slivers, wide);
+    threads_.Run(down * across, [&](int64_t task, int) {
+      const int64_t row = rows.begin + task / across * high, column = columns.begin + task % across * wide;
+      const Range r = {row, std::min(rows.end, row + high)}, c = {column, std::min(columns.end, column + wide)};
+      for (int64_t j = c.begin; j < c.end; ++j) {
+        for (int64_t i = r.begin; i < r.end; ++i) MultiplyTile(depth, i, j);
+      }
+    });
+  }
+
+  void MultiplyTile(int64_t depth, int64_t row_sliver, int64_t column_sliver) {
+    const int64_t i0 = row_sliver * kernels_.rows, j0 = column_sliver * kernels_.columns;
+    const int rows = static_cast<int>(std::min<int64_t>(kernels_.rows, spec_.rows - i0));
+    const int columns = static_cast<int>(std::min<int64_t>(kernels_.columns, spec_.columns - j0));
+    if (spec_.upper_only && j0 + columns <= i0) return;
+    alignas(64) T tile[kMostTileElements];
+    kernels_.tile(depth, a_.data() + i0 * depth, b_.data() + j0 * depth, tile);
+    Out* row[kMostTileRows];
+    int first[kMostTileRows];
+    for (int r = 0; r < rows; ++r) {
+      row[r] = c_.Row(i0 + r) + j0;
+      first[r] = spec_.upper_only ? static_cast<int>(std::clamp<int64_t>(i0 + r - j0, 0, columns)) : 0;
+    }
+    MergeTile(kernels_, tile, rows, columns, first, spec_.sign, row);
+  }
+
+  const GemmSpec<T>& spec_;
+  const Destination<Out> c_;
+  ThreadPool& threads_;
+  const GemmKernels<T>& kernels_;
+  const int64_t depth_;
+  AlignedBuffer<T> a_, b_;
+};
+
+// Adds f32 sums over x's tokens to f64 ones; a and b are [M, K].
+void AddTokens(const float* a, const float* b, int64_t M, int64_t K, bool symmetric, double* sums,
+               ThreadPool& threads) {
+  GemmSpec<float> spec;
+  spec.rows = spec.columns = K;
+  spec.depth = M;
+  spec.a = {a, 1, K};
+  spec.b = {b, K, 1};
+  spec.accumulate = true;
+  spec.upper_only = symmetric;
+  BlockProduct<float, double>(spec, {sums, K, symmetric}, threads, HostGemmTier().f32).Run();
+}
+
+}  // namespace
+
+template <typename T>
+void Gemm(const GemmSpec<T>& spec, T* c, int64_t stride, ThreadPool& threads, const GemmTier& tier) {
+  if (spec.rows <= 0 || spec.columns <= 0) return;
+  if (!spec.accumulate) {
+    threads.ParallelFor(spec.rows, CeilDiv(kLeastPacked, spec.columns), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = spec.upper_only ? std::min(i, spec.columns) : 0;
+        std::fill(c + i * stride + first, c + i * stride + spec.columns, T{0});
+      }
+    });
+  }
+  if (spec.depth > 0) BlockProduct<T, T>(spec, {c, stride}, threads, KernelsOf<T>(tier)).Run();
+}
+
+template <typename T>
+void MultiplyTransposed(const T* a, const T* b, int64_t M, int64_t N, int64_t K, T* c, ThreadPool& threads) {
+  GemmSpec<T> spec;
+  spec.rows = M;
+  spec.columns = N;
+  spec.depth = K;
+  spec.a = {a, K, 1};
+  spec.b = {b, 1, K};
+  Gemm(spec, c, N, threads);
+}
+
+template void Gemm(const GemmSpec<float>&, float*, int64_t, ThreadPool&, const GemmTier&);
+template void Gemm(const GemmSpec<double>&, double*, int64_t, ThreadPool&, const GemmTier&);
+template void MultiplyTransposed(const float*, const float*, int64_t, int64_t, int64_t, float*, ThreadPool&);
+template void MultiplyTransposed(const double*, const double*, int64_t, int64_t, int64_t, double*, ThreadPool&);
+
+GramSum::GramSum(int64_t K) : K_(K), pending_(kGemmDepth * K), sums_(K * (K + 1) / 2) {}
+
+void GramSum::Flush(const float* x, int64_t M, ThreadPool& threads) {
+  AddTokens(x, x, M, K_, true, sums_.data(), threads);
+}
+
+void GramSum::Add(const float* x, int64_t M, ThreadPool& threads) {
+  tokens_ += M;
+  if (pending_tokens_ > 0) {
+    const int64_t taken = std::min(M, kGemmDepth - pending_tokens_);
+    std::copy(x, x + taken * K_, pending_.data() + pending_tokens_ * K_);
+    pending_tokens_ += taken;
+    x += taken * K_;
+    M -= taken;
+    if (pending_tokens_ < kGemmDepth) return;
+    Flush(pending_.data(), kGemmDepth, threads);
+    pending_tokens_ = 0;
+  }
+  const int64_t whole = M / kGemmDepth * kGemmDepth;
+  if (whole > 0) Flush(x, whole, threads);
+  std::copy(x + whole * K_, x + M * K_, pending_.data());
+  pending_tokens_ = M - whole;
+}
+
+template <typename T>
+std::vector<T> GramSum::Matrix(ThreadPool& threads) {
+  if (pending_tokens_ > 0) Flush(pending_.data(), pending_tokens_, threads);
+  pending_tokens_ = 0;
+  std::vector<T> out(K_ * K_);
+  const Destination<double> sums = {sums_.data(), K_, true};
+  threads.ParallelFor(K_, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < i; ++j) out[i * K_ + j] = static_cast<T>(sums.Row(j)[i]);
+      for (int64_t j = i; j < K_; ++j) out[i * K_ + j] = static_cast<T>(sums.Row(i)[j]);
+    }
+  });
+  return out;
+}
+
+template std::vector<float> GramSum::Matrix<float>(ThreadPool&);
+template std::vector<double> GramSum::Matrix<double>(ThreadPool&);
+
+ShiftSum::ShiftSum(int64_t K) : K_(K), pending_difference_(kGemmDepth * K), pending_(kGemmDepth * K), sums_(K * K) {}
+
+void ShiftSum::Flush(const float* difference, const float* x, int64_t M, ThreadPool& threads) {
+  AddTokens(difference, x, M, K_, false, sums_.data(), threads);
+}
+
+void ShiftSum::Add(const float* x_full, const float* x, int64_t M, ThreadPool& threads) {
+  while (M > 0) {
+    const int64_t taken = std::min(M, kGemmDepth - pending_tokens_);
+    float* difference = pending_difference_.data() + pending_tokens_ * K_;
+    for (int64_t i = 0; i < taken * K_; ++i) difference[i] = x_full[i] - x[i];
+    std::copy(x, x + taken * K_, pending_.data() + pending_tokens_ * K_);
+    pending_tokens_ += taken;
+    x_full += taken * K_;
+    x += taken * K_;
+    M -= taken;
+    if (pending_tokens_ < kGemmDepth) return;
+    Flush(pending_difference_.data(), pending_.data(), kGemmDepth, threads);
+    pending_tokens_ = 0;
+  }
+}
+
+template <typename T>
+std::vector<T> ShiftSum::Matrix(ThreadPool& threads) {
+  if (pending_tokens_ > 0) Flush(pending_difference_.data(), pending_.data(), pending_tokens_, threads);
+  pending_tokens_ = 0;
+  return std::vector<T>(sums_.begin(), sums_.end());
+}
+
+template std::vector<float> ShiftSum::Matrix<float>(ThreadPool&);
+template std::vector<double> ShiftSum::Matrix<double>(ThreadPool&);
+
+}  // namespace sage

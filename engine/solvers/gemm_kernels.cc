@@ -1,0 +1,89 @@
+// Tiles, merges and row updates for each processor tier, chosen by cpuid.
+//
+// The tiers are function multiversions by target attribute in this one file rather than files with instruction-set
+// flags: calibration must be fast on any machine, yet only the inference kernels of engine/backends/cpu may be compiled
+// with flags. No library template is instantiated in a marked function, so nothing of a tier can leak into other code.
+#include "engine/solvers/gemm_kernels.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "engine/base/cpu_features.h"
+#include "engine/base/vector_lanes.h"
+
+namespace sage {
+namespace {
+
+namespace plain {
+#define SAGE_LANE_TARGET
+#include "engine/solvers/gemm_tile_body.h"
+#undef SAGE_LANE_TARGET
+}  // namespace plain
+
+namespace avx2 {
+#define SAGE_LANE_TARGET SAGE_TARGET_AVX2
+#include "engine/solvers/gemm_tile_body.h"
+#undef SAGE_LANE_TARGET
+}  // namespace avx2
+
+namespace avx512 {
+#define SAGE_LANE_TARGET SAGE_TARGET_AVX512
+#include "engine/solvers/gemm_tile_body.h"
+#undef SAGE_LANE_TARGET
+}  // namespace avx512
+
+template <typename T, int kWidth>
+void Pack(const T* source, int64_t line_stride, int64_t depth_stride, int lines, int64_t depth, T* sliver) {
+  if (lines == kWidth && line_stride == 1) {
+    for (int64_t d = 0; d < depth; ++d) std::memcpy(sliver + d * kWidth, source + d * depth_stride, kWidth * sizeof(T));
+    return;
+  }
+  if (lines == kWidth) {
+    for (int64_t d = 0; d < depth; ++d) {
+      for (int l = 0; l < kWidth; ++l) sliver[d * kWidth + l] = source[l * line_stride + d * depth_stride];
+    }
+    return;
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    for (int l = 0; l < kWidth; ++l) {
+      sliver[d * kWidth + l] = l < lines ? source[l * line_stride + d * depth_stride] : T{0};
+    }
+  }
+}
+
+#define SAGE_GEMM_KERNELS(tier, V)                                                                               \
+  {                                                                                                              \
+    lanes::tier::V::kTileRows, lanes::tier::V::kTileVectors *lanes::tier::V::kLanes, tier::Tile<lanes::tier::V>, \
+        tier::Merge<lanes::tier::V::T, lanes::tier::V::T>, tier::Merge<lanes::tier::V::T, double>,               \
+        tier::AddScaled<lanes::tier::V>, Pack<lanes::tier::V::T, lanes::tier::V::kTileRows>,                     \
+        Pack<lanes::tier::V::T, lanes::tier::V::kTileVectors * lanes::tier::V::kLanes>                           \
+  }
+
+const GemmTier kPlainGemm = {"plain", SAGE_GEMM_KERNELS(plain, F32), SAGE_GEMM_KERNELS(plain, F64)};
+const GemmTier kAvx2Gemm = {"avx2", SAGE_GEMM_KERNELS(avx2, F32), SAGE_GEMM_KERNELS(avx2, F64)};
+const GemmTier kAvx512Gemm = {"avx512", SAGE_GEMM_KERNELS(avx512, F32), SAGE_GEMM_KERNELS(avx512, F64)};
+
+}  // namespace
+
+absl::Span<const GemmTier* const> RunnableGemmTiers() {
+  static const GemmTier* const kTiers[] = {&kPlainGemm, &kAvx2Gemm, &kAvx512Gemm};
+  const CpuFeatures& cpu = HostCpu();
+  const size_t count = cpu.avx512 ? 3 : cpu.avx2 ? 2 : 1;
+  return absl::MakeConstSpan(kTiers, count);
+}
+
+const GemmTier& HostGemmTier() {
+  static const GemmTier* const tier = RunnableGemmTiers().back();
+  return *tier;
+}
+
+template <>
+const GemmKernels<float>& KernelsOf<float>(const GemmTier& tier) {
+  return tier.f32;
+}
+template <>
+const GemmKernels<double>& KernelsOf<double>(const GemmTier& tier) {
+  return tier.f64;
+}
+
+}  // namespace sage
