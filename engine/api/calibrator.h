@@ -1,9 +1,9 @@
-// Calibration methods: observe activations, then solve for each layer's plan. Plug-ins: engine/calibrators/<name>.cc.
+// Calibration methods: from what all calibration tokens say of a layer's input to the layer's plan. Plug-ins:
+// engine/calibrators/<name>.cc.
 #pragma once
 
-#include <memory>
-#include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -11,21 +11,36 @@
 
 namespace sage {
 
-// What a method collects for one linear layer over ALL batches. Pure apart from its own state; never sees models or
-// files.
-class CalibratorState {
- public:
-  virtual ~CalibratorState() = default;
-  virtual absl::Status Observe(const StepValue& input) = 0;  // [M, K] f32
-  // Decides scales (and codes) for weight [N, K].
-  virtual absl::StatusOr<LayerPlan> Solve(const TensorView& weight, const LinearSpec& spec, ThreadPool& threads) = 0;
+// The input x of one or more linear layers over ALL tokens of all batches. Empty (K = 0) for methods that need none.
+struct InputStatistics {
+  int64_t K = 0, tokens = 0;
+  std::vector<float> gram;      // [K, K] sum of x x^T
+  std::vector<float> mean_abs;  // [K] mean |x_j|
+  std::vector<float> max_abs;   // [K] largest |x_j|
+  std::vector<float> sample;    // [S, K] tokens at even strides, S <= 512
 };
 
+// Layers that read one value, and how they will be stored.
+struct SharedInput {
+  const InputStatistics& input;
+  absl::Span<const TensorView> weights;  // [N, K] f32 each
+  const LinearSpec& spec;
+  const LinearStrategyDef& strategy;
+};
+
+// Pure functions: they never see models or files, and their results do not depend on the number of threads.
 struct CalibratorDef {
-  std::string_view name;  // "minmax"
+  std::string_view name;  // "gptq"
   std::string_view summary;
   bool needs_activations = false;
-  absl::StatusOr<std::unique_ptr<CalibratorState>> (*start)(const LinearSpec& spec, int64_t N, int64_t K) = nullptr;
+  // Positive scales [K] that multiply the columns of the weights and divide the input (whoever made that input is
+  // divided once and for all). Null: the method leaves the weights where they are.
+  absl::StatusOr<std::vector<float>> (*choose_scales)(const SharedInput& shared, ThreadPool& threads) = nullptr;
+  // Scales, zeros and codes for weight [N, K] f32; an empty plan leaves them to the strategy's own rule.
+  absl::StatusOr<LayerPlan> (*solve)(const InputStatistics& input, const TensorView& weight, const LinearSpec& spec,
+                                     const LinearStrategyDef& strategy, ThreadPool& threads) = nullptr;
+  // True when `solve` returns codes on the integer grid, so that only strategies that take such plans can serve it.
+  bool integer_grid = false;
 };
 
 absl::Span<const CalibratorDef* const> Calibrators();

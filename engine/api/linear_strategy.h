@@ -26,8 +26,10 @@ struct LinearStrategyDef {
   std::string_view summary;
   std::string_view weight_dtype;  // seed word: "int4", "int8", "bf16", ...
   int weight_bits = 0;
-  int activation_bits = 16;  // 32 for the f32 reference
-  bool quantizes = true;     // false: stores the weights as they are (f32, f16, bf16, ggml blocks)
+  int activation_bits = 16;   // 32 for the f32 reference
+  bool integer_grid = false;  // takes plans of signed codes, scales and zeros (GPTQ, AWQ, mse ...)
+  bool stores_g_idx = false;  // keeps LayerPlan::g_idx (act-order groups)
+  bool quantizes = true;      // false: stores the weights as they are (f32, f16, bf16, ggml blocks)
   // Conformance bound: ||Forward - ref|| / ||ref|| with ref = f64 product of Dequantize and the same f32 input.
   double tolerance = 1e-3;
 

@@ -29,6 +29,7 @@ const LinearStrategyDef kAwqW4a16 = {
     .weight_dtype = "awq_int4",
     .weight_bits = 4,
     .activation_bits = 16,
+    .integer_grid = true,
     .quantizes = true,
     .tolerance = 1e-2,
     .check = Check,

@@ -14,6 +14,7 @@ const LinearStrategyDef kInt4W4a16 = {
     .weight_dtype = "int4",
     .weight_bits = 4,
     .activation_bits = 16,
+    .integer_grid = true,
     .quantizes = true,
     .tolerance = 1e-2,
     .check = Packed::Check,

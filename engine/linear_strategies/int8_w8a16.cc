@@ -14,6 +14,7 @@ const LinearStrategyDef kInt8W8a16 = {
     .weight_dtype = "int8",
     .weight_bits = 8,
     .activation_bits = 16,
+    .integer_grid = true,
     .quantizes = true,
     .tolerance = 1e-2,
     .check = Packed::Check,

@@ -14,6 +14,8 @@
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
 #include "engine/runtime/calibrate_plan.h"
+#include "engine/runtime/calibration_samples.h"
+#include "engine/runtime/layer_calibration.h"
 #include "engine/runtime/operations.h"
 
 namespace sage {
@@ -25,6 +27,8 @@ struct LinearRecord {
   LayerResult result;
   int64_t parameters = 0;
   bool quantized = false;
+  double output_error = 0;  // ||x dW|| / ||x W|| over the calibration tokens; 0 without activations
+  std::string folded_into;  // where its input's scales went; empty without
 };
 
 struct ShardProgress {
@@ -33,32 +37,6 @@ struct ShardProgress {
   int64_t source_bytes = 0;
 };
 
-// sum (w - d)^2 and sum w^2 row by row, added in row order: the result does not depend on threads.
-double RelativeError(const Tensor& weight, const Tensor& dequantized, ThreadPool& threads) {
-  const int64_t N = weight.shape()[0], K = weight.shape()[1];
-  std::vector<double> difference(static_cast<size_t>(N)), norm(static_cast<size_t>(N));
-  threads.ParallelFor(N, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const float* w = weight.as<float>() + n * K;
-      const float* d = dequantized.as<float>() + n * K;
-      double a = 0, b = 0;
-      for (int64_t k = 0; k < K; ++k) {
-        const double e = static_cast<double>(w[k]) - d[k];
-        a += e * e;
-        b += static_cast<double>(w[k]) * w[k];
-      }
-      difference[static_cast<size_t>(n)] = a;
-      norm[static_cast<size_t>(n)] = b;
-    }
-  });
-  double a = 0, b = 0;
-  for (int64_t n = 0; n < N; ++n) {
-    a += difference[static_cast<size_t>(n)];
-    b += norm[static_cast<size_t>(n)];
-  }
-  return b > 0 ? std::sqrt(a / b) : (a > 0 ? 1.0 : 0.0);
-}
-
 std::string StoredSha256(const StoredLinear& stored) {
   Sha256 hash;
   for (const auto& [name, view] : stored.tensors) hash.Update(view.data, view.bytes);
@@ -66,9 +44,9 @@ std::string StoredSha256(const StoredLinear& stored) {
 }
 
 Json ToJson(const LinearRecord& record) {
-  return {{"name", record.result.name},     {"scheme", record.result.scheme}, {"error", record.result.error},
-          {"sha256", record.result.sha256}, {"bytes", record.result.bytes},   {"parameters", record.parameters},
-          {"quantized", record.quantized}};
+  return {{"name", record.result.name},     {"scheme", record.result.scheme},      {"error", record.result.error},
+          {"sha256", record.result.sha256}, {"bytes", record.result.bytes},        {"parameters", record.parameters},
+          {"quantized", record.quantized},  {"output_error", record.output_error}, {"folded_into", record.folded_into}};
 }
 
 absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
@@ -80,6 +58,8 @@ absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
   SAGE_ASSIGN_OR_RETURN(record.result.bytes, JsonInt(json, "bytes", 0));
   SAGE_ASSIGN_OR_RETURN(record.parameters, JsonInt(json, "parameters", 0));
   SAGE_ASSIGN_OR_RETURN(record.quantized, JsonBool(json, "quantized", false));
+  SAGE_ASSIGN_OR_RETURN(record.output_error, JsonDouble(json, "output_error", 0));
+  SAGE_ASSIGN_OR_RETURN(record.folded_into, JsonString(json, "folded_into", ""));
   return record;
 }
 
@@ -115,6 +95,10 @@ class Calibration {
   absl::StatusOr<ShardProgress> MakeShard(int64_t shard);
   absl::Status AddQuantized(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors);
   absl::Status AddDense(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors);
+  void AddStored(const LinearSlot& slot, const std::shared_ptr<StoredLinear>& stored, double error, ShardProgress& out,
+                 std::vector<NamedTensor>& tensors);
+  absl::Status AddCalibrated(int64_t shard, ShardProgress& out, std::vector<NamedTensor>& tensors);
+  absl::Status OpenStream(const CancelToken& cancel, const ProgressFn& progress);
   Json Manifest(const Json& side_files) const;
   Json KvQuantPlan() const;
 
@@ -123,6 +107,7 @@ class Calibration {
   ThreadPool& threads_;
   std::string folder_;
   std::unique_ptr<FolderLock> lock_;
+  std::unique_ptr<LayerStream> stream_;  // only for methods that need activations
   std::vector<ShardProgress> done_;
   bool resumed_ = false;
 };
@@ -169,19 +154,69 @@ absl::Status Calibration::SaveProgress() const {
 
 absl::Status Calibration::AddQuantized(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {
   SAGE_ASSIGN_OR_RETURN(const Tensor weight, plan_.source->Weight(slot, threads_));
-  SAGE_ASSIGN_OR_RETURN(const std::unique_ptr<CalibratorState> state,
-                        plan_.calibrator->start(plan_.linear, slot.N, slot.K));
-  SAGE_ASSIGN_OR_RETURN(const LayerPlan layer, state->Solve(weight.view(), plan_.linear, threads_));
+  SAGE_ASSIGN_OR_RETURN(const LayerPlan layer,
+                        plan_.calibrator->solve({}, weight.view(), plan_.linear, *plan_.strategy, threads_));
   SAGE_ASSIGN_OR_RETURN(StoredLinear quantized, plan_.strategy->quantize(weight.view(), plan_.linear, layer, threads_));
   const auto stored = std::make_shared<StoredLinear>(std::move(quantized));
   SAGE_ASSIGN_OR_RETURN(const Tensor back, Dequantize(*stored));
+  AddStored(slot, stored, RelativeError(weight, back, threads_), out, tensors);
+  return absl::OkStatus();
+}
+
+void Calibration::AddStored(const LinearSlot& slot, const std::shared_ptr<StoredLinear>& stored, double error,
+                            ShardProgress& out, std::vector<NamedTensor>& tensors) {
   LinearRecord record;
-  record.result = {slot.name, stored->spec.strategy, RelativeError(weight, back, threads_), StoredSha256(*stored),
+  record.result = {slot.name, stored->spec.strategy, error, StoredSha256(*stored),
                    static_cast<int64_t>(stored->weight_bytes())};
   record.parameters = slot.N * slot.K;
   record.quantized = true;
   out.linears.push_back(std::move(record));
   for (const auto& [name, view] : stored->tensors) tensors.push_back({slot.name + "." + name, view, stored});
+}
+
+// A layer solved behind its quantized predecessors; norms and biases that folding changed replace the source's.
+absl::Status Calibration::AddCalibrated(int64_t shard, ShardProgress& out, std::vector<NamedTensor>& tensors) {
+  SAGE_ASSIGN_OR_RETURN(CalibratedLayer layer, CalibrateLayer(plan_, *stream_, shard, threads_));
+  const auto replace = [&](NamedTensor& tensor) -> absl::Status {
+    const auto it = layer.plain.find(tensor.name);
+    if (it == layer.plain.end()) return absl::OkStatus();
+    SAGE_ASSIGN_OR_RETURN(tensor, ConvertFloats(tensor.name, it->second.data(), tensor.view.shape, tensor.view.dtype));
+    return absl::OkStatus();
+  };
+  for (NamedTensor& tensor : tensors) SAGE_RETURN_IF_ERROR(replace(tensor));
+  for (const LinearSlot& slot : plan_.source->ShardLinears(shard)) {
+    SAGE_ASSIGN_OR_RETURN(const StoredLinear source, plan_.source->Stored(slot));
+    out.source_bytes += static_cast<int64_t>(source.weight_bytes());
+    const auto stored = layer.stored.find(slot.name);
+    if (stored == layer.stored.end()) {
+      SAGE_RETURN_IF_ERROR(AddDense(slot, out, tensors));
+    } else {
+      AddStored(slot, stored->second, layer.error[slot.name], out, tensors);
+      out.linears.back().output_error = layer.output_error[slot.name];
+      out.linears.back().folded_into = layer.notes[slot.name];
+    }
+    SAGE_ASSIGN_OR_RETURN(NamedTensor bias, plan_.source->Bias(slot));
+    if (bias.view.empty()) continue;
+    SAGE_RETURN_IF_ERROR(replace(bias));
+    tensors.push_back(std::move(bias));
+  }
+  return absl::OkStatus();
+}
+
+// Reads and cuts the dataset, and brings its states behind the layers that are finished.
+absl::Status Calibration::OpenStream(const CancelToken& cancel, const ProgressFn& progress) {
+  SAGE_ASSIGN_OR_RETURN(const Dataset dataset, ReadDataset(spec_.dataset, spec_.dataset_field));
+  const absl::StatusOr<TokenizerFiles> files = LoadTokenizer(plan_.source->checkpoint().path());
+  SAGE_ASSIGN_OR_RETURN(auto samples, ChooseSamples(dataset, files.ok() ? &*files : nullptr, spec_.samples,
+                                                    spec_.sequence_length, spec_.seed));
+  SAGE_ASSIGN_OR_RETURN(stream_, LayerStream::Create(*plan_.source, std::move(samples), threads_, cancel));
+  const int64_t finished = std::min(static_cast<int64_t>(done_.size()), shard_count() - 1);
+  for (int64_t layer = 0; layer < finished; ++layer) {
+    if (progress) progress({absl::StrCat("resuming: layer ", layer), layer, shard_count(), "layers"});
+    const std::string file = folder_ + "/" + done_[static_cast<size_t>(layer)].shard.file;
+    SAGE_ASSIGN_OR_RETURN(const LayerWeights weights, ReadCalibratedLayer(plan_, file, layer, threads_));
+    SAGE_RETURN_IF_ERROR(stream_->Run(weights, layer));
+  }
   return absl::OkStatus();
 }
 
@@ -209,6 +244,11 @@ absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
   ShardProgress out;
   SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> tensors, plan_.source->PlainTensors(shard, threads_));
   for (const NamedTensor& tensor : tensors) out.source_bytes += static_cast<int64_t>(tensor.view.bytes);
+  if (stream_ != nullptr && shard + 1 < shard_count()) {
+    SAGE_RETURN_IF_ERROR(AddCalibrated(shard, out, tensors));
+    SAGE_ASSIGN_OR_RETURN(out.shard, WriteShard(folder_, ShardFileName(shard, shard_count()), std::move(tensors)));
+    return out;
+  }
   for (const LinearSlot& slot : plan_.source->ShardLinears(shard)) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, plan_.source->Stored(slot));
     out.source_bytes += static_cast<int64_t>(stored.weight_bytes());
@@ -223,6 +263,9 @@ absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
 
 absl::Status Calibration::RunShards(const CancelToken& cancel, const ProgressFn& progress) {
   const int64_t total = shard_count();
+  if (plan_.calibrator->needs_activations && static_cast<int64_t>(done_.size()) + 1 < total) {
+    SAGE_RETURN_IF_ERROR(OpenStream(cancel, progress));
+  }
   for (int64_t shard = static_cast<int64_t>(done_.size()); shard < total; ++shard) {
     SAGE_RETURN_IF_ERROR(cancel.Check());
     if (progress)

@@ -136,11 +136,19 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
                      absl::StrCat("weight_dtype: artifacts hold integer weights, got ", name,
                                   "; start an engine with that quantization instead"));
   }
-  if (plan.calibrator->needs_activations) {
-    return MakeError(
-        absl::StatusCode::kUnimplemented, "METHOD_NEEDS_ACTIVATIONS",
-        absl::StrCat(std::string(plan.calibrator->name),
-                     ": needs a forward pass layer by layer, which this build does not offer; use minmax"));
+  if (plan.calibrator->integer_grid && !plan.strategy->integer_grid) {
+    return Invalid("METHOD_NEEDS_INTEGER_GRID",
+                   absl::StrCat("method: ", std::string(plan.calibrator->name), " chooses integer codes, and ", name,
+                                " stores others; use minmax"),
+                   {{"method", std::string(plan.calibrator->name)}, {"strategy", name}});
+  }
+  if (plan.calibrator->needs_activations && spec.dataset.empty()) {
+    return Invalid("DATASET_NEEDED", absl::StrCat("dataset: must be given, ", std::string(plan.calibrator->name),
+                                                  " looks at what the layers read"));
+  }
+  if (spec.act_order && plan.calibrator->name != "gptq") {
+    return Invalid("ACT_ORDER_NEEDS_GPTQ",
+                   absl::StrCat("act_order: is an order of gptq's, got method ", std::string(plan.calibrator->name)));
   }
   plan.format = spec.format.empty() ? "compressed_tensors" : spec.format;
   if (plan.format != "compressed_tensors") {
@@ -172,7 +180,7 @@ Json CanonicalSpec(const CalibrationSpec& spec, const CalibrationPlan& plan) {
           {"strategy", plan.linear.strategy},
           {"group_size", plan.linear.group_size},
           {"symmetric", plan.linear.symmetric},
-          {"act_order", plan.linear.act_order},
+          {"act_order", plan.act_order},
           {"clip_ratio", plan.linear.clip_ratio},
           {"scale_precision", std::string(DTypeName(plan.linear.scale_dtype))},
           {"kv_strategy", plan.kv_strategy},
@@ -240,7 +248,9 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
   if (slots.empty()) return Invalid("NOTHING_TO_QUANTIZE", "exclude: leaves no linear layer to quantize");
   plan.linear.strategy = std::string(plan.strategy->name);
   plan.linear.symmetric = !spec.asymmetric;
-  plan.linear.act_order = spec.act_order;
+  // Only a strategy that stores g_idx differs; the others take gptq's order with the groups as they lie.
+  plan.linear.act_order = spec.act_order && plan.strategy->stores_g_idx;
+  plan.act_order = spec.act_order;
   plan.linear.clip_ratio = spec.clip_ratio;
   SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ScaleDType(spec.scale_precision, plan.source->float_dtype()));
   SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,

@@ -19,6 +19,7 @@ struct CalibrationPlan {
   const LinearStrategyDef* strategy = nullptr;
   const CalibratorDef* calibrator = nullptr;
   LinearSpec linear;                 // group size resolved
+  bool act_order = false;            // asked of the solver; linear.act_order says whether g_idx is stored
   std::string kv_strategy;           // plug-in name
   std::string format;                // "compressed_tensors"
   std::vector<std::string> ignored;  // modules that stay as they are: lm_head and what `exclude` names

@@ -1,0 +1,337 @@
+// The order of work within a layer: q, k, v, then o, then gate and up, then down.
+//
+// Folding. A scale s on an input multiplies the columns of the linears that read it and is taken from whatever made the
+// input: a norm's weight (q, k, v and gate, up), v's rows (o) or up's rows (down). A mapping is used only when every
+// linear it touches is quantized, so that all consumers of a value are compensated. Norms are kept in the model's
+// dtype: the norm is rounded first and the columns take the exact quotient of the old and the new norm, so that folding
+// changes no output beyond f32 rounding. Under grouped-query attention o's scales must agree over the query heads that
+// share a kv head: they take the geometric mean, and only if that still lowers the error.
+#include "engine/runtime/layer_calibration.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "engine/api/grid_plan.h"
+#include "engine/base/status.h"
+#include "engine/quant/integer_grid.h"
+#include "engine/solvers/dense_algebra.h"
+#include "engine/solvers/scale_search.h"
+#include "engine/tensor/safetensors_file.h"
+
+namespace sage {
+namespace {
+
+constexpr int64_t kSampleRows = 512;
+
+std::string ModuleName(int64_t layer, std::string_view kind) {
+  const bool attention = kind == "q_proj" || kind == "k_proj" || kind == "v_proj" || kind == "o_proj";
+  return absl::StrCat("model.layers.", layer, attention ? ".self_attn." : ".mlp.", std::string(kind));
+}
+
+std::string NormName(int64_t layer, bool input) {
+  return absl::StrCat("model.layers.", layer, input ? ".input_layernorm.weight" : ".post_attention_layernorm.weight");
+}
+
+// Sums over the rows that a stage shows.
+class StatisticsSum {
+ public:
+  StatisticsSum(int64_t K, int64_t tokens, ThreadPool& threads)
+      : K_(K),
+        stride_(std::max<int64_t>(1, (tokens + kSampleRows - 1) / kSampleRows)),
+        gram_(K),
+        magnitude_(K),
+        threads_(threads) {}
+
+  absl::Status Add(const float* x, int64_t M) {
+    SAGE_RETURN_IF_ERROR(magnitude_.Add(x, M, K_, threads_));  // refuses values that are not finite
+    gram_.Add(x, M, threads_);
+    for (int64_t m = 0; m < M; ++m, ++seen_) {
+      if (seen_ % stride_ == 0) sample_.insert(sample_.end(), x + m * K_, x + (m + 1) * K_);
+    }
+    return absl::OkStatus();
+  }
+  InputStatistics Take() {
+    return {K_, seen_, gram_.Matrix<float>(threads_), magnitude_.Mean(), magnitude_.Max(), std::move(sample_)};
+  }
+
+ private:
+  int64_t K_, stride_, seen_ = 0;
+  GramSum gram_;
+  InputMagnitude magnitude_;
+  std::vector<float> sample_;
+  ThreadPool& threads_;
+};
+
+class LayerWork {
+ public:
+  LayerWork(const CalibrationPlan& plan, LayerStream& stream, int64_t layer, ThreadPool& threads)
+      : plan_(plan), stream_(stream), layer_(layer), threads_(threads) {}
+
+  absl::StatusOr<CalibratedLayer> Run() {
+    SAGE_ASSIGN_OR_RETURN(out_.weights, LoadLayerWeights(*plan_.source, layer_, threads_));
+    LayerWeights& w = out_.weights;
+    const bool folds = plan_.calibrator->choose_scales != nullptr;
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.input_norm, true, {"q_proj", "k_proj", "v_proj"}));
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("v_proj", "o_proj"));
+    SAGE_RETURN_IF_ERROR(
+        Solve({"q_proj", "k_proj", "v_proj"}, [&](auto visit) { return stream_.VisitAttentionInputs(w, visit); }));
+    SAGE_RETURN_IF_ERROR(stream_.RunAttention(w, layer_));
+    SAGE_RETURN_IF_ERROR(Solve({"o_proj"}, [&](auto visit) { return stream_.VisitAttended(visit); }));
+    SAGE_RETURN_IF_ERROR(stream_.AddAttention(w));
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.post_norm, false, {"gate_proj", "up_proj"}));
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("up_proj", "down_proj"));
+    SAGE_RETURN_IF_ERROR(Solve({"gate_proj", "up_proj"}, [&](auto visit) { return stream_.VisitMlpInputs(w, visit); }));
+    SAGE_RETURN_IF_ERROR(Solve({"down_proj"}, [&](auto visit) { return stream_.VisitProducts(w, visit); }));
+    SAGE_RETURN_IF_ERROR(stream_.AddMlp(w));
+    return std::move(out_);
+  }
+
+ private:
+  LayerWeights::Linear& Linear(std::string_view kind) { return *out_.weights.Find(kind); }
+  bool Quantizes(std::string_view kind) const {
+    LinearSlot slot;
+    slot.name = ModuleName(layer_, kind);
+    return plan_.Quantizes(slot);
+  }
+
+  template <typename Visit>
+  absl::StatusOr<InputStatistics> Collect(int64_t K, const Visit& stage) {
+    StatisticsSum sum(K, stream_.tokens(), threads_);
+    const absl::Status status = stage([&](const float* x, int64_t M) { return sum.Add(x, M); });
+    if (!status.ok()) return Annotate(status, absl::StrCat("model.layers.", layer_));
+    return sum.Take();
+  }
+
+  absl::StatusOr<std::vector<float>> ChooseScales(const InputStatistics& input,
+                                                  const std::vector<std::string_view>& kinds) {
+    std::vector<TensorView> weights;
+    for (const std::string_view kind : kinds) weights.push_back(Linear(kind).weight.view());
+    auto scales = plan_.calibrator->choose_scales({input, weights, plan_.linear, *plan_.strategy}, threads_);
+    if (!scales.ok()) return Annotate(scales.status(), ModuleName(layer_, kinds[0]));
+    return scales;
+  }
+
+  void MultiplyColumns(Tensor& weight, const std::vector<float>& scales) {
+    const int64_t N = weight.shape()[0], K = weight.shape()[1];
+    for (int64_t n = 0; n < N; ++n) {
+      for (int64_t k = 0; k < K; ++k) weight.as<float>()[n * K + k] *= scales[static_cast<size_t>(k)];
+    }
+  }
+
+  absl::Status FoldIntoNorm(std::vector<float>* norm, bool attention, const std::vector<std::string_view>& kinds) {
+    for (const std::string_view kind : kinds) {
+      if (!Quantizes(kind)) return absl::OkStatus();
+    }
+    const LayerWeights& w = out_.weights;
+    const auto stage = [&](auto visit) {
+      return attention ? stream_.VisitAttentionInputs(w, visit) : stream_.VisitMlpInputs(w, visit);
+    };
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(static_cast<int64_t>(norm->size()), stage));
+    SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, kinds));
+    for (size_t j = 0; j < norm->size(); ++j) {
+      const float before = (*norm)[j], after = RoundToDType(before / scales[j], plan_.source->float_dtype());
+      const float exact = before / after;
+      const bool usable = std::isfinite(exact) && exact > 0 && std::isfinite(after);
+      scales[j] = usable ? exact : 1.0f;
+      if (usable) (*norm)[j] = after;
+    }
+    for (const std::string_view kind : kinds) {
+      MultiplyColumns(Linear(kind).weight, scales);
+      out_.notes[ModuleName(layer_, kind)] = attention ? "input_layernorm" : "post_attention_layernorm";
+    }
+    out_.plain[NormName(layer_, attention)] = *norm;
+    return absl::OkStatus();
+  }
+
+  // Query heads that share a kv head read one row of v: their scales must be one.
+  absl::Status ShareOverHeads(const InputStatistics& input, std::vector<float>* scales) {
+    const DecoderConfig& c = plan_.source->config();
+    const int64_t D = c.D, share = c.H / c.KH;
+    if (share == 1) return absl::OkStatus();
+    for (int64_t kv = 0; kv < c.KH; ++kv) {
+      for (int64_t d = 0; d < D; ++d) {
+        double log_sum = 0;
+        for (int64_t r = 0; r < share; ++r) {
+          log_sum += std::log(static_cast<double>((*scales)[static_cast<size_t>((kv * share + r) * D + d)]));
+        }
+        const float mean = static_cast<float>(std::exp(log_sum / static_cast<double>(share)));
+        for (int64_t r = 0; r < share; ++r) (*scales)[static_cast<size_t>((kv * share + r) * D + d)] = mean;
+      }
+    }
+    const TensorView weight = Linear("o_proj").weight.view();
+    const int64_t N = weight.dim(0), K = weight.dim(1);
+    const GridSpec grid = GridOf(plan_.linear, *plan_.strategy);
+    SAGE_ASSIGN_OR_RETURN(const auto scaled, FakeQuantize(FloatsOf(weight), N, K, *scales, grid, threads_));
+    SAGE_ASSIGN_OR_RETURN(const auto plain, FakeQuantize(FloatsOf(weight), N, K, {}, grid, threads_));
+    if (GramError(scaled, FloatsOf(weight), input.gram, N, K, threads_) >=
+        GramError(plain, FloatsOf(weight), input.gram, N, K, threads_)) {
+      scales->assign(scales->size(), 1.0f);
+    }
+    return absl::OkStatus();
+  }
+
+  // v -> o and up -> down: the producer's rows are divided.
+  absl::Status FoldIntoRows(std::string_view producer, std::string_view consumer) {
+    if (!Quantizes(producer) || !Quantizes(consumer)) return absl::OkStatus();
+    const bool attention = producer == "v_proj";
+    const LayerWeights& w = out_.weights;
+    if (attention) SAGE_RETURN_IF_ERROR(stream_.RunAttention(w, layer_));
+    const auto stage = [&](auto visit) {
+      return attention ? stream_.VisitAttended(visit) : stream_.VisitProducts(w, visit);
+    };
+    const int64_t K = Linear(consumer).weight.shape()[1];
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(K, stage));
+    SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, {consumer}));
+    if (attention) SAGE_RETURN_IF_ERROR(ShareOverHeads(input, &scales));
+    MultiplyColumns(Linear(consumer).weight, scales);
+    LayerWeights::Linear& rows = Linear(producer);
+    const DecoderConfig& c = plan_.source->config();
+    const int64_t D = c.D, share = attention ? c.H / c.KH : 1, width = rows.weight.shape()[1];
+    for (int64_t n = 0; n < rows.weight.shape()[0]; ++n) {
+      const int64_t column = attention ? n / D * share * D + n % D : n;
+      const float s = scales[static_cast<size_t>(column)];
+      for (int64_t k = 0; k < width; ++k) rows.weight.as<float>()[n * width + k] /= s;
+      if (rows.bias.empty()) continue;
+      float& bias = rows.bias[static_cast<size_t>(n)];  // as it will be stored
+      bias = RoundToDType(bias / s, plan_.source->float_dtype());
+    }
+    if (!rows.bias.empty()) out_.plain[ModuleName(layer_, producer) + ".bias"] = rows.bias;
+    out_.notes[ModuleName(layer_, consumer)] = std::string(producer);
+    return absl::OkStatus();
+  }
+
+  template <typename Visit>
+  absl::Status Solve(const std::vector<std::string_view>& kinds, const Visit& stage) {
+    if (std::none_of(kinds.begin(), kinds.end(), [&](std::string_view kind) { return Quantizes(kind); })) {
+      return absl::OkStatus();
+    }
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(Linear(kinds[0]).weight.shape()[1], stage));
+    for (const std::string_view kind : kinds) {
+      if (!Quantizes(kind)) continue;
+      const absl::Status status = SolveOne(kind, input);
+      if (!status.ok()) return Annotate(status, ModuleName(layer_, kind));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status SolveOne(std::string_view kind, const InputStatistics& input) {
+    Tensor& weight = Linear(kind).weight;
+    const std::string name = ModuleName(layer_, kind);
+    LinearSpec asked = plan_.linear;
+    asked.act_order = plan_.act_order;
+    SAGE_ASSIGN_OR_RETURN(const LayerPlan layer_plan,
+                          plan_.calibrator->solve(input, weight.view(), asked, *plan_.strategy, threads_));
+    SAGE_ASSIGN_OR_RETURN(StoredLinear stored,
+                          plan_.strategy->quantize(weight.view(), plan_.linear, layer_plan, threads_));
+    SAGE_ASSIGN_OR_RETURN(Tensor back, Dequantize(stored));
+    out_.error[name] = RelativeError(weight, back, threads_);
+    const int64_t N = weight.shape()[0], K = weight.shape()[1];
+    const std::vector<float> zero(static_cast<size_t>(N * K));
+    const double signal = GramError(FloatsOf(weight.view()), zero, input.gram, N, K, threads_);
+    const double noise = GramError(FloatsOf(weight.view()), FloatsOf(back.view()), input.gram, N, K, threads_);
+    out_.output_error[name] = signal > 0 ? std::sqrt(std::max(0.0, noise) / signal) : 0.0;
+    out_.stored[name] = std::make_shared<StoredLinear>(std::move(stored));
+    weight = std::move(back);
+    return absl::OkStatus();
+  }
+
+  const CalibrationPlan& plan_;
+  LayerStream& stream_;
+  int64_t layer_;
+  ThreadPool& threads_;
+  CalibratedLayer out_;
+};
+
+absl::Status ReadFloats(const std::map<std::string, TensorView>& tensors, const std::string& name,
+                        std::vector<float>* out) {
+  const auto it = tensors.find(name);
+  if (it == tensors.end()) {
+    return MakeError(absl::StatusCode::kDataLoss, "SHARD_INCOMPLETE", absl::StrCat(name, ": is not in its shard"));
+  }
+  out->resize(static_cast<size_t>(it->second.elements()));
+  return ToFloat(it->second, out->data());
+}
+
+}  // namespace
+
+double RelativeError(const Tensor& weight, const Tensor& dequantized, ThreadPool& threads) {
+  const int64_t N = weight.shape()[0], K = weight.shape()[1];
+  std::vector<double> difference(static_cast<size_t>(N)), norm(static_cast<size_t>(N));
+  threads.ParallelFor(N, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* w = weight.as<float>() + n * K;
+      const float* d = dequantized.as<float>() + n * K;
+      double a = 0, b = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const double e = static_cast<double>(w[k]) - d[k];
+        a += e * e;
+        b += static_cast<double>(w[k]) * w[k];
+      }
+      difference[static_cast<size_t>(n)] = a;
+      norm[static_cast<size_t>(n)] = b;
+    }
+  });
+  double a = 0, b = 0;
+  for (int64_t n = 0; n < N; ++n) {
+    a += difference[static_cast<size_t>(n)];
+    b += norm[static_cast<size_t>(n)];
+  }
+  return b > 0 ? std::sqrt(a / b) : (a > 0 ? 1.0 : 0.0);
+}
+
+absl::StatusOr<LayerWeights> LoadLayerWeights(const ArtifactSource& source, int64_t layer, ThreadPool& threads) {
+  LayerWeights out;
+  for (const LinearSlot& slot : source.ShardLinears(layer)) {
+    LayerWeights::Linear* linear = out.Find(slot.kind);
+    if (linear == nullptr) return absl::InternalError(absl::StrCat(slot.name, ": no place in a layer"));
+    SAGE_ASSIGN_OR_RETURN(linear->weight, source.Weight(slot, threads));
+    SAGE_ASSIGN_OR_RETURN(const NamedTensor bias, source.Bias(slot));
+    if (bias.view.empty()) continue;
+    linear->bias.resize(static_cast<size_t>(slot.N));
+    SAGE_RETURN_IF_ERROR(ToFloat(bias.view, linear->bias.data()));
+  }
+  SAGE_ASSIGN_OR_RETURN(const std::vector<NamedTensor> plain, source.PlainValues(layer, threads));
+  std::map<std::string, TensorView> tensors;
+  for (const NamedTensor& tensor : plain) tensors[tensor.name] = tensor.view;
+  SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, true), &out.input_norm));
+  SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, false), &out.post_norm));
+  if (source.config().qk_norm) {
+    const std::string prefix = absl::StrCat("model.layers.", layer, ".self_attn.");
+    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, prefix + "q_norm.weight", &out.q_norm));
+    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, prefix + "k_norm.weight", &out.k_norm));
+  }
+  return out;
+}
+
+absl::StatusOr<LayerWeights> ReadCalibratedLayer(const CalibrationPlan& plan, const std::string& shard_path,
+                                                 int64_t layer, ThreadPool& threads) {
+  SAGE_ASSIGN_OR_RETURN(LayerWeights out, LoadLayerWeights(*plan.source, layer, threads));
+  SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<SafetensorsFile> file, SafetensorsFile::Open(shard_path));
+  const auto& tensors = file->tensors();
+  SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, true), &out.input_norm));
+  SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, false), &out.post_norm));
+  for (const LinearSlot& slot : plan.source->ShardLinears(layer)) {
+    LayerWeights::Linear* linear = out.Find(slot.kind);
+    if (!linear->bias.empty()) SAGE_RETURN_IF_ERROR(ReadFloats(tensors, slot.name + ".bias", &linear->bias));
+    if (!plan.Quantizes(slot)) continue;
+    StoredLinear stored;
+    stored.spec = plan.linear;
+    stored.N = slot.N;
+    stored.K = slot.K;
+    const std::string prefix = slot.name + ".";
+    for (auto it = tensors.lower_bound(prefix); it != tensors.end() && it->first.compare(0, prefix.size(), prefix) == 0;
+         ++it) {
+      if (it->first != prefix + "bias") stored.tensors[it->first.substr(prefix.size())] = it->second;
+    }
+    SAGE_ASSIGN_OR_RETURN(linear->weight, Dequantize(stored));
+  }
+  return out;
+}
+
+absl::StatusOr<CalibratedLayer> CalibrateLayer(const CalibrationPlan& plan, LayerStream& stream, int64_t layer,
+                                               ThreadPool& threads) {
+  return LayerWork(plan, stream, layer, threads).Run();
+}
+
+}  // namespace sage

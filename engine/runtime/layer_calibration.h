@@ -1,0 +1,36 @@
+// Calibrates one layer behind the layers that are already quantized: folds scales, then solves and quantizes its linear
+// layers in the order in which they compute, each on what its quantized predecessors give it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "engine/runtime/calibrate_plan.h"
+#include "engine/runtime/layer_stream.h"
+
+namespace sage {
+
+struct CalibratedLayer {
+  LayerWeights weights;                                         // as the quantized model computes
+  std::map<std::string, std::shared_ptr<StoredLinear>> stored;  // by module; modules left alone are absent
+  std::map<std::string, double> error;                          // ||W - dequantized|| / ||W||, W after folding
+  std::map<std::string, double> output_error;                   // ||x dW|| / ||x W|| over all tokens
+  std::map<std::string, std::vector<float>> plain;              // norms and biases that folding changed, by name
+  std::map<std::string, std::string> notes;                     // by module: what was folded into it
+};
+
+// A layer as the source has it.
+absl::StatusOr<LayerWeights> LoadLayerWeights(const ArtifactSource& source, int64_t layer, ThreadPool& threads);
+// A finished layer read back from its shard file, as the quantized model computes.
+absl::StatusOr<LayerWeights> ReadCalibratedLayer(const CalibrationPlan& plan, const std::string& shard_path,
+                                                 int64_t layer, ThreadPool& threads);
+
+// Leaves the stream behind the layer.
+absl::StatusOr<CalibratedLayer> CalibrateLayer(const CalibrationPlan& plan, LayerStream& stream, int64_t layer,
+                                               ThreadPool& threads);
+
+// sqrt(sum (w - d)^2 / sum w^2) of two [N, K] matrices, sums in row order.
+double RelativeError(const Tensor& weight, const Tensor& dequantized, ThreadPool& threads);
+
+}  // namespace sage

@@ -1,0 +1,211 @@
+// Forward pieces of a decoder layer over all calibration tokens, with the CPU backend's operators and blocked f32
+// products.
+#include "engine/runtime/layer_stream.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
+#include "engine/solvers/dense_algebra.h"
+
+namespace sage {
+namespace {
+
+constexpr int64_t kChunkRows = 512;
+constexpr int kPageTokens = 16;
+
+}  // namespace
+
+LayerWeights::Linear* LayerWeights::Find(std::string_view kind) {
+  const std::pair<std::string_view, Linear*> places[] = {{"q_proj", &q},      {"k_proj", &k},       {"v_proj", &v},
+                                                         {"o_proj", &o},      {"gate_proj", &gate}, {"up_proj", &up},
+                                                         {"down_proj", &down}};
+  for (const auto& [name, linear] : places) {
+    if (name == kind) return linear;
+  }
+  return nullptr;
+}
+
+LayerStream::LayerStream(const DecoderConfig& config, ThreadPool& threads, const CancelToken& cancel)
+    : config_(config), threads_(threads), cancel_(cancel), rope_(config.rope, config.D, config.max_position) {
+  ctx_.threads = &threads;
+  ctx_.activations = &cache_;
+}
+
+absl::StatusOr<std::unique_ptr<LayerStream>> LayerStream::Create(const ArtifactSource& source,
+                                                                 std::vector<std::vector<int32_t>> samples,
+                                                                 ThreadPool& threads, const CancelToken& cancel) {
+  DecoderConfig config = source.config();
+  config.rope.interleaved = false;  // the source gives rows in Hugging Face order
+  std::unique_ptr<LayerStream> out(new LayerStream(config, threads, cancel));
+  out->samples_ = std::move(samples);
+  size_t longest = 0;
+  for (const auto& sample : out->samples_) {
+    longest = std::max(longest, sample.size());
+    out->tokens_ += static_cast<int64_t>(sample.size());
+  }
+  SAGE_ASSIGN_OR_RETURN(out->backend_, OpenBackend("cpu"));
+  const KvLayout layout{config.KH, config.D, kPageTokens};
+  const int64_t pages = (static_cast<int64_t>(longest) + kPageTokens - 1) / kPageTokens;
+  SAGE_ASSIGN_OR_RETURN(out->kv_, KvArena::Allocate("f32", layout, 1, pages, *out->backend_));
+  out->pages_.resize(static_cast<size_t>(pages));
+  std::iota(out->pages_.begin(), out->pages_.end(), 0);
+  SAGE_ASSIGN_OR_RETURN(out->x_, Tensor::Allocate(DType::kF32, {out->tokens_, config.hidden}));
+  SAGE_ASSIGN_OR_RETURN(out->attended_,
+                        Tensor::Allocate(DType::kF32, {out->tokens_, static_cast<int64_t>(config.H) * config.D}));
+  SAGE_RETURN_IF_ERROR(out->Embed(source));
+  return out;
+}
+
+absl::Status LayerStream::Embed(const ArtifactSource& source) {
+  SAGE_ASSIGN_OR_RETURN(const StoredLinear table, source.checkpoint().GetLinear("model.embed_tokens"));
+  SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* strategy, FindLinearStrategy(table.spec.strategy));
+  float* to = x_.as<float>();
+  for (const auto& sample : samples_) {
+    for (const int32_t id : sample) {
+      if (id < 0 || id >= config_.V) {
+        return MakeError(absl::StatusCode::kInvalidArgument, "ID_OUT_OF_RANGE",
+                         absl::StrCat("dataset: token id must be in [0, ", config_.V, "), got ", id));
+      }
+      SAGE_RETURN_IF_ERROR(strategy->dequantize_rows(table, id, id + 1, to));
+      to += config_.hidden;
+    }
+  }
+  return absl::OkStatus();
+}
+
+void LayerStream::Multiply(const float* x, int64_t M, const LayerWeights::Linear& linear, float* out) {
+  const int64_t N = linear.weight.shape()[0], K = linear.weight.shape()[1];
+  MultiplyTransposed<float>(x, linear.weight.as<float>(), M, N, K, out, threads_);
+  if (linear.bias.empty()) return;
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t n = 0; n < N; ++n) out[m * N + n] += linear.bias[static_cast<size_t>(n)];
+  }
+}
+
+absl::Status LayerStream::VisitAttentionInputs(const LayerWeights& w, VisitRows visit) {
+  std::vector<float> normed(static_cast<size_t>(kChunkRows * config_.hidden));
+  for (int64_t begin = 0; begin < tokens_; begin += kChunkRows) {
+    SAGE_RETURN_IF_ERROR(cancel_.Check());
+    const int64_t M = std::min(kChunkRows, tokens_ - begin);
+    backend_->kernels().rms_norm(ctx_, x_.as<float>() + begin * config_.hidden, config_.hidden, w.input_norm.data(),
+                                 static_cast<float>(config_.norm_eps), M, config_.hidden, normed.data(),
+                                 config_.hidden);
+    SAGE_RETURN_IF_ERROR(visit(normed.data(), M));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LayerStream::RunAttention(const LayerWeights& w, int64_t l) {
+  int64_t begin = 0;
+  for (size_t s = 0; s < samples_.size(); ++s) {
+    SAGE_RETURN_IF_ERROR(cancel_.Check());
+    SAGE_RETURN_IF_ERROR(AttendSample(w, l, s, begin));
+    begin += static_cast<int64_t>(samples_[s].size());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LayerStream::AttendSample(const LayerWeights& w, int64_t l, size_t sample, int64_t begin) {
+  const Kernels& ops = backend_->kernels();
+  const int64_t M = static_cast<int64_t>(samples_[sample].size()), hidden = config_.hidden, D = config_.D;
+  const int64_t q_width = config_.H * D, kv_width = config_.KH * D;
+  const float eps = static_cast<float>(config_.norm_eps);
+  std::vector<float> normed(static_cast<size_t>(M * hidden)), q(static_cast<size_t>(M * q_width));
+  std::vector<float> k(static_cast<size_t>(M * kv_width)), v(k.size());
+  std::vector<float> cos(static_cast<size_t>(M * D / 2)), sin(cos.size());
+  ops.rms_norm(ctx_, x_.as<float>() + begin * hidden, hidden, w.input_norm.data(), eps, M, hidden, normed.data(),
+               hidden);
+  Multiply(normed.data(), M, w.q, q.data());
+  Multiply(normed.data(), M, w.k, k.data());
+  Multiply(normed.data(), M, w.v, v.data());
+  if (config_.qk_norm) {
+    ops.head_norm(ctx_, q.data(), q_width, config_.H, D, w.q_norm.data(), eps, M);
+    ops.head_norm(ctx_, k.data(), kv_width, config_.KH, D, w.k_norm.data(), eps, M);
+  }
+  const SequenceSlice slice[] = {{.row_begin = 0, .rows = M, .context = 0, .prompt_length = M, .pages = pages_.data()}};
+  rope_.FillTables(slice, cos.data(), sin.data());
+  ops.rope(ctx_, q.data(), q_width, config_.H, D, cos.data(), sin.data(), false, M);
+  ops.rope(ctx_, k.data(), kv_width, config_.KH, D, cos.data(), sin.data(), false, M);
+  kv_->kernel().Store(ctx_, kv_->layer(0), k.data(), kv_width, v.data(), kv_width, slice);
+  AttentionArgs args;
+  args.H = config_.H;
+  args.layout = kv_->layout();
+  args.scale = 1.0f / std::sqrt(static_cast<float>(D));
+  args.window = config_.window[static_cast<size_t>(l)];
+  args.q = q.data();
+  args.q_stride = q_width;
+  args.out = attended_.as<float>() + begin * q_width;
+  args.out_stride = q_width;
+  args.sequences = slice;
+  kv_->kernel().Attend(ctx_, kv_->layer(0), args);
+  return absl::OkStatus();
+}
+
+absl::Status LayerStream::VisitAttended(VisitRows visit) {
+  const int64_t width = static_cast<int64_t>(config_.H) * config_.D;
+  for (int64_t begin = 0; begin < tokens_; begin += kChunkRows) {
+    SAGE_RETURN_IF_ERROR(cancel_.Check());
+    SAGE_RETURN_IF_ERROR(visit(attended_.as<float>() + begin * width, std::min(kChunkRows, tokens_ - begin)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LayerStream::AddAttention(const LayerWeights& w) {
+  const int64_t hidden = config_.hidden;
+  std::vector<float> projected(static_cast<size_t>(kChunkRows * hidden));
+  int64_t begin = 0;
+  return VisitAttended([&](const float* attended, int64_t M) {
+    Multiply(attended, M, w.o, projected.data());
+    backend_->kernels().add(ctx_, x_.as<float>() + begin * hidden, projected.data(), M * hidden);
+    begin += M;
+    return absl::OkStatus();
+  });
+}
+
+absl::Status LayerStream::VisitMlpInputs(const LayerWeights& w, VisitRows visit) {
+  const int64_t hidden = config_.hidden;
+  std::vector<float> normed(static_cast<size_t>(kChunkRows * hidden));
+  for (int64_t begin = 0; begin < tokens_; begin += kChunkRows) {
+    SAGE_RETURN_IF_ERROR(cancel_.Check());
+    const int64_t M = std::min(kChunkRows, tokens_ - begin);
+    backend_->kernels().rms_norm(ctx_, x_.as<float>() + begin * hidden, hidden, w.post_norm.data(),
+                                 static_cast<float>(config_.norm_eps), M, hidden, normed.data(), hidden);
+    SAGE_RETURN_IF_ERROR(visit(normed.data(), M));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LayerStream::VisitProducts(const LayerWeights& w, VisitRows visit) {
+  const int64_t F = config_.ffn;
+  std::vector<float> gate(static_cast<size_t>(kChunkRows * F)), up(gate.size());
+  return VisitMlpInputs(w, [&](const float* normed, int64_t M) {
+    Multiply(normed, M, w.gate, gate.data());
+    Multiply(normed, M, w.up, up.data());
+    backend_->kernels().silu_mul(ctx_, gate.data(), F, up.data(), F, M, F, gate.data());
+    return visit(gate.data(), M);
+  });
+}
+
+absl::Status LayerStream::AddMlp(const LayerWeights& w) {
+  const int64_t hidden = config_.hidden;
+  std::vector<float> projected(static_cast<size_t>(kChunkRows * hidden));
+  int64_t begin = 0;
+  // A chunk's rows are read before they change, and no later chunk reads them.
+  return VisitProducts(w, [&](const float* product, int64_t M) {
+    Multiply(product, M, w.down, projected.data());
+    backend_->kernels().add(ctx_, x_.as<float>() + begin * hidden, projected.data(), M * hidden);
+    begin += M;
+    return absl::OkStatus();
+  });
+}
+
+absl::Status LayerStream::Run(const LayerWeights& w, int64_t l) {
+  SAGE_RETURN_IF_ERROR(RunAttention(w, l));
+  SAGE_RETURN_IF_ERROR(AddAttention(w));
+  return AddMlp(w);
+}
+
+}  // namespace sage
