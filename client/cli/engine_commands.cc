@@ -104,7 +104,8 @@ void AddStart(CLI::App& engine, Context& context) {
   text("--engine-kind", "llm", [request](const std::string& v) { request->set_engine_kind(v); });
   text("--quantization", "Strategy, int4, int8, none, or an artifact",
        [request](const std::string& v) { request->set_quantization(v); });
-  text("--kv-quant", "KV strategy: f32, bf16, auto", [request](const std::string& v) { request->set_kv_quant(v); });
+  text("--kv-quant", "KV strategy: auto, f32, bf16, fp8, int8 or a strategy's name",
+       [request](const std::string& v) { request->set_kv_quant(v); });
   text("--attn-quantization", "Strategy of q, k, v, o",
        [request](const std::string& v) { request->set_attn_quantization(v); });
   text("--mlp-quantization", "Strategy of gate, up, down",

@@ -58,6 +58,7 @@ struct KvLayout {
   int KH = 0;  // kv heads
   int D = 0;   // head size
   int page_tokens = 16;
+  int H = 0;  // query heads that will attend; 0 = not said
 };
 
 // The rows of one sequence in a step: positions [context, context + rows) whose K/V are stored before attention runs.

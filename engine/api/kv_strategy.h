@@ -21,9 +21,17 @@ struct KvStrategyDef {
   absl::StatusOr<std::unique_ptr<KvKernel>> (*bind)(const KvLayout& layout, const Backend& backend) = nullptr;
 };
 
+// Bytes of a page whose K and V take `value_bytes` a value (heads padded to 16 values), with `position_bytes` for each
+// position and head and `channel_bytes` for each channel of a head, for K and V each.
+constexpr size_t KvPageBytes(const KvLayout& layout, size_t value_bytes, size_t position_bytes, size_t channel_bytes) {
+  const size_t tokens = static_cast<size_t>(layout.page_tokens), Dp = static_cast<size_t>(layout.D + 15) / 16 * 16;
+  return size_t{2} * static_cast<size_t>(layout.KH) *
+         (tokens * Dp * value_bytes + tokens * position_bytes + Dp * channel_bytes);
+}
+
 absl::Span<const KvStrategyDef* const> KvStrategies();
 absl::StatusOr<const KvStrategyDef*> FindKvStrategy(std::string_view name);
-// "" and "none" mean bf16 here; "auto" too.
+// A plug-in name, or a word: "", "none" and "auto" are bf16 here, "fp8" is fp8_e4m3, "int8" is int8_per_token.
 absl::StatusOr<std::string> ResolveKvStrategy(std::string_view word);
 
 }  // namespace sage

@@ -63,6 +63,8 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(std::string_view name) {
 
 absl::StatusOr<std::string> ResolveKvStrategy(std::string_view word) {
   if (word.empty() || word == "none" || word == "auto") return std::string("bf16");
+  if (word == "fp8") word = "fp8_e4m3";
+  if (word == "int8") word = "int8_per_token";
   SAGE_ASSIGN_OR_RETURN(const KvStrategyDef* def, FindKvStrategy(word));
   return std::string(def->name);
 }

@@ -70,7 +70,7 @@ class Decoder {
   virtual ~Decoder() = default;
 
   virtual const DecoderConfig& config() const = 0;
-  KvLayout kv_layout(int page_tokens) const { return {config().KH, config().D, page_tokens}; }
+  KvLayout kv_layout(int page_tokens) const { return {config().KH, config().D, page_tokens, config().H}; }
   // Embeds, runs all layers (storing K/V, attending) and writes the final normalised hidden state of output_rows to
   // hidden [R, hidden]. INVALID_ARGUMENT on an id outside the vocabulary.
   virtual absl::Status Forward(StepContext& ctx, const DecoderBatch& batch, KvArena& kv, float* hidden) = 0;

@@ -4,11 +4,7 @@
 namespace sage::kv_strategies {
 namespace {
 
-// K and V of page_tokens positions, no scales.
-size_t PageBytes(const KvLayout& layout) {
-  return size_t{2} * static_cast<size_t>(layout.KH) * static_cast<size_t>(layout.page_tokens) *
-         static_cast<size_t>(layout.D) * sizeof(float);
-}
+size_t PageBytes(const KvLayout& layout) { return KvPageBytes(layout, sizeof(float), 0, 0); }
 
 absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout, const Backend& backend) {
   return backend.BindKv("f32", layout);

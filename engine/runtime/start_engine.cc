@@ -170,7 +170,7 @@ absl::Status OpenModel(Start& start) {
 }
 
 absl::Status PlanMemory(Start& start) {
-  const KvLayout layout{start.config.KH, start.config.D, kPageTokens};
+  const KvLayout layout{start.config.KH, start.config.D, kPageTokens, start.config.H};
   SAGE_ASSIGN_OR_RETURN(const KvStrategyDef* kv, FindKvStrategy(start.kv_strategy));
   const int64_t page_bytes = static_cast<int64_t>(kv->page_bytes(layout)) * start.config.L;
   SAGE_ASSIGN_OR_RETURN(start.kv, SizeKv(start.spec, ContextLimit(start.config), page_bytes, kPageTokens));

@@ -2,6 +2,9 @@
 // attention over pages equals the naive f64 one over what was stored.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -15,8 +18,10 @@ struct Case {
   int H, KH, D, page_tokens;
   int64_t context, rows, window;
 };
-constexpr Case kCases[] = {
-    {4, 4, 64, 16, 0, 1, 0}, {9, 3, 64, 16, 0, 37, 0}, {8, 2, 128, 16, 45, 5, 0}, {4, 1, 32, 8, 70, 3, 20}};
+constexpr Case kCases[] = {{4, 4, 64, 16, 0, 1, 0},    {9, 3, 64, 16, 0, 37, 0},    {8, 2, 128, 16, 45, 5, 0},
+                           {4, 1, 32, 32, 70, 3, 20},  {8, 4, 8, 16, 5, 40, 0},     {14, 2, 80, 64, 300, 30, 0},
+                           {2, 2, 33, 16, 511, 2, 0},  {12, 2, 128, 16, 700, 1, 0}, {6, 2, 64, 16, 250, 20, 270},
+                           {16, 1, 48, 256, 0, 70, 9}, {3, 3, 16, 128, 255, 2, 1}};
 
 std::vector<float> Normal(int64_t count, uint32_t seed) {
   std::mt19937 random(seed);
@@ -49,68 +54,128 @@ std::vector<double> Naive(const Case& c, const float* q, int head, int64_t posit
   return out;
 }
 
-void CheckCase(const KvStrategyDef& def, const Backend& backend, const Case& c, ThreadPool& threads) {
-  const KvLayout layout{c.KH, c.D, c.page_tokens};
-  const auto kernel = def.bind(layout, backend);
-  ASSERT_TRUE(kernel.ok()) << kernel.status();
-  ASSERT_EQ((*kernel)->page_bytes(), def.page_bytes(layout));
-  const int64_t total = c.context + c.rows, width = static_cast<int64_t>(c.KH) * c.D;
-  const int64_t pages = (total + c.page_tokens - 1) / c.page_tokens;
-  Tensor arena = Tensor::Allocate(DType::kU8, {(pages + 2) * static_cast<int64_t>(def.page_bytes(layout))}).value();
+// Pages of one strategy with one sequence in them.
+struct Cache {
+  std::unique_ptr<KvKernel> kernel;
+  Tensor arena;
   std::vector<int32_t> table;
-  for (int64_t p = 0; p < pages; ++p) table.push_back(static_cast<int32_t>(pages - p));  // out of order on purpose
-  const std::vector<float> k = Normal(total * width, 1), v = Normal(total * width, 2);
-  StepContext ctx;
-  ActivationCache cache;
-  ctx.threads = &threads;
-  ctx.activations = &cache;
-  SequenceSlice before{0, c.context, 0, total, table.data()}, now{0, c.rows, c.context, total, table.data()};
-  if (c.context > 0) {
-    (*kernel)->Store(ctx, arena.as<uint8_t>(), k.data(), width, v.data(), width, absl::MakeConstSpan(&before, 1));
-  }
-  (*kernel)->Store(ctx, arena.as<uint8_t>(), k.data() + c.context * width, width, v.data() + c.context * width, width,
-                   absl::MakeConstSpan(&now, 1));
-  std::vector<float> k2(k.size()), v2(v.size());
-  double error = 0, energy = 0;
-  for (int64_t p = 0; p < total; ++p) {
-    (*kernel)->Load(arena.as<uint8_t>(), table[static_cast<size_t>(p / c.page_tokens)],
-                    static_cast<int>(p % c.page_tokens), k2.data() + p * width, v2.data() + p * width);
-  }
-  for (size_t i = 0; i < k.size(); ++i) {
-    error += std::pow(k[i] - k2[i], 2) + std::pow(v[i] - v2[i], 2);
-    energy += std::pow(k[i], 2) + std::pow(v[i], 2);
-  }
-  EXPECT_FALSE(!(std::sqrt(error / energy) <= def.tolerance)) << std::sqrt(error / energy);
 
-  const std::vector<float> q = Normal(c.rows * c.H * c.D, 3);
-  std::vector<float> out(q.size());
-  AttentionArgs args;
-  args.H = c.H;
-  args.layout = layout;
-  args.scale = 1.0f / std::sqrt(static_cast<float>(c.D));
-  args.window = c.window;
-  args.q = q.data();
-  args.q_stride = args.out_stride = static_cast<int64_t>(c.H) * c.D;
-  args.out = out.data();
-  args.sequences = absl::MakeConstSpan(&now, 1);
-  (*kernel)->Attend(ctx, arena.as<uint8_t>(), args);
-  error = energy = 0;
-  for (int64_t m = 0; m < c.rows; ++m) {
-    for (int h = 0; h < c.H; ++h) {
-      const int64_t at = m * args.q_stride + static_cast<int64_t>(h) * c.D;
-      const std::vector<double> expected = Naive(c, q.data() + at, h, c.context + m, k2, v2, args.scale);
-      for (int64_t d = 0; d < c.D; ++d) {
-        error += std::pow(expected[static_cast<size_t>(d)] - out[static_cast<size_t>(at + d)], 2);
-        energy += std::pow(expected[static_cast<size_t>(d)], 2);
-      }
-    }
+  Cache(const KvStrategyDef& def, const Backend& backend, const Case& c, int64_t total, int32_t first_page = 0) {
+    const KvLayout layout{c.KH, c.D, c.page_tokens, c.H};
+    kernel = def.bind(layout, backend).value();
+    EXPECT_EQ(kernel->page_bytes(), def.page_bytes(layout));
+    const int64_t pages = (total + c.page_tokens - 1) / c.page_tokens;
+    arena =
+        Tensor::Allocate(DType::kU8, {(pages + 2 + first_page) * static_cast<int64_t>(kernel->page_bytes())}).value();
+    // What was there before must not matter.
+    std::fill_n(arena.as<uint8_t>(), arena.bytes(), uint8_t{0xff});
+    // Out of order on purpose.
+    for (int64_t p = 0; p < pages; ++p) table.push_back(first_page + static_cast<int32_t>(pages - p));
   }
-  // Arithmetic is f32 over the stored values; a kernel may round probabilities to the stored precision.
-  EXPECT_FALSE(!(std::sqrt(error / energy) <= 1e-5 + def.tolerance)) << std::sqrt(error / energy);
+  void Store(StepContext& ctx, const Case& c, const std::vector<float>& k, const std::vector<float>& v, int64_t begin,
+             int64_t rows) {
+    const int64_t width = static_cast<int64_t>(c.KH) * c.D;
+    const SequenceSlice slice{0, rows, begin, begin + rows, table.data()};
+    kernel->Store(ctx, arena.as<uint8_t>(), k.data() + begin * width, width, v.data() + begin * width, width,
+                  absl::MakeConstSpan(&slice, 1));
+  }
+  // Rows [begin, begin + rows) of q over what is stored; q and out hold all rows.
+  void Attend(StepContext& ctx, const Case& c, const std::vector<float>& q, int64_t begin, int64_t rows,
+              std::vector<float>* out) {
+    const SequenceSlice slice{0, rows, begin, begin + rows, table.data()};
+    AttentionArgs args;
+    args.H = c.H;
+    args.layout = {c.KH, c.D, c.page_tokens, c.H};
+    args.scale = Scale(c);
+    args.window = c.window;
+    args.q_stride = args.out_stride = static_cast<int64_t>(c.H) * c.D;
+    args.q = q.data() + begin * args.q_stride;
+    args.out = out->data() + begin * args.q_stride;
+    args.sequences = absl::MakeConstSpan(&slice, 1);
+    kernel->Attend(ctx, arena.as<uint8_t>(), args);
+  }
+  void Load(const Case& c, int64_t position, float* k, float* v) {
+    kernel->Load(arena.as<uint8_t>(), table[static_cast<size_t>(position / c.page_tokens)],
+                 static_cast<int>(position % c.page_tokens), k, v);
+  }
+  static float Scale(const Case& c) { return 1.0f / std::sqrt(static_cast<float>(c.D)); }
+};
+
+struct Threads {
+  ThreadPool pool;
+  ActivationCache cache;
+  StepContext ctx;
+  explicit Threads(int threads) : pool(threads) {
+    ctx.threads = &pool;
+    ctx.activations = &cache;
+  }
+};
+
+double RelativeError(const std::vector<float>& got, const std::vector<double>& expected) {
+  double error = 0, energy = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    error += std::pow(expected[i] - got[i], 2);
+    energy += std::pow(expected[i], 2);
+  }
+  return std::sqrt(error / energy);
 }
 
-TEST(KvConformance, StoreLoadAttend) {
-  ThreadPool threads(3);
+// Rows [context, context + rows) of naive attention over k and v.
+std::vector<double> NaiveRows(const Case& c, const std::vector<float>& q, const std::vector<float>& k,
+                              const std::vector<float>& v) {
+  std::vector<double> out;
+  for (int64_t m = c.context; m < c.context + c.rows; ++m) {
+    for (int h = 0; h < c.H; ++h) {
+      const float* const row = q.data() + (m * c.H + h) * c.D;
+      const std::vector<double> one = Naive(c, row, h, m, k, v, Cache::Scale(c));
+      out.insert(out.end(), one.begin(), one.end());
+    }
+  }
+  return out;
+}
+
+void CheckCase(const KvStrategyDef& def, const Backend& backend, const Case& c, StepContext& ctx) {
+  const int64_t total = c.context + c.rows, width = static_cast<int64_t>(c.KH) * c.D;
+  Cache cache(def, backend, c, total);
+  const std::vector<float> k = Normal(total * width, 1), v = Normal(total * width, 2), q = Normal(total * c.H * c.D, 3);
+  if (c.context > 0) cache.Store(ctx, c, k, v, 0, c.context);
+  cache.Store(ctx, c, k, v, c.context, c.rows);
+  std::vector<float> k2(k.size()), v2(v.size()), out(q.size());
+  for (int64_t p = 0; p < total; ++p) cache.Load(c, p, k2.data() + p * width, v2.data() + p * width);
+  EXPECT_FALSE(!(RelativeError(k2, std::vector<double>(k.begin(), k.end())) <= def.tolerance));
+  EXPECT_FALSE(!(RelativeError(v2, std::vector<double>(v.begin(), v.end())) <= def.tolerance));
+  cache.Attend(ctx, c, q, c.context, c.rows, &out);
+  out.erase(out.begin(), out.begin() + c.context * c.H * c.D);
+  // Arithmetic is f32 over the stored values; a kernel may round probabilities to the stored precision.
+  const double stored = RelativeError(out, NaiveRows(c, q, k2, v2)), exact = RelativeError(out, NaiveRows(c, q, k, v));
+  EXPECT_FALSE(!(stored <= 1e-5 + def.tolerance)) << stored;
+  // Against f32 keys and values: errors of K move weights by about |q.k| * tolerance, errors of V average out.
+  EXPECT_FALSE(!(exact <= 1e-5 + 2 * def.tolerance)) << exact;
+}
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// A prompt in random cuts, each attended as it comes, on `threads` threads and other pages.
+std::vector<float> InChunks(const KvStrategyDef& def, const Backend& backend, const Case& c, int64_t total, int threads,
+                            int64_t longest, const std::vector<float>& q, const std::vector<float>& k,
+                            const std::vector<float>& v) {
+  Threads t(threads);
+  Cache cache(def, backend, c, total, threads);
+  std::mt19937 random(static_cast<uint32_t>(threads + longest));
+  std::vector<float> out(q.size());
+  for (int64_t begin = 0; begin < total;) {
+    const int64_t rows = std::min(total - begin, 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(longest)));
+    cache.Store(t.ctx, c, k, v, begin, rows);
+    cache.Attend(t.ctx, c, q, begin, rows, &out);
+    begin += rows;
+  }
+  return out;
+}
+
+template <typename Check>
+void ForEachStrategy(const Check& check) {
   ASSERT_FALSE(KvStrategies().empty());
   for (const BackendDef* backend_def : Backends()) {
     const auto backend = backend_def->open();
@@ -120,12 +185,101 @@ TEST(KvConformance, StoreLoadAttend) {
     }
     for (const KvStrategyDef* def : KvStrategies()) {
       for (const Case& c : kCases) {
-        SCOPED_TRACE(testing::Message() << def->name << " on " << backend_def->name << " H=" << c.H << " D=" << c.D
-                                        << " context=" << c.context << " rows=" << c.rows);
-        CheckCase(*def, **backend, c, threads);
+        SCOPED_TRACE(testing::Message() << def->name << " on " << backend_def->name << " H=" << c.H << " KH=" << c.KH
+                                        << " D=" << c.D << " page=" << c.page_tokens << " context=" << c.context
+                                        << " rows=" << c.rows << " window=" << c.window);
+        check(*def, **backend, c);
       }
     }
   }
+}
+
+TEST(KvConformance, StoreLoadAttend) {
+  Threads threads(3);
+  ForEachStrategy([&](const KvStrategyDef& def, const Backend& backend, const Case& c) {
+    CheckCase(def, backend, c, threads.ctx);
+  });
+}
+
+// Chunked prefill, decoding token by token, recomputation, other pages and other threads: the same bits.
+TEST(KvConformance, ChunksThreadsAndPagesChangeNothing) {
+  ForEachStrategy([&](const KvStrategyDef& def, const Backend& backend, const Case& c) {
+    const int64_t total = std::min<int64_t>(c.context + c.rows, 300), width = static_cast<int64_t>(c.KH) * c.D;
+    std::vector<float> k = Normal(total * width, 4), v = Normal(total * width, 5);
+    const std::vector<float> q = Normal(total * c.H * c.D, 6);
+    // Magnitudes that grow and shrink within a page, and one channel that stands out.
+    for (int64_t p = 0; p < total; ++p) {
+      for (int64_t i = 0; i < width; ++i) {
+        const float factor = std::exp2(static_cast<float>((p * 7) % 11) - 5) * (i % c.D == 3 ? 20.0f : 1.0f);
+        k[static_cast<size_t>(p * width + i)] *= 0.1f * factor;
+        v[static_cast<size_t>(p * width + i)] *= factor;
+      }
+    }
+    const std::vector<float> whole = InChunks(def, backend, c, total, 1, 1, q, k, v);
+    EXPECT_TRUE(SameBits(whole, InChunks(def, backend, c, total, 3, 1 << 20, q, k, v)));
+    EXPECT_TRUE(SameBits(whole, InChunks(def, backend, c, total, 2, 50, q, k, v)));
+    EXPECT_TRUE(SameBits(whole, InChunks(def, backend, c, total, 4, 7, q, k, v)));
+  });
+}
+
+// A position reads as it was written, whatever comes after it and whatever other pages hold.
+TEST(KvConformance, LaterPositionsDoNotReinterpret) {
+  Threads threads(1);
+  ForEachStrategy([&](const KvStrategyDef& def, const Backend& backend, const Case& c) {
+    const int64_t total = 2 * c.page_tokens, width = static_cast<int64_t>(c.KH) * c.D;
+    Cache cache(def, backend, c, total);
+    const auto at = [&](std::vector<float>& x, int64_t p) { return x.data() + p * width; };
+    std::vector<float> k = Normal(total * width, 7), v = Normal(total * width, 8), first_k(k), first_v(v), now_k(k),
+                       now_v(v);
+    for (int64_t p = 0; p < total; ++p) {
+      const float factor = std::exp2(static_cast<float>(p % 13));
+      for (int64_t i = 0; i < width; ++i) at(k, p)[i] *= factor, at(v, p)[i] *= factor;
+      cache.Store(threads.ctx, c, k, v, p, 1);
+      cache.Load(c, p, at(first_k, p), at(first_v, p));
+    }
+    for (int64_t p = 0; p < total; ++p) cache.Load(c, p, at(now_k, p), at(now_v, p));
+    EXPECT_TRUE(SameBits(first_k, now_k));
+    EXPECT_TRUE(SameBits(first_v, now_v));
+    EXPECT_FALSE(!(RelativeError(now_k, std::vector<double>(k.begin(), k.end())) <= def.tolerance));
+  });
+}
+
+// What is not finite in q, k or v is seen by every row that reads it, and by no other.
+TEST(KvConformance, NothingNotFiniteIsHidden) {
+  Threads threads(2);
+  const float inf = std::numeric_limits<float>::infinity();
+  ForEachStrategy([&](const KvStrategyDef& def, const Backend& backend, const Case& c) {
+    const int64_t total = c.context + c.rows, width = static_cast<int64_t>(c.KH) * c.D;
+    const std::vector<float> k = Normal(total * width, 9), v = Normal(total * width, 10),
+                             q = Normal(total * c.H * c.D, 11);
+    Cache clean(def, backend, c, total);
+    std::vector<float> expected(q.size());
+    clean.Store(threads.ctx, c, k, v, 0, total);
+    clean.Attend(threads.ctx, c, q, 0, total, &expected);
+    const int64_t bad = total / 2, head = c.KH - 1, group = c.H / c.KH;
+    for (const float value : {std::nanf(""), inf, -inf}) {
+      for (const int where : {0, 1, 2}) {
+        std::vector<float> q2 = q, k2 = k, v2 = v, out(q.size());
+        (where == 0 ? q2[static_cast<size_t>((bad * c.H + c.H - 1) * c.D)]
+                    : (where == 1 ? k2 : v2)[static_cast<size_t>(bad * width + head * c.D)]) = value;
+        Cache cache(def, backend, c, total);
+        cache.Store(threads.ctx, c, k2, v2, 0, total);
+        cache.Attend(threads.ctx, c, q2, 0, total, &out);
+        for (int64_t m = 0; m < total; ++m) {
+          for (int64_t h = 0; h < c.H; ++h) {
+            const size_t at = static_cast<size_t>((m * c.H + h) * c.D);
+            const bool sees = where == 0 ? m == bad && h == c.H - 1
+                                         : m >= bad && h / group == head && (c.window == 0 || m - bad < c.window);
+            if (sees) {
+              EXPECT_FALSE(std::isfinite(out[at])) << where << " row " << m << " head " << h << " of " << value;
+            } else {
+              EXPECT_EQ(std::memcmp(&out[at], &expected[at], static_cast<size_t>(c.D) * 4), 0) << where << " row " << m;
+            }
+          }
+        }
+      }
+    }
+  });
 }
 
 }  // namespace

@@ -1,162 +1,177 @@
-// Stores rows into pages and cuts attention into tasks of one (sequence, kv head, run of rows).
+// Stores rows into pages and cuts attention into tasks: rows of one sequence and kv head, and where there are too few
+// of those for the threads, the parts of their positions.
 #include "engine/backends/cpu/kv_pages.h"
 
 #include <algorithm>
-#include <cstring>
+#include <memory>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "engine/base/status.h"
-#include "engine/tensor/float_convert.h"
+#include "engine/backends/cpu/kv_page_format.h"
+#include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
 namespace {
 
-// Rows of a prompt that one task computes: small enough that two threads finish together.
-constexpr int64_t kRowsPerTask = 16;
+// Rows of one sequence and one kv head; their positions are parts [part_begin, part_end).
+struct Piece {
+  int32_t sequence, head;
+  int64_t row, rows;
+  int64_t part_begin, part_end;
+  float* partial = nullptr;  // states of the parts, when they run on their own
+};
 
 class KvPages final : public KvKernel {
  public:
   KvPages(const KvLayout& layout, KvFormat format, const TierFns& tier, std::string kernel)
-      : layout_(layout), format_(format), tier_(tier), kernel_(std::move(kernel)) {}
+      : layout_(layout),
+        format_(layout, format),
+        offsets_(format_.offsets()),
+        attend_(tier.attend[static_cast<int>(format)]),
+        combine_(tier.combine_parts),
+        kernel_(std::move(kernel)) {}
 
-  size_t page_bytes() const override { return static_cast<size_t>(2 * layout_.KH * half_bytes()); }
+  size_t page_bytes() const override { return format_.page_bytes(); }
   std::string kernel() const override { return kernel_; }
 
   void Store(StepContext& ctx, uint8_t* arena, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
              absl::Span<const SequenceSlice> sequences) const override {
+    const int64_t tokens = layout_.page_tokens;
     for (const SequenceSlice& s : sequences) {
-      const auto rows = [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
+      // Rows in order within a page, pages in any order.
+      const auto pages = [&](int64_t begin, int64_t end) {
+        const int64_t first = std::max<int64_t>(0, (s.context / tokens + begin) * tokens - s.context);
+        const int64_t last = std::min(s.rows, (s.context / tokens + end) * tokens - s.context);
+        for (int64_t r = first; r < last; ++r) {
           const int64_t position = s.context + r;
-          const int32_t page = s.pages[position / layout_.page_tokens];
-          StoreRow(arena, page, static_cast<int>(position % layout_.page_tokens), k + (s.row_begin + r) * k_stride, 0);
-          StoreRow(arena, page, static_cast<int>(position % layout_.page_tokens), v + (s.row_begin + r) * v_stride,
-                   half_bytes());
+          uint8_t* const page = arena + int64_t{s.pages[position / tokens]} * offsets_.page;
+          format_.StoreRow(page, static_cast<int>(position % tokens), k + (s.row_begin + r) * k_stride,
+                           v + (s.row_begin + r) * v_stride);
         }
       };
+      if (s.rows == 0) continue;
+      const int64_t count = (s.context + s.rows - 1) / tokens - s.context / tokens + 1;
       if (s.rows < 32) {
-        rows(0, s.rows);
+        pages(0, count);
       } else {
-        ctx.threads->ParallelFor(s.rows, 16, rows);
+        ctx.threads->ParallelFor(count, 1, pages);
       }
     }
   }
 
   void Attend(StepContext& ctx, const uint8_t* arena, const AttentionArgs& args) const override {
-    struct Piece {
-      int32_t sequence, head;
-      int64_t row, rows;
-    };
-    std::vector<Piece> pieces;
     int64_t work = 0;
-    for (size_t s = 0; s < args.sequences.size(); ++s) {
-      const SequenceSlice& slice = args.sequences[s];
-      work += slice.rows * (slice.context + slice.rows) * args.H * layout_.D;
-      for (int64_t row = 0; row < slice.rows; row += kRowsPerTask) {
-        for (int h = 0; h < layout_.KH; ++h) {
-          pieces.push_back({static_cast<int32_t>(s), h, row, std::min(kRowsPerTask, slice.rows - row)});
-        }
-      }
+    std::vector<Piece> pieces = Cut(args, &work);
+    const int group = args.H / layout_.KH, threads = work < 64 * 1024 ? 1 : ctx.threads->size();
+    // Parts on their own: {piece, part}. Whether they are does not change a bit.
+    std::vector<std::pair<int32_t, int64_t>> tasks;
+    const bool split = threads > 1 && static_cast<int64_t>(pieces.size()) < 8 * threads;
+    const int64_t state = AttentionStateFloats(layout_.D);
+    int64_t partial_floats = 0;
+    for (const Piece& p : pieces) {
+      if (split && p.part_end - p.part_begin > 1)
+        partial_floats += (p.part_end - p.part_begin) * p.rows * group * state;
     }
-    const int group = args.H / layout_.KH;
+    const auto partial = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(partial_floats));
+    float* next = partial.get();
+    // Late rows see more keys: begin with them, so that no long task is left for the end.
+    for (size_t i = pieces.size(); i-- > 0;) {
+      Piece& p = pieces[i];
+      const int64_t parts = split ? p.part_end - p.part_begin : 1;
+      if (parts > 1) {
+        p.partial = next;
+        next += parts * p.rows * group * state;
+      }
+      for (int64_t part = 0; part < parts; ++part) tasks.emplace_back(static_cast<int32_t>(i), part);
+    }
     const int64_t floats = AttentionScratchFloats(group, layout_.D);
-    std::vector<float> scratch(static_cast<size_t>(floats * ctx.threads->size()));
+    const auto scratch = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(floats * threads));
     const auto run = [&](int64_t i, int worker) {
-      // Late rows see more keys: begin with them, so that no long piece is left for the end.
-      const Piece& piece = pieces[pieces.size() - 1 - static_cast<size_t>(i)];
-      Task(arena, args, args.sequences[static_cast<size_t>(piece.sequence)], piece.head, piece.row, piece.rows,
-           scratch.data() + floats * worker);
+      const auto& [piece, part] = tasks[static_cast<size_t>(i)];
+      const Piece& p = pieces[static_cast<size_t>(piece)];
+      AttentionTask task = Task(arena, args, p, scratch.get() + floats * worker);
+      if (p.partial != nullptr) {
+        task.part_begin += part;
+        task.part_end = task.part_begin + 1;
+        task.partial = p.partial + part * p.rows * group * state;
+      }
+      attend_(task);
     };
-    if (work < 64 * 1024) {
-      for (size_t i = 0; i < pieces.size(); ++i) run(static_cast<int64_t>(i), 0);
+    if (threads == 1) {
+      for (size_t i = 0; i < tasks.size(); ++i) run(static_cast<int64_t>(i), 0);
     } else {
-      ctx.threads->Run(static_cast<int64_t>(pieces.size()), run);
+      ctx.threads->Run(static_cast<int64_t>(tasks.size()), run);
+    }
+    for (const Piece& p : pieces) {
+      if (p.partial == nullptr) continue;
+      combine_(p.partial, p.part_end - p.part_begin, Task(arena, args, p, scratch.get()));
     }
   }
 
   void Load(const uint8_t* arena, int32_t page, int slot, float* k, float* v) const override {
-    for (int h = 0; h < layout_.KH; ++h) {
-      const uint8_t* head = arena + page * static_cast<int64_t>(page_bytes()) + h * 2 * half_bytes();
-      for (int d = 0; d < layout_.D; ++d) {
-        k[h * layout_.D + d] = Element(head, slot, d);
-        v[h * layout_.D + d] = Element(head + half_bytes(), slot, d);
-      }
-    }
+    format_.LoadRow(arena + int64_t{page} * offsets_.page, slot, k, v);
   }
 
  private:
-  int64_t padded() const { return (layout_.D + 15) / 16 * 16; }
-  int64_t element() const { return format_ == KvFormat::kF32 ? 4 : 2; }
-  // Bytes of K (or V) of one head in one page.
-  int64_t half_bytes() const { return layout_.page_tokens * padded() * element(); }
-
-  float Element(const uint8_t* half, int slot, int d) const {
-    const int64_t i = slot * padded() + d;
-    if (format_ == KvFormat::kF32) return reinterpret_cast<const float*>(half)[i];
-    return BF16ToFloat(reinterpret_cast<const uint16_t*>(half)[i]);
-  }
-
-  void StoreRow(uint8_t* arena, int32_t page, int slot, const float* row, int64_t offset) const {
-    for (int h = 0; h < layout_.KH; ++h) {
-      uint8_t* half = arena + page * static_cast<int64_t>(page_bytes()) + h * 2 * half_bytes() + offset;
-      const float* from = row + h * layout_.D;
-      if (format_ == KvFormat::kF32) {
-        std::memcpy(reinterpret_cast<float*>(half) + slot * padded(), from,
-                    static_cast<size_t>(layout_.D) * sizeof(float));
-      } else {
-        uint16_t* to = reinterpret_cast<uint16_t*>(half) + slot * padded();
-        for (int d = 0; d < layout_.D; ++d) to[d] = FloatToBF16(from[d]);
+  std::vector<Piece> Cut(const AttentionArgs& args, int64_t* work) const {
+    std::vector<Piece> pieces;
+    const int64_t most = RowsPerTask(args.H / layout_.KH);
+    for (size_t s = 0; s < args.sequences.size(); ++s) {
+      const SequenceSlice& slice = args.sequences[s];
+      *work += slice.rows * (slice.context + slice.rows) * args.H * layout_.D;
+      for (int64_t row = 0; row < slice.rows; row += most) {
+        const int64_t rows = std::min(most, slice.rows - row), position = slice.context + row;
+        const int64_t first = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
+        for (int h = 0; h < layout_.KH; ++h) {
+          pieces.push_back({static_cast<int32_t>(s), h, row, rows, first / kPartKeys,
+                            (position + rows + kPartKeys - 1) / kPartKeys});
+        }
       }
     }
+    return pieces;
   }
 
-  void Task(const uint8_t* arena, const AttentionArgs& args, const SequenceSlice& s, int head, int64_t row,
-            int64_t rows, float* scratch) const {
-    const int group = args.H / layout_.KH;
-    AttentionTask task;
-    const int64_t column = static_cast<int64_t>(head) * group * layout_.D;
-    task.q = args.q + (s.row_begin + row) * args.q_stride + column;
+  AttentionTask Task(const uint8_t* arena, const AttentionArgs& args, const Piece& p, float* scratch) const {
+    const SequenceSlice& s = args.sequences[static_cast<size_t>(p.sequence)];
+    AttentionTask task{};
+    task.group = args.H / layout_.KH;
+    const int64_t column = int64_t{p.head} * task.group * layout_.D;
+    task.q = args.q + (s.row_begin + p.row) * args.q_stride + column;
     task.q_row_stride = args.q_stride;
-    task.out = args.out + (s.row_begin + row) * args.out_stride + column;
+    task.out = args.out + (s.row_begin + p.row) * args.out_stride + column;
     task.out_row_stride = args.out_stride;
-    task.group = group;
     task.D = layout_.D;
     task.scale = args.scale;
-    task.rows = rows;
-    task.first_position = s.context + row;
+    task.rows = p.rows;
+    task.first_position = s.context + p.row;
     task.window = args.window;
-    task.arena = arena;
+    task.part_begin = p.part_begin;
+    task.part_end = p.part_end;
+    task.arena = arena + p.head * offsets_.head;
     task.pages = s.pages;
-    task.page_bytes = static_cast<int64_t>(page_bytes());
-    task.head_offset = head * 2 * half_bytes();
-    task.value_offset = half_bytes();
+    task.offsets = offsets_;
     task.page_tokens = layout_.page_tokens;
     task.scratch = scratch;
-    (format_ == KvFormat::kF32 ? tier_.attend_f32 : tier_.attend_bf16)(task);
+    return task;
   }
 
   KvLayout layout_;
-  KvFormat format_;
-  const TierFns& tier_;
+  KvPageFormat format_;
+  KvOffsets offsets_;
+  void (*attend_)(const AttentionTask&);
+  void (*combine_)(const float*, int64_t, const AttentionTask&);
   std::string kernel_;
 };
 
 }  // namespace
 
-int64_t AttentionScratchFloats(int group, int D) {
-  const int64_t padded = (D + 15) / 16 * 16;
-  return (group * (2 * padded + 32 + 3) + 63) / 64 * 64;
-}
-
 absl::StatusOr<std::unique_ptr<KvKernel>> BindKvPages(const KvLayout& layout, KvFormat format, const TierFns& tier,
                                                       std::string kernel) {
-  if (layout.KH < 1 || layout.D < 1 || layout.page_tokens < 1) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_KV_LAYOUT",
-                     absl::StrCat(kernel, ": sizes must be positive, got KH=", layout.KH, ", D=", layout.D,
-                                  ", page_tokens=", layout.page_tokens));
-  }
   return std::make_unique<KvPages>(layout, format, tier, std::move(kernel));
+}
+
+std::string RefuseKvPages(const KvLayout& layout, const std::string& tier, const CpuFeatures& cpu) {
+  std::string reason = RefuseTier(tier, cpu);
+  return reason.empty() ? RefuseKvLayout(layout) : reason;
 }
 
 }  // namespace sage::cpu

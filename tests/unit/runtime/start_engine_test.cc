@@ -1,9 +1,15 @@
 // How an engine is sized and resolved, what StartEngine refuses, and the figures of the memory check.
 #include "engine/runtime/start_engine.h"
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "engine/base/status.h"
 #include "engine/runtime/memory_limit.h"
 #include "gtest/gtest.h"
+#include "tests/unit/runtime/artifact_folder.h"
+#include "tests/unit/runtime/fake_decoder.h"
 
 namespace sage {
 namespace {
@@ -98,6 +104,57 @@ TEST(StartEngine, RefusesWithAReason) {
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.max_seqs = 0; })), "OUT_OF_RANGE");
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.kv_quantization = "int5"; })), "UNKNOWN_KV_STRATEGY");
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.quantization = "int5"; })), "UNKNOWN_QUANTIZATION");
+}
+
+// Greedy ids of a story with the KV strategy `word`, its prompt in chunks of `step_tokens`; `kv` is what was chosen.
+std::vector<int32_t> Story(const std::string& word, int64_t step_tokens, std::string* kv, int64_t* kv_bytes) {
+  EngineSpec spec;
+  spec.model = StoriesGguf();
+  spec.backend = "cpu";
+  spec.kv_quantization = word;
+  spec.max_seqs = 2;
+  spec.max_model_len = 128;
+  spec.max_step_tokens = step_tokens;
+  auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+  if (!engine.ok()) {
+    ADD_FAILURE() << word << ": " << engine.status();
+    return {};
+  }
+  *kv = (*engine)->info().kv_quant;
+  *kv_bytes = (*engine)->info().kv_bytes;
+  GenerateSpec generate;
+  for (int i = 0; i < 37; ++i) generate.prompt_ids.push_back(i == 0 ? 1 : 403 + i % 5);
+  generate.sampling.temperature = 0;
+  generate.max_tokens = 40;
+  generate.ignore_eos = true;
+  Collector collector;
+  EXPECT_TRUE((*engine)->Submit(generate, collector.sink()).ok());
+  EXPECT_TRUE(collector.Wait().status.ok());
+  return collector.choices[0].ids;
+}
+
+TEST(StartEngine, KvWordsChooseStrategiesThatServe) {
+  const std::pair<const char*, const char*> words[] = {{"none", "f32"},
+                                                       {"auto", "f32"},
+                                                       {"fp8", "fp8_e4m3"},
+                                                       {"int8", "int8_per_token"},
+                                                       {"fp8_e4m3", "fp8_e4m3"},
+                                                       {"fp8_e5m2", "fp8_e5m2"},
+                                                       {"bf16", "bf16"},
+                                                       {"int8_per_token", "int8_per_token"},
+                                                       {"int8_per_channel", "int8_per_channel"}};
+  std::string kv;
+  int64_t exact_bytes = 0, bytes = 0;
+  const std::vector<int32_t> exact = Story("f32", 512, &kv, &exact_bytes);
+  ASSERT_EQ(exact.size(), 40u);
+  for (const auto& [word, strategy] : words) {
+    const std::vector<int32_t> whole = Story(word, 512, &kv, &bytes);
+    EXPECT_EQ(kv, strategy) << word;
+    EXPECT_LE(bytes, exact_bytes * (kv == "f32" ? 1.0 : kv == "bf16" ? 0.5 : 0.4)) << word;
+    // Chunks of the prompt change nothing, and the first ids are those of the exact cache.
+    EXPECT_EQ(Story(word, 8, &kv, &bytes), whole) << word;
+    for (size_t i = 0; i < 4 && i < whole.size(); ++i) EXPECT_EQ(whole[i], exact[i]) << word << " id " << i;
+  }
 }
 
 TEST(Memory, ReadsMemAvailable) {

@@ -1,14 +1,13 @@
 // Attention over bf16 pages, on AVX2.
 #include "engine/backends/cpu/kernel.h"
 #include "engine/backends/cpu/kv_pages.h"
-#include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
 namespace {
 
 constexpr char kName[] = "attention_bf16_avx2";
 
-std::string Refuse(const KvLayout&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+std::string Refuse(const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "avx2", cpu); }
 
 absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout) {
   return BindKvPages(layout, KvFormat::kBF16, kAvx2Tier, kName);

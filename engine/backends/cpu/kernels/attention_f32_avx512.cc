@@ -1,14 +1,13 @@
 // Attention over f32 pages, on AVX-512 VNNI.
 #include "engine/backends/cpu/kernel.h"
 #include "engine/backends/cpu/kv_pages.h"
-#include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
 namespace {
 
 constexpr char kName[] = "attention_f32_avx512";
 
-std::string Refuse(const KvLayout&, const CpuFeatures& cpu) { return RefuseTier("avx512", cpu); }
+std::string Refuse(const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "avx512", cpu); }
 
 absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout) {
   return BindKvPages(layout, KvFormat::kF32, kAvx512Tier, kName);

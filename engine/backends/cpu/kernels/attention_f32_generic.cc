@@ -1,14 +1,13 @@
 // Attention over f32 pages, on any CPU.
 #include "engine/backends/cpu/kernel.h"
 #include "engine/backends/cpu/kv_pages.h"
-#include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
 namespace {
 
 constexpr char kName[] = "attention_f32_generic";
 
-std::string Refuse(const KvLayout&, const CpuFeatures& cpu) { return RefuseTier("generic", cpu); }
+std::string Refuse(const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "generic", cpu); }
 
 absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout) {
   return BindKvPages(layout, KvFormat::kF32, kGenericTier, kName);

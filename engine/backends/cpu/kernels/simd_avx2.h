@@ -9,6 +9,8 @@ namespace sage::cpu::avx2 {
 
 // Rows of activations that share one pass over a panel: as many as the registers hold.
 constexpr int kPanelRows = 4;
+// Attention: queries, key vectors and value vectors of one tile.
+constexpr int kTileQ = 6, kTileK = 1, kTileD = 1;
 
 struct F {
   __m256 a, b;  // lanes 0..7, 8..15
@@ -21,6 +23,11 @@ struct F {
     if (half) return {_mm256_cvtph_ps(x), _mm256_cvtph_ps(y)};
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)),
             _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(y), 16))};
+  }
+  static F Load(const int8_t* p) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))};
   }
   void Store(float* p) const {
     _mm256_storeu_ps(p, a);
@@ -63,6 +70,22 @@ inline void StoreInt16(F whole, int16_t* p) {
   const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(whole.a), _mm256_cvtps_epi32(whole.b));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
+
+// 32 codes as halves: e4m3 times 2^-8 (its exponent bias is 7, a half's 15), e5m2 as it is. Exact, subnormals too.
+inline void ExpandE4M3(const uint8_t* p, uint16_t* to) {
+  for (int i = 0; i < 32; i += 16) {
+    const __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
+    const __m256i y = _mm256_and_si256(_mm256_slli_epi16(x, 7), _mm256_set1_epi16(static_cast<short>(0xbf80)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), y);
+  }
+}
+inline void ExpandE5M2(const uint8_t* p, uint16_t* to) {
+  for (int i = 0; i < 32; i += 16) {
+    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_slli_epi16(x, 8));
+  }
+}
+inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 struct W {
   __m256i a, b;  // int16 0..15, 16..31

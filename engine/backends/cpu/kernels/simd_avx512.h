@@ -9,6 +9,8 @@ namespace sage::cpu::avx512 {
 
 // Rows of activations that share one pass over a panel: as many as the registers hold.
 constexpr int kPanelRows = 8;
+// Attention: queries, key vectors and value vectors of one tile.
+constexpr int kTileQ = 6, kTileK = 4, kTileD = 4;
 
 struct F {
   __m512 v;
@@ -19,6 +21,9 @@ struct F {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     if (half) return {_mm512_cvtph_ps(raw)};
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+  }
+  static F Load(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
   }
   void Store(float* p) const { _mm512_storeu_ps(p, v); }
 };
@@ -45,6 +50,18 @@ inline F PowerOfTwo(F n) {
 inline void StoreInt16(F whole, int16_t* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(whole.v)));
 }
+
+// 32 codes as halves: e4m3 times 2^-8 (its exponent bias is 7, a half's 15), e5m2 as it is. Exact, subnormals too.
+inline void ExpandE4M3(const uint8_t* p, uint16_t* to) {
+  const __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i mask = _mm512_set1_epi16(static_cast<short>(0xbf80));
+  _mm512_storeu_si512(to, _mm512_and_si512(_mm512_slli_epi16(x, 7), mask));
+}
+inline void ExpandE5M2(const uint8_t* p, uint16_t* to) {
+  const __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  _mm512_storeu_si512(to, _mm512_slli_epi16(x, 8));
+}
+inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 struct W {
   __m512i v;

@@ -12,6 +12,8 @@ namespace sage::cpu::generic {
 
 // Rows of activations that share one pass over a panel: as many as the registers hold.
 constexpr int kPanelRows = 4;
+// Attention: queries, key vectors and value vectors of one tile.
+constexpr int kTileQ = 6, kTileK = 1, kTileD = 1;
 
 struct F {  // float x 16
   float v[16];
@@ -29,6 +31,11 @@ struct F {  // float x 16
   static F Load(const uint16_t* p, bool half) {
     F r;
     for (int i = 0; i < 16; ++i) r.v[i] = half ? F16ToFloat(p[i]) : BF16ToFloat(p[i]);
+    return r;
+  }
+  static F Load(const int8_t* p) {
+    F r;
+    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(p[i]);
     return r;
   }
   void Store(float* p) const { std::memcpy(p, v, sizeof v); }
@@ -97,12 +104,25 @@ inline F Round(const F& a) {
 // 2^n of whole n in [-126, 127].
 inline F PowerOfTwo(const F& n) {
   F r;
-  for (int i = 0; i < 16; ++i) r.v[i] = std::bit_cast<float>((static_cast<int32_t>(n.v[i]) + 127) << 23);
+  for (int i = 0; i < 16; ++i) {
+    // What NaN becomes here is multiplied by a NaN; only the conversion must be defined.
+    const int32_t whole = n.v[i] == n.v[i] ? static_cast<int32_t>(n.v[i]) : 0;
+    r.v[i] = std::bit_cast<float>((whole + 127) << 23);
+  }
   return r;
 }
 inline void StoreInt16(const F& whole, int16_t* p) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(whole.v[i]);
 }
+
+// 32 codes as halves: e4m3 times 2^-8 (its exponent bias is 7, a half's 15), e5m2 as it is. Exact, subnormals too.
+inline void ExpandE4M3(const uint8_t* p, uint16_t* to) {
+  for (int i = 0; i < 32; ++i) to[i] = static_cast<uint16_t>((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7);
+}
+inline void ExpandE5M2(const uint8_t* p, uint16_t* to) {
+  for (int i = 0; i < 32; ++i) to[i] = static_cast<uint16_t>(p[i] << 8);
+}
+inline void Prefetch(const void*) {}
 
 struct W {  // int16 x 32
   int16_t v[32];

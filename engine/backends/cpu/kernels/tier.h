@@ -54,23 +54,52 @@ struct BlockRows {
   int64_t row_bytes;
 };
 
+// What a KV page holds; values are eight bits with scales, or floats.
+enum class KvFormat { kF32, kBF16, kE4M3, kE5M2, kInt8, kInt8Channel };
+constexpr int kKvFormats = 6;
+
+// Where things lie in a page: bytes from its begin for kv head 0; head h is `head` further each. Positions of a page
+// lie in blocks of 16. K: [page_tokens / 16][Dp][16 positions]; V: [page_tokens][Dp]; Dp is D padded to 16.
+struct KvOffsets {
+  int64_t page, head;        // bytes of a page, of one head in it
+  int64_t v;                 // K is at 0
+  int64_t k_scale, v_scale;  // [page_tokens] f32 (eight-bit formats)
+  int64_t k_shift, v_shift;  // [Dp] int8, powers of two of the channels (kInt8Channel)
+};
+
+// Positions of one part of a softmax. Parts begin at multiples of it and are combined in order, so a row has the same
+// bits whether its parts ran one after another or on several threads, and wherever its prompt was cut.
+constexpr int64_t kPartKeys = 256;
+
+// A run of rows of one sequence and one kv head, with all query heads of the group.
 struct AttentionTask {
-  const float* q;        // [rows of this task][group][D]: see attention_impl.h
+  const float* q;        // row r, head h of the group at q + r * q_row_stride + h * D
   int64_t q_row_stride;  // floats between rows of the batch
   float* out;
   int64_t out_row_stride;
   int group;  // query heads of this kv head
   int D;
   float scale;
-  int64_t rows;
+  int64_t rows;            // at most RowsPerTask(group)
   int64_t first_position;  // of row 0
   int64_t window;
-  const uint8_t* arena;
+  int64_t part_begin, part_end;
+  float* partial;        // when set, the state of each query goes here instead of its result to `out`
+  const uint8_t* arena;  // of this kv head
   const int32_t* pages;
-  int64_t page_bytes, head_offset, value_offset;  // bytes: of this kv head in a page, of V within the head
+  KvOffsets offsets;
   int page_tokens;
-  float* scratch;  // attention_scratch_floats(group, D)
+  float* scratch;  // AttentionScratchFloats(group, D)
 };
+
+constexpr int64_t RowsPerTask(int group) { return group >= 32 ? 1 : group <= 2 ? 16 : 32 / group; }
+// Floats of a query's state: acc [Dp], then the largest score and the sum of weights. The sum is 0 before the first
+// key.
+constexpr int64_t AttentionStateFloats(int D) { return (D + 15) / 16 * 16 + 16; }
+constexpr int64_t AttentionScratchFloats(int group, int D) {
+  const int64_t Dp = (D + 15) / 16 * 16, queries = RowsPerTask(group) * group;
+  return queries * (Dp + 2 * AttentionStateFloats(D) + kPartKeys) + 2 * kPartKeys + (64 + 4) * Dp;
+}
 
 struct TierFns {
   const char* name;
@@ -96,8 +125,10 @@ struct TierFns {
                       const float* bias, float* out, int64_t out_stride);
   void (*blocks_q8_0)(const QuantizedRows& x, int64_t M, const BlockRows& w, int64_t n_begin, int64_t n_end,
                       const float* bias, float* out, int64_t out_stride);
-  void (*attend_f32)(const AttentionTask& task);
-  void (*attend_bf16)(const AttentionTask& task);
+  void (*attend[kKvFormats])(const AttentionTask& task);
+  // Combines the states that tasks of single parts left: query i of part p at partial + (p * queries + i) * state
+  // floats. Query i is row i / group, head i % group.
+  void (*combine_parts)(const float* partial, int64_t parts, const AttentionTask& task);
   void (*rms_norm_row)(const float* x, const float* weight, float eps, int64_t K, float* y);
   void (*add)(float* x, const float* y, int64_t count);
   void (*silu_mul_row)(const float* gate, const float* up, int64_t F, float* out);
@@ -107,8 +138,5 @@ struct TierFns {
 extern const TierFns kGenericTier;
 extern const TierFns kAvx2Tier;
 extern const TierFns kAvx512Tier;
-
-// Floats of scratch one attention task needs.
-int64_t AttentionScratchFloats(int group, int D);
 
 }  // namespace sage::cpu

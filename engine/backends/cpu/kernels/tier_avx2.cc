@@ -6,6 +6,8 @@
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/attention_tiles.h"
+#include "engine/backends/cpu/kernels/attention_impl.h"
 // clang-format on
 
 namespace sage::cpu {
@@ -21,8 +23,9 @@ const TierFns kAvx2Tier = {
     .blocks_q4_0 = avx2::Blocks<avx2::Q4_0>,
     .blocks_q4_1 = avx2::Blocks<avx2::Q4_1>,
     .blocks_q8_0 = avx2::Blocks<avx2::Q8_0>,
-    .attend_f32 = avx2::Attend<avx2::KvF32>,
-    .attend_bf16 = avx2::Attend<avx2::KvBF16>,
+    .attend = {avx2::Attend<avx2::PageF32>, avx2::Attend<avx2::PageBF16>, avx2::Attend<avx2::PageE4M3>,
+               avx2::Attend<avx2::PageE5M2>, avx2::Attend<avx2::PageInt8>, avx2::Attend<avx2::PageInt8Channel>},
+    .combine_parts = avx2::CombineParts,
     .rms_norm_row = avx2::RmsNormRow,
     .add = avx2::AddRow,
     .silu_mul_row = avx2::SiluMulRow,

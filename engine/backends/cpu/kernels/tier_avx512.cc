@@ -6,6 +6,8 @@
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/attention_tiles.h"
+#include "engine/backends/cpu/kernels/attention_impl.h"
 // clang-format on
 
 namespace sage::cpu {
@@ -21,8 +23,10 @@ const TierFns kAvx512Tier = {
     .blocks_q4_0 = avx512::Blocks<avx512::Q4_0>,
     .blocks_q4_1 = avx512::Blocks<avx512::Q4_1>,
     .blocks_q8_0 = avx512::Blocks<avx512::Q8_0>,
-    .attend_f32 = avx512::Attend<avx512::KvF32>,
-    .attend_bf16 = avx512::Attend<avx512::KvBF16>,
+    .attend = {avx512::Attend<avx512::PageF32>, avx512::Attend<avx512::PageBF16>, avx512::Attend<avx512::PageE4M3>,
+               avx512::Attend<avx512::PageE5M2>, avx512::Attend<avx512::PageInt8>,
+               avx512::Attend<avx512::PageInt8Channel>},
+    .combine_parts = avx512::CombineParts,
     .rms_norm_row = avx512::RmsNormRow,
     .add = avx512::AddRow,
     .silu_mul_row = avx512::SiluMulRow,

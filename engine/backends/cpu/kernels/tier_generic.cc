@@ -6,6 +6,8 @@
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/attention_tiles.h"
+#include "engine/backends/cpu/kernels/attention_impl.h"
 // clang-format on
 
 namespace sage::cpu {
@@ -21,8 +23,10 @@ const TierFns kGenericTier = {
     .blocks_q4_0 = generic::Blocks<generic::Q4_0>,
     .blocks_q4_1 = generic::Blocks<generic::Q4_1>,
     .blocks_q8_0 = generic::Blocks<generic::Q8_0>,
-    .attend_f32 = generic::Attend<generic::KvF32>,
-    .attend_bf16 = generic::Attend<generic::KvBF16>,
+    .attend = {generic::Attend<generic::PageF32>, generic::Attend<generic::PageBF16>,
+               generic::Attend<generic::PageE4M3>, generic::Attend<generic::PageE5M2>,
+               generic::Attend<generic::PageInt8>, generic::Attend<generic::PageInt8Channel>},
+    .combine_parts = generic::CombineParts,
     .rms_norm_row = generic::RmsNormRow,
     .add = generic::AddRow,
     .silu_mul_row = generic::SiluMulRow,

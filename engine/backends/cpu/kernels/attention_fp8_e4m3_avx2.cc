@@ -1,0 +1,22 @@
+// Attention over e4m3 pages, on AVX2.
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/kv_pages.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "attention_fp8_e4m3_avx2";
+
+std::string Refuse(const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "avx2", cpu); }
+
+absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout) {
+  return BindKvPages(layout, KvFormat::kE4M3, kAvx2Tier, kName);
+}
+
+}  // namespace
+
+extern const AttentionKernelDef kAttentionFp8E4m3Avx2;
+const AttentionKernelDef kAttentionFp8E4m3Avx2 = {
+    .name = kName, .kv_strategy = "fp8_e4m3", .rank = 10, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,158 @@
+// Sizes of a page, and its rows in every format: conversions round half to even and saturate; a position that is not
+// finite gets NaN for its scale, so nothing that reads it can look finite.
+#include "engine/backends/cpu/kv_page_format.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "engine/quant/fp8.h"
+#include "engine/tensor/float_convert.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr float kLargest = std::numeric_limits<float>::max();
+// Scale of a position whose values are all zero (or as good as): far below anything that matters, far above subnormals.
+constexpr float kSmallestScale = 0x1p-100f;
+
+int64_t ElementBytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : format == KvFormat::kBF16 ? 2 : 1; }
+bool HasScales(KvFormat format) { return format != KvFormat::kF32 && format != KvFormat::kBF16; }
+
+float LargestCode(KvFormat format) {
+  return format == KvFormat::kE4M3 ? kMaxE4M3 : format == KvFormat::kE5M2 ? kMaxE5M2 : 127.0f;
+}
+
+uint16_t SaturateBF16(float value) {
+  const uint16_t bits = FloatToBF16(value);
+  const bool overflowed = (bits & 0x7fffu) == 0x7f80u && std::fabs(value) <= kLargest;
+  return overflowed ? static_cast<uint16_t>(bits - 1) : bits;
+}
+
+uint8_t EncodeInt8(float value) {
+  return static_cast<uint8_t>(static_cast<int8_t>(std::min(127.0f, std::max(-127.0f, std::nearbyint(value)))));
+}
+
+float DecodeCode(KvFormat format, uint8_t code) {
+  if (format == KvFormat::kE4M3) return DecodeE4M3(code);
+  if (format == KvFormat::kE5M2) return DecodeE5M2(code);
+  return static_cast<float>(static_cast<int8_t>(code));
+}
+
+// Channels that stand out by their mean magnitude in the first position of a page keep a coarser step there: 2^shift.
+// Up to 5 times the mean (4 sigma of normal values) nothing is shifted and the format equals int8_per_token.
+void ChooseShifts(const float* x, int64_t D, int8_t* shift) {
+  float sum = 0;
+  for (int64_t d = 0; d < D; ++d) sum += std::fabs(x[d]);
+  const float unit = 2.5f * sum / static_cast<float>(D);
+  for (int64_t d = 0; d < D; ++d) {
+    const float ratio = std::fabs(x[d]) / unit;
+    shift[d] = static_cast<int8_t>(ratio >= 2.0f && ratio <= kLargest ? std::min(std::ilogb(ratio), 15) : 0);
+  }
+}
+
+}  // namespace
+
+std::string RefuseKvLayout(const KvLayout& layout) {
+  if (layout.KH < 1 || layout.KH > 4096) return absl::StrCat("needs KH in [1, 4096], got KH=", layout.KH);
+  if (layout.H < 0 || layout.H % layout.KH != 0) {
+    return absl::StrCat("needs KH to divide H, got H=", layout.H, ", KH=", layout.KH);
+  }
+  if (layout.D < 1 || layout.D > 1024) return absl::StrCat("needs D in [1, 1024], got D=", layout.D);
+  if (layout.page_tokens < 16 || layout.page_tokens % 16 != 0 || kPartKeys % layout.page_tokens != 0) {
+    return absl::StrCat("needs page_tokens of 16, 32, 64, 128 or 256, got page_tokens=", layout.page_tokens);
+  }
+  return "";
+}
+
+KvPageFormat::KvPageFormat(const KvLayout& layout, KvFormat format)
+    : layout_(layout), format_(format), Dp_((layout.D + 15) / 16 * 16) {
+  const int64_t half = layout.page_tokens * Dp_ * ElementBytes(format);
+  const int64_t scales = HasScales(format) ? layout.page_tokens * int64_t{sizeof(float)} : 0;
+  const int64_t shifts = format == KvFormat::kInt8Channel ? Dp_ : 0;
+  offsets_.v = half;
+  offsets_.k_scale = 2 * half;
+  offsets_.v_scale = offsets_.k_scale + scales;
+  offsets_.k_shift = offsets_.v_scale + scales;
+  offsets_.v_shift = offsets_.k_shift + shifts;
+  offsets_.head = offsets_.v_shift + shifts;
+  offsets_.page = offsets_.head * layout.KH;
+}
+
+KvPageFormat::Half KvPageFormat::HalfOf(uint8_t* page, int head, int slot, bool key) const {
+  uint8_t* const begin = page + head * offsets_.head;
+  Half half;
+  half.values = begin + (key ? 0 : offsets_.v);
+  half.scale = reinterpret_cast<float*>(begin + (key ? offsets_.k_scale : offsets_.v_scale));
+  half.shift = reinterpret_cast<int8_t*>(begin + (key ? offsets_.k_shift : offsets_.v_shift));
+  half.base = key ? slot / 16 * 16 * Dp_ + slot % 16 : slot * Dp_;
+  half.step = key ? 16 : 1;
+  return half;
+}
+
+void KvPageFormat::StoreHalf(const Half& half, int slot, const float* x) const {
+  const int64_t D = layout_.D;
+  if (format_ == KvFormat::kF32) {
+    float* const to = reinterpret_cast<float*>(half.values) + half.base;
+    for (int64_t d = 0; d < D; ++d) to[d * half.step] = x[d];
+    return;
+  }
+  if (format_ == KvFormat::kBF16) {
+    uint16_t* const to = reinterpret_cast<uint16_t*>(half.values) + half.base;
+    for (int64_t d = 0; d < D; ++d) to[d * half.step] = SaturateBF16(x[d]);
+    return;
+  }
+  const bool shifted = format_ == KvFormat::kInt8Channel;
+  if (shifted && slot == 0) ChooseShifts(x, D, half.shift);
+  float row[1024];  // RefuseKvLayout bounds D
+  float most = 0;
+  bool finite = true;
+  for (int64_t d = 0; d < D; ++d) {
+    row[d] = shifted ? std::ldexp(x[d], -half.shift[d]) : x[d];
+    const float magnitude = std::fabs(row[d]);
+    finite = finite && std::fabs(x[d]) <= kLargest;
+    most = std::max(most, magnitude);
+  }
+  // A hair below the largest float, so that the largest code times the scale is one too.
+  const float scale = std::max(std::min(most, 0.99999f * kLargest) / LargestCode(format_), kSmallestScale);
+  half.scale[slot] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
+  uint8_t* const to = half.values + half.base;
+  for (int64_t d = 0; d < D; ++d) {
+    const float value = finite ? row[d] / scale : 0.0f;
+    to[d * half.step] = format_ == KvFormat::kE4M3   ? EncodeE4M3(value)
+                        : format_ == KvFormat::kE5M2 ? EncodeE5M2(value)
+                                                     : EncodeInt8(value);
+  }
+}
+
+void KvPageFormat::LoadHalf(const Half& half, int slot, float* x) const {
+  for (int64_t d = 0; d < layout_.D; ++d) {
+    const int64_t i = half.base + d * half.step;
+    if (format_ == KvFormat::kF32) {
+      x[d] = reinterpret_cast<const float*>(half.values)[i];
+    } else if (format_ == KvFormat::kBF16) {
+      x[d] = BF16ToFloat(reinterpret_cast<const uint16_t*>(half.values)[i]);
+    } else {
+      const float value = DecodeCode(format_, half.values[i]) * half.scale[slot];
+      x[d] = format_ == KvFormat::kInt8Channel ? std::ldexp(value, half.shift[d]) : value;
+    }
+  }
+}
+
+void KvPageFormat::StoreRow(uint8_t* page, int slot, const float* k, const float* v) const {
+  for (int h = 0; h < layout_.KH; ++h) {
+    StoreHalf(HalfOf(page, h, slot, true), slot, k + int64_t{h} * layout_.D);
+    StoreHalf(HalfOf(page, h, slot, false), slot, v + int64_t{h} * layout_.D);
+  }
+}
+
+void KvPageFormat::LoadRow(const uint8_t* page, int slot, float* k, float* v) const {
+  uint8_t* const bytes = const_cast<uint8_t*>(page);  // LoadHalf only reads
+  for (int h = 0; h < layout_.KH; ++h) {
+    LoadHalf(HalfOf(bytes, h, slot, true), slot, k + int64_t{h} * layout_.D);
+    LoadHalf(HalfOf(bytes, h, slot, false), slot, v + int64_t{h} * layout_.D);
+  }
+}
+
+}  // namespace sage::cpu
