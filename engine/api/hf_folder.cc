@@ -56,7 +56,7 @@ bool HfQuantMethodIs(const std::string& path, std::string_view method) {
   return name != quantization->end() && name->is_string() && name->get<std::string>() == method;
 }
 
-absl::StatusOr<std::unique_ptr<HfFolder>> HfFolder::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<HfFolder>> HfFolder::Open(const std::string& path, const std::string& other_stem) {
   std::unique_ptr<HfFolder> out(new HfFolder());
   out->path_ = path;
   SAGE_ASSIGN_OR_RETURN(out->config_, ReadJsonFile(path + "/config.json", kMaxConfigBytes));
@@ -66,22 +66,26 @@ absl::StatusOr<std::unique_ptr<HfFolder>> HfFolder::Open(const std::string& path
     SAGE_ASSIGN_OR_RETURN(out->generation_config_, ReadJsonFile(generation, kMaxConfigBytes));
     out->files_.push_back("generation_config.json");
   }
-  SAGE_RETURN_IF_ERROR(out->OpenShards());
+  const bool usual = other_stem.empty() || FileExists(path + "/model.safetensors") ||
+                     FileExists(path + "/model.safetensors.index.json");
+  SAGE_RETURN_IF_ERROR(out->OpenShards(usual ? "model" : other_stem));
   std::sort(out->files_.begin(), out->files_.end());
   return out;
 }
 
-absl::Status HfFolder::OpenShards() {
-  const std::string index_path = path_ + "/model.safetensors.index.json";
+absl::Status HfFolder::OpenShards(const std::string& stem) {
+  const std::string single = stem + ".safetensors", index_name = single + ".index.json";
+  SAGE_ASSIGN_OR_RETURN(const std::string index_path, JoinInside(path_, index_name));
   if (!FileExists(index_path)) {
-    if (!FileExists(path_ + "/model.safetensors")) {
+    SAGE_ASSIGN_OR_RETURN(const std::string file, JoinInside(path_, single));
+    if (!FileExists(file)) {
       return MakeError(absl::StatusCode::kNotFound, "WEIGHTS_NOT_FOUND",
-                       absl::StrCat(path_, ": holds neither model.safetensors nor model.safetensors.index.json"));
+                       absl::StrCat(path_, ": holds neither ", single, " nor ", index_name));
     }
-    return AddShard("model.safetensors", nullptr);
+    return AddShard(single, nullptr);
   }
   SAGE_ASSIGN_OR_RETURN(const Json index, ReadJsonFile(index_path, kMaxIndexBytes));
-  files_.push_back("model.safetensors.index.json");
+  files_.push_back(index_name);
   const auto map = index.find("weight_map");
   if (map == index.end() || !map->is_object()) return Bad(absl::StrCat(index_path, ": weight_map must be an object"));
   std::set<std::string> names;

@@ -16,8 +16,9 @@ namespace sage {
 class HfFolder {
  public:
   // Reads config.json, generation_config.json when present, and model.safetensors or the shards that
-  // model.safetensors.index.json names (names that leave the folder are refused).
-  static absl::StatusOr<std::unique_ptr<HfFolder>> Open(const std::string& path);
+  // model.safetensors.index.json names (names that leave the folder are refused). Where those are absent, `other_stem`
+  // (not empty) takes the place of "model".
+  static absl::StatusOr<std::unique_ptr<HfFolder>> Open(const std::string& path, const std::string& other_stem = "");
 
   const std::string& path() const { return path_; }
   const Json& config() const { return config_; }
@@ -35,7 +36,7 @@ class HfFolder {
 
  private:
   HfFolder() = default;
-  absl::Status OpenShards();
+  absl::Status OpenShards(const std::string& stem);
   absl::Status AddShard(const std::string& name, const Json* weight_map);
 
   std::string path_;
