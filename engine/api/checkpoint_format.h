@@ -44,13 +44,23 @@ class Checkpoint {
   virtual size_t file_bytes() const = 0;
 };
 
+struct LinearStrategyDef;
+
 struct CheckpointFormatDef {
   std::string_view name;  // "safetensors", "gguf", "compressed_tensors"
   std::string_view summary;
   int rank = 0;  // formats with a larger rank are asked first
   bool (*recognize)(const std::string& path) = nullptr;
   absl::StatusOr<std::shared_ptr<Checkpoint>> (*open)(const std::string& path) = nullptr;
+  // config.json's "quantization_config" of layers whose tensors are those of `strategy` with `spec`; modules in
+  // `ignored` stay dense. UNIMPLEMENTED when this format does not hold such layers. Null: the format is only read.
+  absl::StatusOr<Json> (*write_config)(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                       const std::vector<std::string>& ignored) = nullptr;
+  std::string_view config_file = "";  // where that config is written too: "quantize_config.json"
 };
+
+// UNIMPLEMENTED (UNSUPPORTED_OUTPUT_FORMAT) for write_config.
+absl::Status CannotStore(std::string_view format, const LinearStrategyDef& strategy);
 
 absl::Span<const CheckpointFormatDef* const> CheckpointFormats();
 // Asks every format in rank order. NOT_FOUND when nothing is there, INVALID_ARGUMENT when no format recognises it.

@@ -47,6 +47,13 @@ struct DenseWeight {
   TensorView values;  // [N, K] f32, f16 or bf16
 };
 
+// How a row of activations becomes integers before an integer product.
+struct IntegerActivations {
+  bool eight_bits = false;  // false: 16-bit fixed point by block of inputs
+  float scale = 0;          // eight bits, static: value = scale * (code - zero); 0 = a scale for each token
+  int zero = 0;
+};
+
 // w[n, k] = scale[n, g] * code[n, k] + offset[n, g], g = k / group_size (G groups, the last may be short), or
 // g = g_idx[k] when g_idx is given. A zero point z is offset = -scale * z. f32 arithmetic, product rounded, then sum.
 struct IntegerWeight {
@@ -57,6 +64,7 @@ struct IntegerWeight {
   std::vector<float> scale;    // [N, G]
   std::vector<float> offset;   // [N, G] or empty (symmetric)
   std::vector<int32_t> g_idx;  // [K] or empty
+  IntegerActivations activations;
 };
 
 // ggml blocks, row-major: row n is K/32 blocks (or K/256) one after another, exactly as in the file.

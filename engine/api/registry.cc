@@ -137,4 +137,11 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> OpenCheckpoint(const std::string& pa
   return best->open(path);
 }
 
+absl::Status CannotStore(std::string_view format, const LinearStrategyDef& strategy) {
+  return MakeError(
+      absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
+      absl::StrCat("format: ", std::string(format), " does not hold layers of ", std::string(strategy.name)),
+      {{"format", std::string(format)}, {"strategy", std::string(strategy.name)}});
+}
+
 }  // namespace sage

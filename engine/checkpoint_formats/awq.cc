@@ -10,6 +10,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "engine/api/awq_linear.h"
 #include "engine/api/hf_folder.h"
 #include "engine/api/quantization_config.h"
 #include "engine/base/status.h"
@@ -284,6 +285,12 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
   return std::shared_ptr<Checkpoint>(std::move(out));
 }
 
+absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                 const std::vector<std::string>& ignored) {
+  if (strategy.name != "awq_w4a16") return CannotStore("awq", strategy);
+  return AwqQuantizationConfig(spec, ignored);
+}
+
 }  // namespace
 
 extern const CheckpointFormatDef kAwq;
@@ -291,6 +298,7 @@ const CheckpointFormatDef kAwq = {.name = kMethod,
                                   .summary = "AutoAWQ and GPTQModel folders: 4-bit weights, gemm, gemv and gemv_fast",
                                   .rank = 11,
                                   .recognize = Recognize,
-                                  .open = Open};
+                                  .open = Open,
+                                  .write_config = WriteConfig};
 
 }  // namespace sage::checkpoint_formats

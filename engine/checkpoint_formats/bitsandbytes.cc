@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/api/bnb_state.h"
 #include "engine/api/hf_checkpoint.h"
+#include "engine/api/linear_strategy.h"
 #include "engine/base/status.h"
 
 namespace sage::checkpoint_formats {
@@ -94,6 +95,25 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
   return std::shared_ptr<Checkpoint>(std::make_shared<BitsandbytesCheckpoint>(std::move(folder)));
 }
 
+absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                 const std::vector<std::string>& ignored) {
+  const bool nf4 = strategy.name == "nf4_w4a16";
+  if (!nf4 && strategy.name != "fp4_w4a16") return CannotStore("bitsandbytes", strategy);
+  return Json{{"quant_method", "bitsandbytes"},
+              {"load_in_4bit", true},
+              {"_load_in_4bit", true},
+              {"load_in_8bit", false},
+              {"_load_in_8bit", false},
+              {"bnb_4bit_quant_type", nf4 ? "nf4" : "fp4"},
+              {"bnb_4bit_use_double_quant", spec.double_quant},
+              {"bnb_4bit_compute_dtype", "bfloat16"},
+              {"bnb_4bit_quant_storage", "uint8"},
+              {"llm_int8_enable_fp32_cpu_offload", false},
+              {"llm_int8_has_fp16_weight", false},
+              {"llm_int8_skip_modules", ignored.empty() ? Json(nullptr) : Json(ignored)},
+              {"llm_int8_threshold", 6.0}};
+}
+
 }  // namespace
 
 extern const CheckpointFormatDef kBitsandbytes;
@@ -101,6 +121,7 @@ const CheckpointFormatDef kBitsandbytes = {.name = "bitsandbytes",
                                            .summary = "bitsandbytes NF4, FP4 (single and double quantized) and int8",
                                            .rank = 10,
                                            .recognize = Recognize,
-                                           .open = Open};
+                                           .open = Open,
+                                           .write_config = WriteConfig};
 
 }  // namespace sage::checkpoint_formats

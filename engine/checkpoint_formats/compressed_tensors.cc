@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/api/ct_config.h"
 #include "engine/api/ct_float.h"
 #include "engine/api/hf_folder.h"
 #include "engine/base/status.h"
@@ -57,6 +58,8 @@ class CompressedTensorsCheckpoint final : public Checkpoint {
   absl::StatusOr<StoredLinear> GetLinear(std::string_view module) const override {
     const std::string name(module);
     if (floats_.Holds(*folder_, name)) return floats_.Get(*folder_, name);
+    const TensorView* weight = folder_->Find(name + ".weight");
+    if (weight != nullptr && weight->dtype == DType::kI8) return GetBytes(name, *weight);
     if (!HasTensor(name + ".weight_packed")) return folder_->GetDense(module);
     return GetPacked(name);
   }
@@ -71,11 +74,15 @@ class CompressedTensorsCheckpoint final : public Checkpoint {
     return MakeError(absl::StatusCode::kInvalidArgument, "CHECKPOINT_INVALID",
                      absl::StrCat(folder_->path(), ": ", module, ": ", rule));
   }
+  absl::Status AddIntegerGroup(const std::string& name, const Json& group, const Json& weights,
+                               const std::string& format);
   absl::StatusOr<StoredLinear> GetPacked(const std::string& module) const;
+  absl::StatusOr<StoredLinear> GetBytes(const std::string& module, const TensorView& weight) const;
   absl::Status ReadShape(const std::string& module, StoredLinear* out) const;
 
   std::unique_ptr<HfFolder> folder_;
-  std::set<int64_t> bits_;
+  std::set<int64_t> bits_;       // of pack-quantized groups
+  std::set<int64_t> byte_bits_;  // of int-quantized groups
   CtFloatSchemes floats_;
 };
 
@@ -83,13 +90,9 @@ absl::Status CompressedTensorsCheckpoint::ReadConfig() {
   const Json& quantization = folder_->config()["quantization_config"];
   SAGE_ASSIGN_OR_RETURN(const std::string format, JsonString(quantization, "format", "pack-quantized"));
   // "dense" is a folder with plain weights that has only a scheme for the KV cache.
-  static constexpr const char* kFormats[] = {"pack-quantized",
-                                             "float-quantized",
-                                             "naive-quantized",
-                                             "mixed-precision",
-                                             "mxfp4-pack-quantized",
-                                             "nvfp4-pack-quantized",
-                                             "dense"};
+  static constexpr const char* kFormats[] = {
+      "pack-quantized",  "int-quantized",        "float-quantized",      "naive-quantized",
+      "mixed-precision", "mxfp4-pack-quantized", "nvfp4-pack-quantized", "dense"};
   if (std::find(std::begin(kFormats), std::end(kFormats), format) == std::end(kFormats)) {
     return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
                      absl::StrCat(folder_->path(), ": compressed-tensors format must be one of [",
@@ -107,26 +110,44 @@ absl::Status CompressedTensorsCheckpoint::ReadConfig() {
       SAGE_RETURN_IF_ERROR(floats_.AddGroup(folder_->path(), name, group));
       continue;
     }
-    const auto activations = group.find("input_activations");
-    if (activations != group.end() && !activations->is_null()) {
-      return MakeError(absl::StatusCode::kUnimplemented, "ACTIVATION_QUANTIZATION_NOT_SUPPORTED",
-                       absl::StrCat(folder_->path(), ": ", name, ": input_activations must be null (weight-only), got ",
-                                    DumpJson(*activations).substr(0, 120)));
-    }
-    SAGE_ASSIGN_OR_RETURN(const std::string own, JsonString(group, "format", format));
-    if (own != "pack-quantized") {
-      return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
-                       absl::StrCat(folder_->path(), ": ", name, ": integer weights must be pack-quantized, got '",
-                                    own.substr(0, 60), "'"));
-    }
-    SAGE_ASSIGN_OR_RETURN(const int64_t bits, JsonInt(*weights, "num_bits", 8));
-    if (type != "int" || (bits != 4 && bits != 8)) {
-      return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
-                       absl::StrCat(folder_->path(), ": ", name, ": weights must be int with 4 or 8 bits, got ", type,
-                                    " with ", bits));
-    }
-    bits_.insert(bits);
+    SAGE_RETURN_IF_ERROR(AddIntegerGroup(name, group, *weights, format));
   }
+  return absl::OkStatus();
+}
+
+// Weight-only integers are packed; with 8-bit activations they are bytes, or packed too.
+absl::Status CompressedTensorsCheckpoint::AddIntegerGroup(const std::string& name, const Json& group,
+                                                          const Json& weights, const std::string& format) {
+  const auto refuse = [&](const char* reason, const std::string& rule) {
+    return MakeError(absl::StatusCode::kUnimplemented, reason, absl::StrCat(folder_->path(), ": ", name, ": ", rule));
+  };
+  SAGE_ASSIGN_OR_RETURN(const std::string type, JsonString(weights, "type", "int"));
+  SAGE_ASSIGN_OR_RETURN(const int64_t bits, JsonInt(weights, "num_bits", 8));
+  if (type != "int" || (bits != 4 && bits != 8)) {
+    return refuse("CHECKPOINT_FORMAT_NOT_SUPPORTED",
+                  absl::StrCat("weights must be int with 4 or 8 bits, got ", type, " with ", bits));
+  }
+  SAGE_ASSIGN_OR_RETURN(const std::string own, JsonString(group, "format", format));
+  const auto activations = group.find("input_activations");
+  const bool small = activations != group.end() && !activations->is_null();
+  if (small != (own == "int-quantized") || (!small && own != "pack-quantized")) {
+    return refuse("CHECKPOINT_FORMAT_NOT_SUPPORTED",
+                  absl::StrCat("integer weights must be pack-quantized, or int-quantized with 8-bit activations, got '",
+                               own.substr(0, 60), small ? "' with activations" : "' without activations"));
+  }
+  if (!small) {
+    bits_.insert(bits);
+    return absl::OkStatus();
+  }
+  SAGE_ASSIGN_OR_RETURN(const std::string a_type, JsonString(*activations, "type", "int"));
+  SAGE_ASSIGN_OR_RETURN(const int64_t a_bits, JsonInt(*activations, "num_bits", 8));
+  SAGE_ASSIGN_OR_RETURN(const std::string a_strategy, JsonString(*activations, "strategy", "token"));
+  if (a_type != "int" || a_bits != 8 || (a_strategy != "token" && a_strategy != "tensor")) {
+    return refuse("ACTIVATION_QUANTIZATION_NOT_SUPPORTED",
+                  absl::StrCat("input_activations must be 8-bit integers by token or by tensor, got ",
+                               DumpJson(*activations).substr(0, 120)));
+  }
+  byte_bits_.insert(bits);
   return absl::OkStatus();
 }
 
@@ -197,6 +218,38 @@ absl::StatusOr<StoredLinear> CompressedTensorsCheckpoint::GetPacked(const std::s
   return out;
 }
 
+// int-quantized: a byte a code; the static scale of the activations beside it where there is one.
+absl::StatusOr<StoredLinear> CompressedTensorsCheckpoint::GetBytes(const std::string& module,
+                                                                   const TensorView& weight) const {
+  if (byte_bits_.size() != 1) {
+    return Bad(module, absl::StrCat("weight is I8, and config_groups must name one int-quantized bit width, got [",
+                                    absl::StrJoin(byte_bits_, ", "), "]"));
+  }
+  if (weight.shape.size() != 2)
+    return Bad(module, absl::StrCat("weight must be [N, K], got ", ShapeText(weight.shape)));
+  StoredLinear out;
+  out.N = weight.dim(0);
+  out.K = weight.dim(1);
+  out.tensors["weight"] = weight;
+  SAGE_ASSIGN_OR_RETURN(TensorView scale, folder_->Get(module + ".weight_scale"));
+  if (scale.shape.size() == 1 && scale.dim(0) == out.N) scale.shape = {out.N, 1};
+  if (!IsFloat(scale.dtype) || scale.shape.size() != 2 || scale.dim(0) != out.N || scale.dim(1) < 1 ||
+      out.K % scale.dim(1) != 0) {
+    return Bad(module, absl::StrCat("weight_scale must be [", out.N, ", G] with G dividing ", out.K, ", got ",
+                                    ShapeText(scale.shape)));
+  }
+  out.tensors["weight_scale"] = scale;
+  out.spec.strategy = *byte_bits_.begin() == 4 ? "int4_w4a8" : "int8_w8a8";
+  out.spec.scale_dtype = scale.dtype;
+  out.spec.group_size = scale.dim(1) == 1 ? -1 : static_cast<int>(out.K / scale.dim(1));
+  for (const char* name : {"weight_zero_point", "input_scale", "input_zero_point"}) {
+    if (const TensorView* tensor = folder_->Find(absl::StrCat(module, ".", name))) out.tensors[name] = *tensor;
+  }
+  out.spec.symmetric = out.tensors.count("weight_zero_point") == 0;
+  if (const TensorView* bias = folder_->Find(module + ".bias")) out.bias = *bias;
+  return out;
+}
+
 bool Recognize(const std::string& path) { return HfQuantMethodIs(path, kMethod); }
 
 absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
@@ -211,9 +264,10 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
 extern const CheckpointFormatDef kCompressedTensors;
 const CheckpointFormatDef kCompressedTensors = {
     .name = "compressed_tensors",
-    .summary = "compressed-tensors: packed 4- and 8-bit integers, fp8, mxfp4, nvfp4",
+    .summary = "compressed-tensors: 4- and 8-bit integers with 16- or 8-bit activations, fp8, mxfp4, nvfp4",
     .rank = 10,
     .recognize = Recognize,
-    .open = Open};
+    .open = Open,
+    .write_config = CompressedTensorsConfig};
 
 }  // namespace sage::checkpoint_formats

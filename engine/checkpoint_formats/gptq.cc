@@ -327,6 +327,12 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
   return std::shared_ptr<Checkpoint>(std::move(out));
 }
 
+absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                 const std::vector<std::string>& ignored) {
+  if (!absl::StartsWith(std::string(strategy.name), "gptq_")) return CannotStore(kMethod, strategy);
+  return GptqQuantizationConfig(spec, strategy.weight_bits, ignored);
+}
+
 }  // namespace
 
 extern const CheckpointFormatDef kGptq;
@@ -335,6 +341,8 @@ const CheckpointFormatDef kGptq = {
     .summary = "GPTQ and GPTQModel folders: 2-, 3-, 4- and 8-bit weights, gptq and gptq_v2",
     .rank = 11,
     .recognize = Recognize,
-    .open = Open};
+    .open = Open,
+    .write_config = WriteConfig,
+    .config_file = kSideFile};
 
 }  // namespace sage::checkpoint_formats

@@ -107,37 +107,6 @@ Json ArtifactConfig(const ArtifactSource& source, const Json& quantization, DTyp
   return config;
 }
 
-Json CompressedTensorsConfig(const LinearSpec& spec, int weight_bits, const std::vector<std::string>& ignored) {
-  std::vector<std::string> ignore = ignored;
-  if (std::find(ignore.begin(), ignore.end(), "lm_head") == ignore.end()) ignore.push_back("lm_head");
-  const bool grouped = spec.group_size > 0;
-  const Json weights = {{"num_bits", weight_bits},
-                        {"type", "int"},
-                        {"symmetric", spec.symmetric},
-                        {"strategy", grouped ? "group" : "channel"},
-                        {"group_size", grouped ? Json(spec.group_size) : Json(nullptr)},
-                        {"dynamic", false},
-                        {"actorder", spec.act_order ? Json("group") : Json(nullptr)},
-                        {"block_structure", nullptr},
-                        {"observer", "minmax"},
-                        {"observer_kwargs", Json::object()}};
-  const Json group = {{"targets", {"Linear"}},
-                      {"weights", weights},
-                      {"input_activations", nullptr},
-                      {"output_activations", nullptr},
-                      {"format", "pack-quantized"}};
-  return {{"quant_method", "compressed-tensors"},
-          {"version", "0.12.0"},
-          {"format", "pack-quantized"},
-          {"quantization_status", "compressed"},
-          {"global_compression_ratio", nullptr},
-          {"ignore", ignore},
-          {"config_groups", {{"group_0", group}}},
-          {"kv_cache_scheme", nullptr},
-          {"sparsity_config", Json::object()},
-          {"transform_config", Json::object()}};
-}
-
 absl::StatusOr<std::vector<std::string>> WriteTokenizerFiles(const ArtifactSource& source, const std::string& folder) {
   std::vector<std::string> written;
   if (source.is_gguf()) {

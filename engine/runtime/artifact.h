@@ -33,9 +33,6 @@ absl::StatusOr<Json> ReadManifest(const std::string& folder);
 // null.
 Json ArtifactConfig(const ArtifactSource& source, const Json& quantization, DType float_dtype);
 
-// "quantization_config" of compressed-tensors pack-quantized weights (quantization.md 1.4).
-Json CompressedTensorsConfig(const LinearSpec& spec, int weight_bits, const std::vector<std::string>& ignored);
-
 // Copies tokenizer files of a source folder, or writes tokenizer.json and tokenizer_config.json made from GGUF
 // metadata. Returns the names written; none when the source has no tokenizer.
 absl::StatusOr<std::vector<std::string>> WriteTokenizerFiles(const ArtifactSource& source, const std::string& folder);

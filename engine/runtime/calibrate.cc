@@ -316,7 +316,7 @@ Json Calibration::Manifest(const Json& side_files) const {
       {"producer", absl::StrCat("sagequant ", kEngineVersion)},
       {"spec_hash", plan_.spec_hash},
       {"quantization", plan_.linear.strategy},
-      {"checkpoint_format", plan_.format},
+      {"checkpoint_format", std::string(plan_.format->name)},
       {"calibration_record",
        {{"method", std::string(plan_.calibrator->name)},
         {"spec", plan_.spec},
@@ -349,9 +349,12 @@ absl::StatusOr<Json> Calibration::Finish() {
   for (const ShardProgress& shard : done_) shards.push_back(shard.shard);
   // A stopped run may have left files behind: only shards go on, the rest is made anew.
   SAGE_RETURN_IF_ERROR(RemoveAllBut(folder_, shards));
-  const Json quantization = CompressedTensorsConfig(plan_.linear, plan_.strategy->weight_bits, plan_.ignored);
-  const Json config = ArtifactConfig(*plan_.source, quantization, plan_.source->float_dtype());
+  const Json config = ArtifactConfig(*plan_.source, plan_.quantization_config, plan_.source->float_dtype());
   SAGE_RETURN_IF_ERROR(WriteModelFiles(folder_, *plan_.source, config, shards));
+  if (!plan_.format->config_file.empty()) {
+    SAGE_RETURN_IF_ERROR(WriteFileAtomic(absl::StrCat(folder_, "/", std::string(plan_.format->config_file)),
+                                         DumpJson(plan_.quantization_config, 2) + "\n"));
+  }
   SAGE_RETURN_IF_ERROR(WriteTokenizerFiles(*plan_.source, folder_).status());
   SAGE_ASSIGN_OR_RETURN(const Json side_files, HashSideFiles(folder_, shards));
   const Json manifest = Manifest(side_files);

@@ -12,6 +12,7 @@
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/dataset.h"
+#include "engine/runtime/output_format.h"
 
 namespace sage {
 namespace {
@@ -121,6 +122,19 @@ absl::StatusOr<int> AutomaticGroupSize(const LinearStrategyDef& strategy, Linear
   return -1;
 }
 
+// Scales keep the model's dtype where the strategy's files can; some hold f16 only.
+absl::StatusOr<DType> ResolveScaleDType(const std::string& word, const CalibrationPlan& plan, const LinearSlot& slot) {
+  SAGE_ASSIGN_OR_RETURN(const DType wanted, ScaleDType(word, plan.source->float_dtype()));
+  if (!word.empty() && word != "auto") return wanted;
+  LinearSpec probe = plan.linear;
+  for (const DType dtype : {wanted, DType::kF16, DType::kF32}) {
+    probe.group_size = -1;
+    probe.scale_dtype = dtype;
+    if (GetErrorReason(plan.strategy->check(probe, slot.N, slot.K)).reason != "BAD_SCALE_DTYPE") return dtype;
+  }
+  return wanted;
+}
+
 absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
   SAGE_ASSIGN_OR_RETURN(plan.calibrator, FindCalibrator(spec.method.empty() ? "minmax" : spec.method));
   SAGE_ASSIGN_OR_RETURN(const std::string name, ResolveLinearStrategy(spec.weight_dtype, spec.activation_dtype));
@@ -131,11 +145,8 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
         "NOTHING_TO_QUANTIZE",
         absl::StrCat("weight_dtype: ", name, " stores weights as they are; give int4 or int8, or use convert"));
   }
-  if (!absl::StartsWith(std::string(plan.strategy->weight_dtype), "int")) {
-    return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
-                     absl::StrCat("weight_dtype: artifacts hold integer weights, got ", name,
-                                  "; start an engine with that quantization instead"));
-  }
+  SAGE_ASSIGN_OR_RETURN(plan.format, FindOutputFormat(spec.format, *plan.strategy));
+  SAGE_ASSIGN_OR_RETURN(plan.strategy, StrategyIn(*plan.format, *plan.strategy));
   if (plan.calibrator->integer_grid && !plan.strategy->integer_grid) {
     return Invalid("METHOD_NEEDS_INTEGER_GRID",
                    absl::StrCat("method: ", std::string(plan.calibrator->name), " chooses integer codes, and ", name,
@@ -149,12 +160,6 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
   if (spec.act_order && plan.calibrator->name != "gptq") {
     return Invalid("ACT_ORDER_NEEDS_GPTQ",
                    absl::StrCat("act_order: is an order of gptq's, got method ", std::string(plan.calibrator->name)));
-  }
-  plan.format = spec.format.empty() ? "compressed_tensors" : spec.format;
-  if (plan.format != "compressed_tensors") {
-    return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
-                     absl::StrCat("format: artifacts are written as [compressed_tensors], got '", plan.format, "'"),
-                     {{"candidates", "compressed_tensors"}});
   }
   absl::StatusOr<std::string> kv = ResolveKvStrategy(spec.kv_quantization);
   if (!kv.ok()) return Annotate(kv.status(), "kv_quantization");
@@ -185,7 +190,7 @@ Json CanonicalSpec(const CalibrationSpec& spec, const CalibrationPlan& plan) {
           {"scale_precision", std::string(DTypeName(plan.linear.scale_dtype))},
           {"kv_strategy", plan.kv_strategy},
           {"ignored", plan.ignored},
-          {"format", plan.format},
+          {"format", std::string(plan.format->name)},
           {"dataset", plan.dataset},
           {"samples", spec.samples},
           {"sequence_length", spec.sequence_length},
@@ -225,9 +230,14 @@ absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSp
     if (slot != nullptr) return MustDivide(strategy, slots, asked, *slot);
     return asked;
   }
+  bool grouped = false;  // whether the strategy knows groups at all
   for (const int size : {128, 64, 32}) {
-    if (FirstNotDivided(slots, size) == nullptr) return size;
+    spec.group_size = size;
+    if (!strategy.check(spec, size, 4 * size).ok()) continue;
+    grouped = true;
+    if (FirstNotDivided(slots, size) == nullptr && CheckAll(strategy, spec, slots).ok()) return size;
   }
+  if (!grouped) return -1;
   return MustDivide(strategy, slots, 32, *FirstNotDivided(slots, 32));
 }
 
@@ -252,10 +262,11 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
   plan.linear.act_order = spec.act_order && plan.strategy->stores_g_idx;
   plan.act_order = spec.act_order;
   plan.linear.clip_ratio = spec.clip_ratio;
-  SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ScaleDType(spec.scale_precision, plan.source->float_dtype()));
+  SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ResolveScaleDType(spec.scale_precision, plan, slots[0]));
   SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,
                         ResolveGroupSize(*plan.strategy, plan.linear, slots, spec.group_size, spec.group_size_auto));
   SAGE_RETURN_IF_ERROR(CheckAll(*plan.strategy, plan.linear, slots));
+  SAGE_ASSIGN_OR_RETURN(plan.quantization_config, plan.format->write_config(plan.linear, *plan.strategy, plan.ignored));
   SAGE_RETURN_IF_ERROR(ReadDatasetSummary(spec, plan));
   SAGE_ASSIGN_OR_RETURN(plan.source_sha256, plan.source->checkpoint().Fingerprint());
   plan.spec = CanonicalSpec(spec, plan);

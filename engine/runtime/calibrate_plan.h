@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/api/calibrator.h"
+#include "engine/api/checkpoint_format.h"
 #include "engine/api/engine.h"
 #include "engine/api/linear_strategy.h"
 #include "engine/runtime/artifact_source.h"
@@ -21,7 +22,8 @@ struct CalibrationPlan {
   LinearSpec linear;                 // group size resolved
   bool act_order = false;            // asked of the solver; linear.act_order says whether g_idx is stored
   std::string kv_strategy;           // plug-in name
-  std::string format;                // "compressed_tensors"
+  const CheckpointFormatDef* format = nullptr;
+  Json quantization_config;          // of config.json
   std::vector<std::string> ignored;  // modules that stay as they are: lm_head and what `exclude` names
   Json dataset;                      // {name, sha256, kind, entries} or null
   std::string source_sha256;

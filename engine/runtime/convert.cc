@@ -1,4 +1,5 @@
-// Rewrites a checkpoint as a Hugging Face folder: dequantized floats (f32, f16, bf16) or compressed-tensors as stored.
+// Rewrites a checkpoint as a Hugging Face folder: dequantized floats (f32, f16, bf16) or another format's tensors with
+// the same codes.
 // The written folder is opened again and every value compared with the source; `lossless` is the outcome of that
 // comparison.
 #include <algorithm>
@@ -7,34 +8,42 @@
 #include <filesystem>
 #include <optional>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
 #include "engine/runtime/operations.h"
+#include "engine/runtime/output_format.h"
 
 namespace sage {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kFormats[] = "f32, f16, bf16, compressed_tensors";
-
 struct Target {
   DType dtype = DType::kF32;
-  bool packed = false;  // compressed_tensors
+  bool packed = false;  // quantized layers stay quantized, in `format`
+  std::string format;
 };
 
 absl::StatusOr<Target> ParseTarget(const std::string& format) {
-  if (format == "f32") return Target{DType::kF32, false};
-  if (format == "f16") return Target{DType::kF16, false};
-  if (format == "bf16") return Target{DType::kBF16, false};
-  if (format == "compressed_tensors") return Target{DType::kF32, true};
+  if (format == "f32") return Target{DType::kF32, false, ""};
+  if (format == "f16") return Target{DType::kF16, false, ""};
+  if (format == "bf16") return Target{DType::kBF16, false, ""};
+  std::vector<std::string> known = {"f32", "f16", "bf16"};
+  for (const CheckpointFormatDef* def : CheckpointFormats()) {
+    if (def->write_config == nullptr) continue;
+    if (format == def->name || (format == "compressed-tensors" && def->name == "compressed_tensors")) {
+      return Target{DType::kF32, true, std::string(def->name)};
+    }
+    known.emplace_back(def->name);
+  }
+  const std::string candidates = absl::StrJoin(known, ", ");
   return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
-                   absl::StrCat("format: must be one of [", kFormats, "], got '", format, "'"),
-                   {{"candidates", kFormats}});
+                   absl::StrCat("format: must be one of [", candidates, "], got '", format, "'"),
+                   {{"candidates", candidates}});
 }
 
 struct Difference {
@@ -70,6 +79,7 @@ class Conversion {
 
  private:
   absl::Status CheckPacked();
+  absl::Status ChooseSpec(const LinearStrategyDef& wanted);
   absl::StatusOr<ShardRecord> WriteShardOf(int64_t shard);
   absl::Status AddPacked(const LinearSlot& slot, std::vector<NamedTensor>& tensors) const;
   absl::Status CompareShard(const ArtifactSource& written, int64_t shard);
@@ -79,8 +89,9 @@ class Conversion {
   std::unique_ptr<ArtifactSource> source_;
   ThreadPool& threads_;
   std::string staged_;
-  std::optional<LinearSpec> packed_;  // what the quantized linears share
-  int packed_bits_ = 0;
+  std::optional<LinearSpec> packed_;             // what the quantized linears share
+  const CheckpointFormatDef* format_ = nullptr;  // when the target stays quantized
+  const LinearStrategyDef* strategy_ = nullptr;  // of the layers that are written
   std::vector<std::string> ignored_;
   Difference difference_;
   int64_t tensors_ = 0;
@@ -95,11 +106,6 @@ absl::Status Conversion::CheckPacked() {
       ignored_.push_back(slot.name);
       continue;
     }
-    if (stored.tensors.count("weight_packed") == 0 || !absl::StartsWith(std::string(def->weight_dtype), "int")) {
-      return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
-                       absl::StrCat(slot.name, ": compressed_tensors holds int4_w4a16 and int8_w8a16, got ",
-                                    stored.spec.strategy, "; convert to f32 or bf16, or calibrate"));
-    }
     const bool same =
         !packed_ || (packed_->strategy == stored.spec.strategy && packed_->group_size == stored.spec.group_size &&
                      packed_->symmetric == stored.spec.symmetric && packed_->act_order == stored.spec.act_order);
@@ -108,15 +114,44 @@ absl::Status Conversion::CheckPacked() {
                        absl::StrCat(slot.name, ": all quantized layers must share strategy, group size and symmetry"));
     }
     packed_ = stored.spec;
-    packed_bits_ = def->weight_bits;
+    strategy_ = def;
   }
-  if (packed_) return absl::OkStatus();
-  return MakeError(absl::StatusCode::kFailedPrecondition, "NOTHING_QUANTIZED",
-                   "compressed_tensors: the source has no quantized layer; use calibrate");
+  if (!packed_) {
+    return MakeError(absl::StatusCode::kFailedPrecondition, "NOTHING_QUANTIZED",
+                     absl::StrCat(target_.format, ": the source has no quantized layer; use calibrate"));
+  }
+  SAGE_ASSIGN_OR_RETURN(format_, FindOutputFormat(target_.format, *strategy_));
+  SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* wanted, StrategyIn(*format_, *strategy_));
+  if (wanted != strategy_ && !strategy_->integer_grid) return CannotStore(format_->name, *strategy_);
+  SAGE_RETURN_IF_ERROR(ChooseSpec(*wanted));
+  strategy_ = wanted;
+  return absl::OkStatus();
+}
+
+// The spec of the rewritten layers; scales take the target's dtype where it cannot hold the source's.
+absl::Status Conversion::ChooseSpec(const LinearStrategyDef& wanted) {
+  if (&wanted == strategy_) return absl::OkStatus();
+  packed_->strategy = std::string(wanted.name);
+  const LinearSlot slot = source_->linears().front();
+  for (const DType dtype : {packed_->scale_dtype, DType::kF16, DType::kF32}) {
+    packed_->scale_dtype = dtype;
+    if (GetErrorReason(wanted.check(*packed_, slot.N, slot.K)).reason != "BAD_SCALE_DTYPE") break;
+  }
+  for (const LinearSlot& each : source_->linears()) {
+    if (std::find(ignored_.begin(), ignored_.end(), each.name) != ignored_.end()) continue;
+    const absl::Status status = wanted.check(*packed_, each.N, each.K);
+    if (!status.ok()) return Annotate(status, each.name);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Conversion::AddPacked(const LinearSlot& slot, std::vector<NamedTensor>& tensors) const {
   SAGE_ASSIGN_OR_RETURN(StoredLinear taken, source_->Stored(slot));
+  if (taken.spec.strategy != packed_->strategy) {
+    SAGE_ASSIGN_OR_RETURN(const LayerPlan plan, PlanOfStored(taken, threads_));
+    SAGE_ASSIGN_OR_RETURN(const Tensor values, Dequantize(taken));
+    SAGE_ASSIGN_OR_RETURN(taken, strategy_->quantize(values.view(), *packed_, plan, threads_));
+  }
   const auto stored = std::make_shared<StoredLinear>(std::move(taken));
   for (const auto& [name, view] : stored->tensors) tensors.push_back({slot.name + "." + name, view, stored});
   return absl::OkStatus();
@@ -173,7 +208,14 @@ absl::Status Conversion::Write(const CancelToken& cancel, const ProgressFn& prog
     tensors_ += static_cast<int64_t>(record.tensors.size());
     shards.push_back(std::move(record));
   }
-  const Json quantization = target_.packed ? CompressedTensorsConfig(*packed_, packed_bits_, ignored_) : Json(nullptr);
+  Json quantization;
+  if (target_.packed) {
+    SAGE_ASSIGN_OR_RETURN(quantization, format_->write_config(*packed_, *strategy_, ignored_));
+    if (!format_->config_file.empty()) {
+      SAGE_RETURN_IF_ERROR(WriteFileAtomic(absl::StrCat(staged_, "/", std::string(format_->config_file)),
+                                           DumpJson(quantization, 2) + "\n"));
+    }
+  }
   const DType dtype = target_.packed ? source_->float_dtype() : target_.dtype;
   SAGE_RETURN_IF_ERROR(WriteModelFiles(staged_, *source_, ArtifactConfig(*source_, quantization, dtype), shards));
   return WriteTokenizerFiles(*source_, staged_).status();

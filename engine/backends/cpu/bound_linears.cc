@@ -2,6 +2,7 @@
 #include "engine/backends/cpu/bound_linears.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,7 @@ struct RowForm {
   std::vector<int32_t> order;
   // Equal for equal orders, so that q, k and v with one order share a form and different orders never do.
   std::string name = "int16";
+  IntegerActivations activations;
 };
 
 // int16 form of a value, shared by every layer that reads the value with the same block size and order.
@@ -41,8 +43,14 @@ QuantizedRows QuantizeActivation(StepContext& ctx, const StepValue& x, const Row
       for (int64_t m = begin; m < end; ++m) {
         const float* row = x.data + m * x.stride;
         for (size_t i = 0; i < ordered.size(); ++i) ordered[i] = form.order[i] < 0 ? 0.0f : row[form.order[i]];
-        tier.quantize_row(ordered.empty() ? row : ordered.data(), inputs, block, padded, codes + m * blocks * padded,
-                          scale + m * blocks, sum + m * blocks);
+        if (!ordered.empty()) row = ordered.data();
+        if (form.activations.eight_bits) {
+          tier.quantize_row8(row, inputs, block, padded, form.activations.scale, form.activations.zero,
+                             codes + m * blocks * padded, scale + m * blocks, sum + m * blocks);
+        } else {
+          tier.quantize_row(row, inputs, block, padded, codes + m * blocks * padded, scale + m * blocks,
+                            sum + m * blocks);
+        }
       }
     };
     if (x.M * x.K < kInlineWork) {
@@ -211,6 +219,11 @@ absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& th
                      absl::StrCat(kernel_, ": ", GroupRule(group_size)));
   }
   form_.padded = (form_.block + 3) / 4 * 4;
+  form_.activations = w.activations;
+  if (w.activations.eight_bits) {
+    form_.name = absl::StrCat("int8 ", absl::Hex(std::bit_cast<uint32_t>(w.activations.scale)), " ", w.activations.zero,
+                              " ", form_.name);
+  }
   const int64_t inputs = form_.order.empty() ? K_ : static_cast<int64_t>(form_.order.size());
   blocks_ = (inputs + form_.block - 1) / form_.block;
   blocks_per_group_ = groups == 1 ? blocks_ : group_size / form_.block;

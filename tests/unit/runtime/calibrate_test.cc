@@ -243,14 +243,14 @@ TEST(Calibrate, RefusalsNameTheRule) {
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.group_size = 0; }), "GROUP_SIZE_MUST_DIVIDE_K");  // K = 172
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.group_size = 32; }), "GROUP_SIZE_MUST_DIVIDE_K");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.group_size = -7; }), "BAD_GROUP_SIZE");
-  EXPECT_EQ(reason([](CalibrationSpec& s) { s.act_order = true; }), "ACT_ORDER_NOT_SUPPORTED");
+  EXPECT_EQ(reason([](CalibrationSpec& s) { s.act_order = true; }), "ACT_ORDER_NEEDS_GPTQ");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.clip_ratio = 1; }), "BAD_CLIP_RATIO");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.method = "nonsense"; }), "UNKNOWN_CALIBRATION_METHOD");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.weight_dtype = "int5"; }), "UNKNOWN_QUANTIZATION");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.weight_dtype = "bf16"; }), "NOTHING_TO_QUANTIZE");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.exclude = {"model.layers.*"}; }), "NOTHING_TO_QUANTIZE");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.exclude = {"*.o_prj"}; }), "PATTERN_MATCHES_NOTHING");
-  EXPECT_EQ(reason([](CalibrationSpec& s) { s.format = "gptq"; }), "UNSUPPORTED_OUTPUT_FORMAT");
+  EXPECT_EQ(reason([](CalibrationSpec& s) { s.format = "gguf"; }), "UNSUPPORTED_OUTPUT_FORMAT");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.kv_quantization = "int3"; }), "UNKNOWN_KV_STRATEGY");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.model += ".absent"; }), "MODEL_NOT_FOUND");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.output.clear(); }), "OUTPUT_MISSING");

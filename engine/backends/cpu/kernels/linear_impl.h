@@ -116,6 +116,45 @@ void QuantizeRow(const float* x, int64_t K, int64_t block, int64_t padded, int16
   }
 }
 
+void QuantizeRow8(const float* x, int64_t K, int64_t block, int64_t padded, float static_scale, int zero,
+                  int16_t* codes, float* scale, int32_t* sum) {
+  F most = F::Zero(), damage = F::Zero();  // as in QuantizeRow
+  int64_t k = 0;
+  for (; k + 16 <= K; k += 16) {
+    const F v = F::Load(x + k);
+    most = Max(Abs(v), most);
+    damage = Fma(v, F::Zero(), damage);
+  }
+  if (k < K) {
+    float tail[16] = {};
+    for (int64_t i = k; i < K; ++i) tail[i - k] = x[i];
+    most = Max(Abs(F::Load(tail)), most);
+    damage = Fma(F::Load(tail), F::Zero(), damage);
+  }
+  const float own = static_scale > 0 ? static_scale : MaxLane(most) / 127.0f;
+  const F inverse = F::Set1(own > 0 ? 1.0f / own : 0.0f), shift = F::Set1(static_cast<float>(zero));
+  const F low = F::Set1(-128.0f), high = F::Set1(127.0f);
+  for (int64_t b = 0, begin = 0; begin < K; ++b, begin += block) {
+    const int64_t size = K - begin < block ? K - begin : block;
+    float values[272] = {};
+    int16_t out[272];
+    for (int64_t i = 0; i < size; ++i) values[i] = x[begin + i];
+    for (int64_t i = 0; i < size; i += 16) {
+      const F code = Add(Round(Mul(F::Load(values + i), inverse)), shift);
+      StoreInt16(Sub(Max(Min(code, high), low), shift), out + i);
+    }
+    int32_t total = 0;
+    int16_t* to = codes + b * padded;
+    for (int64_t i = 0; i < size; ++i) {
+      to[i] = out[i];
+      total += out[i];
+    }
+    for (int64_t i = size; i < padded; ++i) to[i] = 0;
+    scale[b] = own + Sum(damage);
+    sum[b] = total;
+  }
+}
+
 // One panel (16 outputs) against MR rows.
 template <int MR, bool kNibbles>
 inline void PanelTile(const QuantizedRows& x, int64_t m0, const PanelWeights& w, int64_t panel, F* acc) {

@@ -18,6 +18,7 @@ const TierFns kAvx2Tier = {
     .dense_f16 = avx2::Dense<avx2::LoadF16>,
     .dense_bf16 = avx2::Dense<avx2::LoadBF16>,
     .quantize_row = avx2::QuantizeRow,
+    .quantize_row8 = avx2::QuantizeRow8,
     .panels = avx2::Panels,
     .float_panels = avx2::FloatPanelRange,
     .blocks_q4_0 = avx2::Blocks<avx2::Q4_0>,

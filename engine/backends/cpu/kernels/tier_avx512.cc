@@ -18,6 +18,7 @@ const TierFns kAvx512Tier = {
     .dense_f16 = avx512::Dense<avx512::LoadF16>,
     .dense_bf16 = avx512::Dense<avx512::LoadBF16>,
     .quantize_row = avx512::QuantizeRow,
+    .quantize_row8 = avx512::QuantizeRow8,
     .panels = avx512::Panels,
     .float_panels = avx512::FloatPanelRange,
     .blocks_q4_0 = avx512::Blocks<avx512::Q4_0>,

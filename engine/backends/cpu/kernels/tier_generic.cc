@@ -18,6 +18,7 @@ const TierFns kGenericTier = {
     .dense_f16 = generic::Dense<generic::LoadF16>,
     .dense_bf16 = generic::Dense<generic::LoadBF16>,
     .quantize_row = generic::QuantizeRow,
+    .quantize_row8 = generic::QuantizeRow8,
     .panels = generic::Panels,
     .float_panels = generic::FloatPanelRange,
     .blocks_q4_0 = generic::Blocks<generic::Q4_0>,

@@ -1,0 +1,66 @@
+// Builds compressed-tensors' quantization_config.
+#include "engine/api/ct_config.h"
+
+#include <algorithm>
+
+#include "engine/api/checkpoint_format.h"
+
+namespace sage {
+namespace {
+
+// Keys of QuantizationArgs that every group of ours has.
+Json Arguments(int bits, const char* type, bool symmetric, const char* strategy) {
+  return {{"num_bits", bits},       {"type", type},
+          {"symmetric", symmetric}, {"strategy", strategy},
+          {"group_size", nullptr},  {"dynamic", false},
+          {"actorder", nullptr},    {"block_structure", nullptr},
+          {"observer", "minmax"},   {"observer_kwargs", Json::object()}};
+}
+
+Json DynamicActivations(const char* type) {
+  Json out = Arguments(8, type, true, "token");
+  out["dynamic"] = true;
+  out["observer"] = nullptr;
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                             const std::vector<std::string>& ignored) {
+  const bool integer = strategy.integer_grid && strategy.name.compare(0, 3, "int") == 0;
+  const bool fp8 = strategy.weight_dtype == "fp8";
+  if (!integer && !fp8) return CannotStore("compressed_tensors", strategy);
+  const bool small = strategy.activation_bits == 8, grouped = integer && spec.group_size > 0;
+  const char* format = fp8 ? "float-quantized" : small ? "int-quantized" : "pack-quantized";
+  const bool whole = fp8 && spec.block_rows == -1;
+  Json weights = Arguments(strategy.weight_bits, fp8 ? "float" : "int", spec.symmetric,
+                           grouped ? "group"
+                           : whole ? "tensor"
+                                   : "channel");
+  if (grouped) weights["group_size"] = spec.group_size;
+  if (spec.act_order) weights["actorder"] = "group";
+  if (fp8 && spec.group_size > 0) {
+    weights["strategy"] = "block";
+    weights["block_structure"] = {spec.block_rows, spec.group_size};
+  }
+  const Json group = {{"targets", {"Linear"}},
+                      {"weights", weights},
+                      {"input_activations", small ? DynamicActivations(fp8 ? "float" : "int") : Json(nullptr)},
+                      {"output_activations", nullptr},
+                      {"format", format}};
+  std::vector<std::string> ignore = ignored;
+  if (std::find(ignore.begin(), ignore.end(), "lm_head") == ignore.end()) ignore.push_back("lm_head");
+  return Json{{"quant_method", "compressed-tensors"},
+              {"version", "0.12.0"},
+              {"format", format},
+              {"quantization_status", "compressed"},
+              {"global_compression_ratio", nullptr},
+              {"ignore", ignore},
+              {"config_groups", {{"group_0", group}}},
+              {"kv_cache_scheme", nullptr},
+              {"sparsity_config", Json::object()},
+              {"transform_config", Json::object()}};
+}
+
+}  // namespace sage

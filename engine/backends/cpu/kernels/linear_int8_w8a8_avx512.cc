@@ -1,0 +1,26 @@
+// Linear layers with 8-bit codes in panels with int8 activations, on AVX-512 VNNI.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_int8_w8a8_avx512";
+
+std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
+  const std::string tier = RefuseTier("avx512", cpu);
+  return tier.empty() ? RefusePanels(query) : tier;
+}
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
+  return BindPanels(std::move(weight), /*nibbles=*/false, threads, kAvx512Tier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearInt8W8a8Avx512;
+const LinearKernelDef kLinearInt8W8a8Avx512 = {
+    .name = kName, .strategy = "int8_w8a8", .rank = 20, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu

@@ -1,0 +1,26 @@
+// Linear layers with 8-bit codes in panels with int8 activations, on any CPU.
+#include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernel.h"
+#include "engine/backends/cpu/tiers.h"
+
+namespace sage::cpu {
+namespace {
+
+constexpr char kName[] = "linear_int8_w8a8_generic";
+
+std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
+  const std::string tier = RefuseTier("generic", cpu);
+  return tier.empty() ? RefusePanels(query) : tier;
+}
+
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
+  return BindPanels(std::move(weight), /*nibbles=*/false, threads, kGenericTier, kName);
+}
+
+}  // namespace
+
+extern const LinearKernelDef kLinearInt8W8a8Generic;
+const LinearKernelDef kLinearInt8W8a8Generic = {
+    .name = kName, .strategy = "int8_w8a8", .rank = 0, .refuse = Refuse, .bind = Bind};
+
+}  // namespace sage::cpu
