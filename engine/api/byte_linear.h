@@ -4,7 +4,7 @@
 //   weight             I8 [N, K]      signed codes
 //   weight_scale       F32/F16/BF16 [N, G]
 //   weight_zero_point  I8 [N, G]      asymmetric only, signed
-//   input_scale        [1] or []      static activations only; without it each token has its own scale, amax / 127
+//   input_scale        [1] or []      static activations only; without it each token has its own scale, amax / 127.5
 //   input_zero_point   I8 [1] or []   static asymmetric activations only, signed
 // w = (code - zero) * scale, one f32 product; x is rounded to scale * (code - zero) with 8-bit codes first.
 #pragma once

@@ -131,8 +131,12 @@ void QuantizeRow8(const float* x, int64_t K, int64_t block, int64_t padded, floa
     most = Max(Abs(F::Load(tail)), most);
     damage = Fma(F::Load(tail), F::Zero(), damage);
   }
-  const float own = static_scale > 0 ? static_scale : MaxLane(most) / 127.0f;
-  const F inverse = F::Set1(own > 0 ? 1.0f / own : 0.0f), shift = F::Set1(static_cast<float>(zero));
+  const float own =
+      static_scale > 0
+          ? static_scale
+          : MaxLane(most) / 127.5f;  // compressed-tensors' grid: the largest value saturates by half a step
+  // Divided, as the format's other readers do: a product with the inverse would round some codes elsewhere.
+  const F divisor = F::Set1(own > 0 ? own : 1.0f), shift = F::Set1(static_cast<float>(zero));
   const F low = F::Set1(-128.0f), high = F::Set1(127.0f);
   for (int64_t b = 0, begin = 0; begin < K; ++b, begin += block) {
     const int64_t size = K - begin < block ? K - begin : block;
@@ -140,7 +144,7 @@ void QuantizeRow8(const float* x, int64_t K, int64_t block, int64_t padded, floa
     int16_t out[272];
     for (int64_t i = 0; i < size; ++i) values[i] = x[begin + i];
     for (int64_t i = 0; i < size; i += 16) {
-      const F code = Add(Round(Mul(F::Load(values + i), inverse)), shift);
+      const F code = Add(Round(Div(F::Load(values + i), divisor)), shift);
       StoreInt16(Sub(Max(Min(code, high), low), shift), out + i);
     }
     int32_t total = 0;
