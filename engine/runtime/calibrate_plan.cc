@@ -237,7 +237,8 @@ absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSp
     grouped = true;
     if (FirstNotDivided(slots, size) == nullptr && CheckAll(strategy, spec, slots).ok()) return size;
   }
-  if (!grouped) return -1;
+  spec.group_size = -1;
+  if (!grouped || (!strategy.integer_grid && CheckAll(strategy, spec, slots).ok())) return -1;
   return MustDivide(strategy, slots, 32, *FirstNotDivided(slots, 32));
 }
 

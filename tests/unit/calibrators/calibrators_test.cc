@@ -97,9 +97,15 @@ TEST(Calibrators, BeatPlainRoundingOnCorrelatedInputs) {
     const double plain = OutputErrorOf(**FindCalibrator("minmax"), problem, Spec(symmetric), threads);
     for (const CalibratorDef* def : Calibrators()) {
       const double error = OutputErrorOf(*def, problem, Spec(symmetric), threads);
-      if (def->needs_activations) EXPECT_LE(error, plain * 1.0001) << def->name;
-      if (def->name == "gptq") EXPECT_LT(error, 0.7 * plain);
-      if (def->name == "awq+gptq") EXPECT_LT(error, 0.6 * plain);
+      if (def->needs_activations) {
+        EXPECT_LE(error, plain * 1.0001) << def->name;
+      }
+      if (def->name == "gptq") {
+        EXPECT_LT(error, 0.7 * plain);
+      }
+      if (def->name == "awq+gptq") {
+        EXPECT_LT(error, 0.6 * plain);
+      }
     }
   }
 }
