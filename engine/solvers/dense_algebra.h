@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -56,15 +57,18 @@ void MultiplyTransposed(const T* a, const T* b, int64_t M, int64_t N, int64_t K,
 template <typename T>
 class AlignedBuffer {
  public:
-  explicit AlignedBuffer(int64_t count)
-      : data_(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t(64)))) {}
-  ~AlignedBuffer() { ::operator delete(data_, std::align_val_t(64)); }
-  AlignedBuffer(const AlignedBuffer&) = delete;
-  AlignedBuffer& operator=(const AlignedBuffer&) = delete;
-  T* data() { return data_; }
+  explicit AlignedBuffer(int64_t count = 0) { Reset(count); }
+  void Reset(int64_t count) {
+    data_.reset(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), std::align_val_t(64))));
+  }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
 
  private:
-  T* data_;
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<T, Free> data_;
 };
 
 // H = sum over tokens of x x^T: f32 chains of kGemmDepth tokens, f64 across. Tokens are counted off in blocks of

@@ -18,6 +18,10 @@ namespace sage {
 namespace {
 
 constexpr int64_t kBlock = 128;
+constexpr int64_t kRows = 4;
+constexpr int64_t kBoundary = 16;
+
+int64_t CeilRows(int64_t N) { return (N + kRows - 1) / kRows; }
 
 absl::Status Invalid(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("gptq: ", message));
@@ -160,8 +164,9 @@ class Solver {
     for (const double share : options_.damp_ladder) {
       if (share > options_.damp) shares.push_back(share);
     }
-    std::vector<T> h(K_ * K_);
-    u_.resize(K_ * K_);
+    AlignedBuffer<T> buffer(K_ * K_);
+    T* const h = buffer.data();
+    u_.Reset(K_ * K_);
     int64_t failed = -1;
     for (const double share : shares) {
       threads_.ParallelFor(K_, 8, [&](int64_t begin, int64_t end) {
@@ -174,7 +179,7 @@ class Solver {
         }
       });
       // No eigenvalue is below what was added, so a pivot below half of it is an artefact of rounding.
-      failed = FactorUpper(h.data(), K_, u_.data(), 0.5 * share * diagonal_.mean, threads_);
+      failed = FactorUpper(h, K_, u_.data(), 0.5 * share * diagonal_.mean, threads_);
       if (failed < 0) return share;
     }
     return MakeError(absl::StatusCode::kFailedPrecondition, "GRAM_NOT_POSITIVE_DEFINITE",
@@ -187,7 +192,8 @@ class Solver {
   // P = alpha * strictly upper part of (D U^T) times U.
   void FindCorrection(absl::Span<const float> shift) {
     std::vector<T> d(K_ * K_), part(K_ * K_);
-    p_.resize(K_ * K_);
+    p_.Reset(K_ * K_);
+    corrects_ = true;
     threads_.ParallelFor(K_, 8, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t j = 0; j < K_; ++j) d[i * K_ + j] = static_cast<T>(shift[order_[i] * K_ + order_[j]]);
@@ -206,14 +212,14 @@ class Solver {
     spec.zeros = KnownZeros::kLeftUpper;
     Gemm(spec, p_.data(), K_, threads_);
     const T alpha = static_cast<T>(options_.alpha);
-    for (T& value : p_) value *= alpha;
+    for (int64_t i = 0; i < K_ * K_; ++i) p_.data()[i] *= alpha;
   }
 
   // Weights in the order of columns, and the grids that do not wait for updates.
   absl::Status Prepare() {
-    w_.resize(N_ * K_);
+    w_.Reset(N_ * K_);
     errors_.resize(N_ * kBlock);
-    if (!p_.empty()) before_.resize(N_ * kBlock);
+    if (corrects_) before_.resize(N_ * kBlock);
     if (options_.weighted_search) {
       importance_.resize(K_);
       for (int64_t i = 0; i < K_; ++i) {
@@ -223,7 +229,7 @@ class Solver {
     threads_.ParallelFor(N_, 4, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const float* row = weight_.data() + n * K_;
-        for (int64_t i = 0; i < K_; ++i) w_[n * K_ + i] = static_cast<T>(row[order_[i]]);
+        for (int64_t i = 0; i < K_; ++i) w_.data()[n * K_ + i] = static_cast<T>(row[order_[i]]);
         for (int64_t g = 0; g < G_ && !dynamic_grids(); ++g) FindGrid(row + g * width_, g * width_, n, g);
       }
     });
@@ -248,41 +254,54 @@ class Solver {
   }
 
   void RoundBlock(int64_t begin, int64_t end) {
-    threads_.ParallelFor(N_, 4, [&](int64_t first, int64_t last) {
+    threads_.ParallelFor(CeilRows(N_), 1, [&](int64_t first, int64_t last) {
       std::vector<float> group(width_);
-      for (int64_t n = first; n < last; ++n) RoundRow(n, begin, end, group);
+      for (int64_t r = first; r < last; ++r) {
+        RoundRows(r * kRows, std::min(N_, (r + 1) * kRows), begin, end, group);
+      }
     });
   }
 
-  void RoundRow(int64_t n, int64_t begin, int64_t end, std::vector<float>& group) {
-    const GemmKernels<T>& kernels = KernelsOf<T>(HostGemmTier());
-    T* w = w_.data() + n * K_;
-    double loss = 0;
+  // A few rows side by side: a column's division waits for the column before it, but not for its neighbours in other
+  // rows, and U's row is read once for all.
+  void RoundRows(int64_t first, int64_t last, int64_t begin, int64_t end, std::vector<float>& group) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t g = GroupAt(i);
       if (dynamic_grids() && i % width_ == 0) {
-        for (int64_t j = 0; j < width_; ++j) group[j] = static_cast<float>(w[i + j]);
-        FindGrid(group.data(), i, n, g);
+        for (int64_t n = first; n < last; ++n) {
+          for (int64_t j = 0; j < width_; ++j) group[j] = static_cast<float>(w_.data()[n * K_ + i + j]);
+          FindGrid(group.data(), i, n, g);
+        }
       }
-      const IntegerGrid& grid = grids_[n * G_ + g];
-      const float value = static_cast<float>(w[i]);
-      if (!std::isfinite(value) || !std::isfinite(grid.scale)) {
-        bad_row_.store(n);
-        return;
-      }
-      const int8_t code = CodeOf(value, grid, options_.grid.bits);
-      codes_[n * K_ + order_[i]] = code;
-      const T* u = u_.data() + i * K_;
-      const T error = (w[i] - static_cast<T>(ValueOf(code, grid))) / u[i];
-      loss += static_cast<double>(error) * static_cast<double>(error);
-      errors_[n * kBlock + i - begin] = error;
-      kernels.add_scaled(end - i - 1, -error, u + i + 1, w + i + 1);
-      if (!p_.empty()) {
-        before_[n * kBlock + i - begin] = w[i];
-        kernels.add_scaled(end - i - 1, w[i], p_.data() + i * K_ + i + 1, w + i + 1);
+      for (int64_t n = first; n < last; ++n) {
+        if (!RoundColumn(n, i, grids_[n * G_ + g], begin, end)) {
+          bad_row_.store(n);
+          return;
+        }
       }
     }
-    row_loss_[n] += loss;
+  }
+
+  bool RoundColumn(int64_t n, int64_t i, const IntegerGrid& grid, int64_t begin, int64_t end) {
+    T* w = w_.data() + n * K_ + i;
+    const float value = static_cast<float>(*w);
+    if (!std::isfinite(value) || !std::isfinite(grid.scale)) return false;
+    const int8_t code = CodeOf(value, grid, options_.grid.bits);
+    codes_[n * K_ + order_[i]] = code;
+    const T* u = u_.data() + i * K_ + i;
+    const T error = (*w - static_cast<T>(ValueOf(code, grid))) / *u;
+    row_loss_[n] += static_cast<double>(error) * static_cast<double>(error);
+    errors_[n * kBlock + i - begin] = error;
+    // From a fixed boundary of kBoundary columns: what a vector stores the next one loads whole. The columns before i +
+    // 1 are done, so it does not matter that column i takes its update too (left of it U and P are zero).
+    const int64_t first = begin + (i + 1 - begin) / kBoundary * kBoundary, back = i - first;
+    const T before = *w;
+    kernels_.add_scaled(end - first, -error, u - back, w - back);
+    if (corrects_) {
+      before_[n * kBlock + i - begin] = before;
+      kernels_.add_scaled(end - first, before, p_.data() + i * K_ + first, w - back);
+    }
+    return true;
   }
 
   // W[:, end:] -= errors x U[begin:end, end:], and for GPTAQ += w x P.
@@ -297,7 +316,7 @@ class Solver {
     spec.sign = -1;
     spec.accumulate = true;
     Gemm(spec, w_.data() + end, K_, threads_);
-    if (p_.empty()) return;
+    if (!corrects_) return;
     spec.a.data = before_.data();
     spec.b.data = p_.data() + begin * K_ + end;
     spec.sign = 1;
@@ -335,11 +354,13 @@ class Solver {
   const GptqOptions& options_;
   const Diagonal& diagonal_;
   ThreadPool& threads_;
+  const GemmKernels<T>& kernels_ = KernelsOf<T>(HostGemmTier());
   const std::vector<int64_t> order_;  // [K]
   std::vector<IntegerGrid> grids_;    // [N, G]
   std::vector<double> row_loss_;      // [N]
-  std::vector<T> u_, p_;              // [K, K] in the order of columns
-  std::vector<T> w_;                  // [N, K] in the order of columns
+  AlignedBuffer<T> u_, p_;            // [K, K] in the order of columns
+  AlignedBuffer<T> w_;                // [N, K] in the order of columns
+  bool corrects_ = false;             // p_ is there
   std::vector<T> errors_, before_;    // [N, kBlock]
   std::vector<float> importance_;     // [K] in the order in which grids are found
   int8_t* codes_ = nullptr;
