@@ -59,7 +59,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       Try<pb::StartEngineRequest>(body, size - 1, [](const auto& m) { return server::ToEngineSpec(m, Paths()); });
       break;
     default:
-      (void)server::ParseOpenAiRequest(std::string(reinterpret_cast<const char*>(body), size - 1), data[0] % 8 == 6).ok();
+      (void)server::ParseOpenAiRequest(std::string(reinterpret_cast<const char*>(body), size - 1), data[0] % 8 == 6)
+          .ok();
   }
   return 0;
 }

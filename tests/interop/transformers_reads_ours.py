@@ -2,8 +2,9 @@
 
   python tests/interop/transformers_reads_ours.py --model MODEL_FOLDER
 
-MODEL_FOLDER: a small Hugging Face folder whose widths are multiples of 64. Needs a Python with torch, transformers and, for the formats
-named, compressed-tensors, bitsandbytes or gptqmodel; a format whose package is absent is listed as not run. The release build must be there.
+MODEL_FOLDER: a small Hugging Face folder whose widths are multiples of 64. Needs a Python with torch, transformers and, for the
+formats named, compressed-tensors, bitsandbytes or gptqmodel; a format whose package is absent is listed as not run. The release
+build must be there.
 Exit code 1 when a folder that could be loaded disagrees.
 """
 import argparse
@@ -60,8 +61,9 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
         ports = scratch / "ports.json"
-        daemon = subprocess.Popen([BIN / "sagequantd", "--data-dir", scratch / "data", "--model-root", model.parent, "--grpc-listen", "127.0.0.1:0",
-                                   "--http-listen", "127.0.0.1:0", "--port-file", ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        daemon = subprocess.Popen(
+            [BIN / "sagequantd", "--data-dir", scratch / "data", "--model-root", model.parent, "--grpc-listen", "127.0.0.1:0",
+             "--http-listen", "127.0.0.1:0", "--port-file", ports], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             while not ports.exists():
                 time.sleep(0.05)
@@ -84,7 +86,8 @@ def main():
                     continue
                 difference = abs(ours - other) / other
                 failed |= not difference <= allowed
-                print(f"{name:14} ours {ours:.6f}  transformers {other:.6f}  difference {difference:.2e}  {'ok' if difference <= allowed else 'DISAGREES'}")
+                verdict = "ok" if difference <= allowed else "DISAGREES"
+                print(f"{name:14} ours {ours:.6f}  transformers {other:.6f}  difference {difference:.2e}  {verdict}")
         finally:
             daemon.terminate()
             daemon.wait()

@@ -12,8 +12,8 @@ namespace sage::cpu {
 
 // Float weights read in place.
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindDense(LinearWeight weight, const TierFns& tier, std::string kernel);
-// Why the panel kernels cannot serve these sizes, or empty: several groups a row must be cut into equal blocks of at most
-// 256 inputs.
+// Why the panel kernels cannot serve these sizes, or empty: several groups a row must be cut into equal blocks of at
+// most 256 inputs.
 std::string RefusePanels(const LinearKernelQuery& query);
 // Why the ggml kernels cannot, or empty: rows are whole blocks of 32.
 std::string RefuseBlocks(const LinearKernelQuery& query);

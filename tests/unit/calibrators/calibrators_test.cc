@@ -110,6 +110,15 @@ TEST(Calibrators, BeatPlainRoundingOnCorrelatedInputs) {
   }
 }
 
+TEST(Calibrators, EveryMethodIsThere) {
+  for (const char* name : {"minmax", "rtn", "percentile", "mse", "smoothquant", "awq", "gptq", "awq+smoothquant",
+                           "awq+gptq", "autoround"}) {
+    EXPECT_TRUE(FindCalibrator(name).ok()) << name;
+  }
+  EXPECT_EQ(GetErrorReason(FindCalibrator("awq_smoothquant").status()).reason, "UNKNOWN_CALIBRATION_METHOD");
+  EXPECT_EQ(GetErrorReason(FindCalibrator("awq_gptq").status()).reason, "UNKNOWN_CALIBRATION_METHOD");
+}
+
 TEST(Calibrators, ResultsDoNotDependOnThreads) {
   ThreadPool one(1), three(3);
   const Problem problem = MakeProblem(one);

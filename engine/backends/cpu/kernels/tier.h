@@ -113,7 +113,8 @@ struct TierFns {
   // One row of x [K] into int16 blocks of `block` inputs.
   void (*quantize_row)(const float* x, int64_t K, int64_t block, int64_t padded, int16_t* codes, float* scale,
                        int32_t* sum);
-  // The same with 8-bit codes, -128 .. 127 less `zero`: one scale for the row, amax / 127.5, or `static_scale` when > 0.
+  // The same with 8-bit codes, -128 .. 127 less `zero`: one scale for the row, amax / 127.5, or `static_scale` when it
+  // is positive.
   void (*quantize_row8)(const float* x, int64_t K, int64_t block, int64_t padded, float static_scale, int zero,
                         int16_t* codes, float* scale, int32_t* sum);
   // Panels [p_begin, p_end) for all M rows; the last panel may be short of N.
