@@ -102,7 +102,7 @@ void AddStart(CLI::App& engine, Context& context) {
       ->required();
   text("--engine-id", "Name of the engine", [request](const std::string& v) { request->set_engine_id(v); });
   text("--engine-kind", "llm", [request](const std::string& v) { request->set_engine_kind(v); });
-  text("--quantization", "Strategy, int4, int8, none, or an artifact",
+  text("--quantization", "Strategy, int4, int8, fp8, nf4, none, or an artifact",
        [request](const std::string& v) { request->set_quantization(v); });
   text("--kv-quant", "KV strategy: auto, f32, bf16, fp8, int8 or a strategy's name",
        [request](const std::string& v) { request->set_kv_quant(v); });

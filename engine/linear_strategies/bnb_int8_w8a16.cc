@@ -45,6 +45,7 @@ absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec
   const int64_t K = stored.K;
   SAGE_ASSIGN_OR_RETURN(Tensor * codes, AddTensor(&stored, "weight", DType::kI8, {stored.N, K}));
   SAGE_ASSIGN_OR_RETURN(Tensor * maxima, AddTensor(&stored, "SCB", DType::kF32, {stored.N}));
+  SAGE_RETURN_IF_ERROR(AddTensor(&stored, "weight_format", DType::kU8, {}).status());  // 0: rows
   SAGE_RETURN_IF_ERROR(ForEachRow(kName, weight, threads, [&](int64_t n, const float* row) {
     float absmax = 0;
     for (int64_t k = 0; k < K; ++k) absmax = std::max(absmax, std::fabs(row[k]));

@@ -41,7 +41,8 @@ void RoundRow(const float* x, int64_t K, const FloatActivations& scheme, float* 
       const float amax = LargestMagnitude(x + begin, count);
       scale = scheme.group_size > 0 ? GroupScaleE4M3(amax) : TokenScaleE4M3(amax);
     }
-    for (int64_t i = begin; i < begin + count; ++i) out[i] = RoundToE4M3(x[i] / scale) * scale;
+    // x - x is zero, or NaN for what is not finite: saturation must not hide it.
+    for (int64_t i = begin; i < begin + count; ++i) out[i] = RoundToE4M3(x[i] / scale) * scale + (x[i] - x[i]);
   }
 }
 

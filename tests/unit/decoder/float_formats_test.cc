@@ -54,11 +54,14 @@ class WeightOnly final : public Checkpoint {
 };
 
 // Logits [S, V] of the ids, or why the model does not load.
-absl::StatusOr<std::vector<float>> Logits(std::shared_ptr<Checkpoint> checkpoint, const std::vector<int32_t>& ids) {
+absl::StatusOr<std::vector<float>> Logits(std::shared_ptr<Checkpoint> checkpoint, const std::vector<int32_t>& ids,
+                                          const std::string& strategy = "") {
+  DecoderLoadSpec spec;
+  spec.strategy = strategy;
   ThreadPool threads(2);
   SAGE_ASSIGN_OR_RETURN(const auto backend, OpenBackend("cpu"));
-  SAGE_ASSIGN_OR_RETURN(const auto decoder, Decoder::Load(std::move(checkpoint), DecoderLoadSpec{}, *backend, threads,
-                                                          CancelToken{}, nullptr));
+  SAGE_ASSIGN_OR_RETURN(const auto decoder,
+                        Decoder::Load(std::move(checkpoint), spec, *backend, threads, CancelToken{}, nullptr));
   const DecoderConfig& c = decoder->config();
   SAGE_ASSIGN_OR_RETURN(const auto kv, KvArena::Allocate("f32", decoder->kv_layout(16), c.L, 8, *backend));
   const int64_t S = static_cast<int64_t>(ids.size());
@@ -163,6 +166,30 @@ INSTANTIATE_TEST_SUITE_P(Tools, FloatCheckpointTest,
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
+
+// A float model quantized while it loads; its widths of 64 and 172 make flat blocks cross rows.
+TEST(FloatStrategies, QuantizeOnLoad) {
+  const auto checkpoint =
+      OpenCheckpoint(std::string(SAGE_SOURCE_DIR) + "/tests/data/stories260K/tinyllamas-stories-260k-f32.gguf");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const std::vector<int32_t> ids = {1, 403, 407, 261, 378, 31, 76, 300};
+  const auto reference = Logits(*checkpoint, ids);
+  ASSERT_TRUE(reference.ok()) << reference.status();
+  for (const auto& [strategy, bound] : {std::pair{"fp8_w8a16", 0.05},
+                                        {"fp8_w8a8", 0.08},
+                                        {"nf4_w4a16", 0.2},
+                                        {"fp4_w4a16", 0.25},
+                                        {"bnb_int8_w8a16", 0.02}}) {
+    const auto logits = Logits(*checkpoint, ids, strategy);
+    ASSERT_TRUE(logits.ok()) << strategy << logits.status();
+    const double error = Compare(*logits, *reference).relative;
+    RecordProperty(strategy, absl::StrCat(error));
+    EXPECT_LE(error, bound) << strategy;
+    EXPECT_GT(error, 1e-4) << strategy;
+  }
+  const auto refused = Logits(*checkpoint, ids, "mxfp4_w4a16");
+  EXPECT_EQ(GetErrorReason(refused.status()).reason, "GROUP_SIZE_MUST_DIVIDE_K") << refused.status();
+}
 
 // A folder made for a test, removed with it.
 class Scratch {
@@ -350,6 +377,21 @@ TEST(BitsandbytesFolder, ReadsOrRefusesByName) {
   EXPECT_FALSE(OpenBnb(good, {{".absmax", "U8", {2}, "ab"}}).ok());
   EXPECT_FALSE(OpenBnb(good, {{".quant_map", "F32", {15}, Floats(std::vector<float>(15))}}).ok());
   EXPECT_FALSE(OpenBnb(good, {{".quant_map", "F32", {16}, Floats(std::vector<float>(16, INFINITY))}}).ok());
+}
+
+// Scales of a quantized KV cache beside plain weights: the folder is read as what its weights are.
+TEST(CompressedTensorsFolder, OnlyTheKvCacheIsQuantized) {
+  const Scratch scratch;
+  scratch.Write("config.json", R"({"quantization_config": {"quant_method": "compressed-tensors", "format": "dense",
+    "config_groups": {}, "ignore": [], "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor",
+    "dynamic": false, "symmetric": true}}})");
+  const std::string attention = "model.layers.0.self_attn.";
+  scratch.Write("model.safetensors", Safetensors({{attention + "q_proj.weight", "F32", {1, 2}, Floats({1, 2})},
+                                                  {attention + "k_scale", "BF16", {1}, std::string("\x80\x3f", 2)}}));
+  const auto checkpoint = OpenCheckpoint(scratch.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ((*checkpoint)->GetLinear(attention + "q_proj")->spec.strategy, "f32");
+  EXPECT_TRUE((*checkpoint)->HasTensor(attention + "k_scale"));
 }
 
 // Real files with bytes changed at random in header and config: an answer or an error, never a crash.

@@ -256,6 +256,31 @@ TEST(FloatPanels, StaticScalesDoNotShareTheCache) {
   }
 }
 
+// A value that is not finite must show in its row, and only there: saturation must not hide it.
+TEST(FloatPanels, NonFiniteInputsShow) {
+  ThreadPool threads(1);
+  Layer layer = Make(Kind::kE4M3, 20, 64, 1, 64, false, false, 4);
+  for (const FloatActivations& scheme : {FloatActivations{}, FloatActivations{FloatActivations::Kind::kDynamic, -1, 0},
+                                         FloatActivations{FloatActivations::Kind::kDynamic, 32, 0},
+                                         FloatActivations{FloatActivations::Kind::kStatic, -1, 0.01f}}) {
+    layer.weight.floats.activations = scheme;
+    for (const float poison : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+      std::vector<float> x = Inputs(3 * 64);
+      x[64 + 5] = poison;
+      for (const TierFns* tier : HostTiers()) {
+        const auto bound = BindFloatPanels(layer.weight, threads, *tier, "k");
+        ASSERT_TRUE(bound.ok());
+        const std::vector<float> out = RunForward(**bound, x, 3, threads);
+        for (size_t n = 0; n < 20; ++n) {
+          EXPECT_TRUE(std::isfinite(out[n])) << tier->name;
+          EXPECT_FALSE(std::isfinite(out[20 + n])) << tier->name << " hides " << poison;
+          EXPECT_TRUE(std::isfinite(out[40 + n])) << tier->name;
+        }
+      }
+    }
+  }
+}
+
 TEST(FloatPanels, RefusesWhatItCannotRun) {
   ThreadPool threads(2);
   const auto reason = [&](const Layer& layer) {
