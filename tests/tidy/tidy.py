@@ -88,6 +88,7 @@ def check_functions(path, lines):
     for number, line in enumerate(lines, 1):
         # Google style: a function's closing brace stands at the indentation its head began with.
         if re.match(r"^(  )?[A-Za-z_~].*\)( const| noexcept| override| final)*( ->.*)? \{$", line) or (
+                start is None and re.match(r"^(  )?\S.*\) (const )?(override )?(final )?\{$", line)):
             start = (number, len(line) - len(line.lstrip()))
         elif start and re.match(r"^ *\}", line) and len(line) - len(line.lstrip()) == start[1]:
             if number - start[0] + 1 > limit:
