@@ -168,6 +168,7 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   spec.kv_quantization = request.kv_quant();
   if (!request.backend().empty()) spec.backend = request.backend();
   spec.draft_mode = request.draft_mode();
+  spec.prefix_cache = !request.no_prefix_cache();
   SAGE_ASSIGN_OR_RETURN(spec.max_seqs, Bounded("max_seqs", request.max_seqs(), spec.max_seqs, 4096));
   SAGE_ASSIGN_OR_RETURN(spec.max_model_len, Bounded("max_model_len", request.max_model_len(), 0, 1 << 24));
   SAGE_ASSIGN_OR_RETURN(spec.kv_bytes, Bounded("kv_memory_bytes", request.kv_memory_bytes(), 0, int64_t{1} << 50));

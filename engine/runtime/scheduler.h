@@ -56,6 +56,10 @@ class Scheduler {
   bool MakeRoom(const std::shared_ptr<Sequence>& sequence, int64_t positions, StepPlan& plan);
   void PreemptYoungest(StepPlan& plan);
   void Place(const std::shared_ptr<Sequence>& sequence, int64_t rows, StepPlan& plan);
+  // Choices of one request wait until the first has computed the prompt they share.
+  bool WaitsForSibling(const Sequence& sequence) const;
+  // Shared pages of the ids it begins with and new ones for the rest; false (and nothing taken) when too few are free.
+  bool TakePages(Sequence& sequence);
   void Admit(int64_t budget, StepPlan& plan);
 
   KvPool& pool_;

@@ -297,6 +297,7 @@ absl::StatusOr<std::shared_ptr<InferenceEngine>> StartLlmEngine(const EngineSpec
   EngineParts& parts = start.parts;
   parts.kv_pages = start.kv.pages;
   parts.kv_page_tokens = kPageTokens;
+  parts.prefix_cache = spec.prefix_cache;
   parts.scheduler = {spec.max_seqs, std::max(spec.max_step_tokens, spec.max_seqs),
                      std::max<int64_t>(16, spec.max_step_tokens / 4)};
   parts.admission = {spec.max_queue_requests, spec.max_queue_tokens};

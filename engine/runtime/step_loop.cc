@@ -35,11 +35,11 @@ bool ContinuesText(const GenerateSpec& spec, const Tokenizer& tokenizer) {
 StepLoop::StepLoop(EngineParts& parts, Inbox& inbox)
     : parts_(parts),
       inbox_(inbox),
-      pool_(parts.kv_pages, parts.kv_page_tokens),
+      pool_(parts.kv_pages, parts.kv_page_tokens, parts.prefix_cache),
       scheduler_(pool_, parts.scheduler),
       metrics_(*parts.metrics, parts.info.engine_id),
       samplers_(static_cast<size_t>(parts.threads->size())) {
-  metrics_.KvPages(0, pool_.pages());
+  metrics_.KvPages(0, 0, pool_.pages());
 }
 
 void StepLoop::Run() {
@@ -72,6 +72,7 @@ void StepLoop::Accept(Inbox::Work work) {
       sequence->choice = choice;
       sequence->ids = spec.prompt_ids;
       sequence->prompt_length = sequence->length();
+      SetPrefixRoot(*sequence);
       sequence->stops = StopMatcher(spec.stop);
       if (parts_.tokenizer.has_value()) {
         const Tokenizer& tokenizer = *parts_.tokenizer->tokenizer;
@@ -81,6 +82,14 @@ void StepLoop::Accept(Inbox::Work work) {
     }
   }
   for (std::shared_ptr<ScoreJob>& job : work.scores) score_jobs_.push_back(std::move(job));
+}
+
+void StepLoop::SetPrefixRoot(Sequence& sequence) const {
+  const DecoderConfig& config = parts_.decoder->config();
+  if (config.rope.kind != "dynamic") return;
+  sequence.prefix_positions = sequence.prompt_length;
+  sequence.prefix_root = kAnyPrefix - static_cast<uint64_t>(sequence.prompt_length);
+  sequence.prefix = {sequence.prefix_root, 0};
 }
 
 void StepLoop::Step() {
@@ -128,6 +137,9 @@ void StepLoop::NoteAdmitted(const StepPlan& plan, absl::Time now) {
       metrics_.Queued(absl::ToDoubleSeconds(now - request.submitted_at));
     }
     tokens += sequence->prompt_length;
+    const int64_t cached = std::min(sequence->computed, sequence->prompt_length);
+    if (sequence->choice == 0) request.usage.cached_tokens = cached;
+    metrics_.PrefixCache(cached, sequence->prompt_length);
     if (--request.queued == 0) ++requests;
   }
   if (tokens > 0) inbox_.LeftQueue(requests, tokens);
@@ -206,7 +218,11 @@ void StepLoop::Emit(const StepPlan& plan) {
   const absl::Time now = absl::Now();
   size_t next = 0;
   for (const ScheduledRows& slice : plan.slices) {
-    slice.sequence->computed += slice.rows;
+    Sequence& sequence = *slice.sequence;
+    sequence.computed += slice.rows;
+    const int64_t shared = std::min(sequence.computed, sequence.prefix_positions);
+    pool_.Register(absl::MakeConstSpan(sequence.ids).first(static_cast<size_t>(shared)), sequence.pages,
+                   sequence.prefix);
     if (slice.samples) Advance(slice.sequence, sampled_[next++], now);
   }
   generated_tokens_.fetch_add(static_cast<int64_t>(next), std::memory_order_relaxed);
@@ -331,7 +347,7 @@ void StepLoop::ScoreStep() {
 }
 
 void StepLoop::Publish(double step_seconds, const StepPlan& plan) {
-  metrics_.KvPages(pool_.used(), pool_.pages());
+  metrics_.KvPages(pool_.used(), pool_.cached(), pool_.pages());
   metrics_.Sequences(scheduler_.running(), inbox_.waiting_requests());
   if (plan.slices.empty()) return;
   steps_.fetch_add(1, std::memory_order_relaxed);

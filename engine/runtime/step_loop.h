@@ -34,6 +34,7 @@ class StepLoop {
 
   void Accept(Inbox::Work work);
   void Step();
+  void SetPrefixRoot(Sequence& sequence) const;
   void EndRequests();  // those that were cancelled, ran out of time or failed
   absl::Status Forward(const StepPlan& plan);
   void Sample();  // logits of the output rows and one id each

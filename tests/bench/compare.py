@@ -57,7 +57,8 @@ class Sage:
         return json.loads(out.stdout)
 
     def start(self, model, quantization):
-        return self.call("llm", "engine", "start", model, "--engine-id", "bench-" + quantization, "--quantization", quantization)
+        return self.call("llm", "engine", "start", model, "--engine-id", "bench-" + quantization, "--quantization", quantization,
+                         "--no-prefix-cache")
 
     def generate(self, quantization, ids, tokens):
         return self.call("llm", "generate", "--engine", "bench-" + quantization, "--prompt-ids", ",".join(map(str, ids)),

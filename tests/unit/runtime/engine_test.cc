@@ -71,6 +71,41 @@ TEST(Engine, ManyRequestsShareStepsAndPreemptionChangesNothing) {
   ExpectNoPages(*e.engine);
 }
 
+TEST(Engine, PrefixesOfEarlierRequestsAreNotComputedAgain) {
+  for (const bool keeps : {true, false}) {
+    FakeEngineSpec fake;
+    fake.prefix_cache = keeps;
+    FakeEngine e = StartFake(fake);
+    std::vector<int32_t> ids = Prompt(21, 1);
+    for (int turn = 0; turn < 3; ++turn) {  // a conversation: each turn begins with all that was said
+      Collector c;
+      ASSERT_TRUE(e.engine->Submit(Greedy(ids, 10), c.sink()).ok());
+      const GenerationUsage usage = c.Wait().usage;
+      EXPECT_EQ(c.choices[0].ids, GreedyReference(ids, 10, 64, false));
+      // The last id of a turn was sampled, never computed.
+      const int64_t known = turn == 0 || !keeps ? 0 : (static_cast<int64_t>(ids.size()) - 6) / 4 * 4;
+      EXPECT_EQ(usage.cached_tokens, known) << turn;
+      ids.insert(ids.end(), c.choices[0].ids.begin(), c.choices[0].ids.end());
+      for (int i = 0; i < 5; ++i) ids.push_back(1 + (i + turn) % 60);
+    }
+    ExpectNoPages(*e.engine);
+  }
+}
+
+TEST(Engine, DynamicRopeSharesOnlyPromptsOfOneLength) {
+  FakeEngineSpec fake;
+  fake.prepare = [](FakeDecoder& decoder) { decoder.set_rope_kind("dynamic"); };
+  FakeEngine e = StartFake(fake);
+  const auto cached = [&](int length) {
+    Collector c;
+    EXPECT_TRUE(e.engine->Submit(Greedy(Prompt(length, 1), 6), c.sink()).ok());
+    return c.Wait().usage.cached_tokens;
+  };
+  EXPECT_EQ(cached(21), 0);
+  EXPECT_EQ(cached(22), 0);
+  EXPECT_EQ(cached(21), 20);
+}
+
 TEST(Engine, SeedDecidesTheTextWhateverElseRuns) {
   GenerateSpec spec = Greedy(Prompt(9, 3), 40);
   spec.sampling.temperature = 0.9;

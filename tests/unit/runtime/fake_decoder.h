@@ -40,6 +40,7 @@ class FakeDecoder final : public Decoder {
     config_.eos_ids = {0};
   }
   const DecoderConfig& config() const override { return config_; }
+  void set_rope_kind(const std::string& kind) { config_.rope.kind = kind; }
 
   absl::Status Forward(StepContext& ctx, const DecoderBatch& batch, KvArena& kv, float* hidden) override {
     ++steps;
@@ -210,7 +211,7 @@ struct FakeEngineSpec {
   AdmissionLimits admission;
   int64_t mixed_prompt_tokens = 0;
   MetricSink* metrics = nullptr;
-  bool tokenizer = false;
+  bool tokenizer = false, prefix_cache = true;
   int threads = 2;
   absl::Duration delay = absl::ZeroDuration();
   std::function<void(FakeDecoder&)> prepare;
@@ -228,6 +229,7 @@ inline FakeEngine StartFake(const FakeEngineSpec& spec = {}) {
   parts.kv = std::make_unique<KvArena>();
   parts.kv_pages = spec.pages;
   parts.kv_page_tokens = FakeDecoder::kPageTokens;
+  parts.prefix_cache = spec.prefix_cache;
   parts.make_arena = [](int64_t) -> absl::StatusOr<std::unique_ptr<KvArena>> { return std::make_unique<KvArena>(); };
   parts.scheduler = {spec.max_seqs, spec.max_step_tokens, spec.mixed_prompt_tokens};
   parts.metrics = spec.metrics;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/api/kv_strategy.h"
 #include "engine/runtime/start_engine.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
@@ -54,6 +55,38 @@ TEST_P(GoldenEngine, GreedyIdsInAMixedBatch) {
     spec.kv_bytes = (*engine)->info().kv_bytes / stats.kv_pages_total * 14;
     (*engine)->Stop(absl::InfiniteFuture());
     EXPECT_EQ((*engine)->stats().kv_pages_used, 0);
+  }
+}
+
+// A prompt whose pages are there already gives the same ids and the same bits of every probability.
+TEST_P(GoldenEngine, TakenOverPrefixesChangeNoBitUnderAnyKvStrategy) {
+  if (!HaveGolden()) GTEST_SKIP() << "shared golden data is absent";
+  const std::string name = GetParam();
+  const GoldenTensors want(GoldenFolder() + "/expected/" + name + ".safetensors");
+  for (const KvStrategyDef* kv : KvStrategies()) {
+    EngineSpec spec;
+    spec.model = GoldenFolder() + "/models/" + name;
+    spec.kv_quantization = std::string(kv->name);
+    spec.max_seqs = 2;
+    auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    GenerateSpec generate;
+    generate.prompt_ids = want.Get<int32_t>("long.ids");
+    generate.sampling.temperature = 0;
+    generate.max_tokens = 12;
+    generate.ignore_eos = true;
+    generate.logprobs = 3;
+    Collector first, second;
+    ASSERT_TRUE((*engine)->Submit(generate, first.sink()).ok());
+    EXPECT_EQ(first.Wait().usage.cached_tokens, 0);
+    ASSERT_TRUE((*engine)->Submit(generate, second.sink()).ok());
+    EXPECT_EQ(second.Wait().usage.cached_tokens, 80);  // of 96: the page with the last id is computed
+    for (size_t i = 0; i < first.choices[0].records.size(); ++i) {
+      const TokenRecord &a = first.choices[0].records[i], &b = second.choices[0].records[i];
+      EXPECT_EQ(a.id, b.id) << kv->name;
+      EXPECT_EQ(a.logprob, b.logprob) << kv->name << " token " << i;
+      EXPECT_EQ(a.top[2].logprob, b.top[2].logprob) << kv->name << " token " << i;
+    }
   }
 }
 
