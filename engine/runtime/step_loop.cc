@@ -45,7 +45,8 @@ StepLoop::StepLoop(EngineParts& parts, Inbox& inbox)
 void StepLoop::Run() {
   Inbox::Work work;
   while (true) {
-    const bool busy = !scheduler_.idle() || score_run_ != nullptr || !score_jobs_.empty();
+    const bool busy = !scheduler_.idle() || score_run_ != nullptr || !score_jobs_.empty() || profile_run_ != nullptr ||
+                      !profile_jobs_.empty();
     if (!busy) busy_.store(false, std::memory_order_release);
     if (!inbox_.Take(busy, &work)) return;
     if (!busy) {
@@ -55,6 +56,7 @@ void StepLoop::Run() {
     Accept(std::exchange(work, {}));
     Step();
     ScoreStep();
+    ProfileStep();
     progress_ns_.store(MonotonicNs(), std::memory_order_release);
   }
 }
@@ -82,6 +84,7 @@ void StepLoop::Accept(Inbox::Work work) {
     }
   }
   for (std::shared_ptr<ScoreJob>& job : work.scores) score_jobs_.push_back(std::move(job));
+  for (std::shared_ptr<ProfileJob>& job : work.profiles) profile_jobs_.push_back(std::move(job));
 }
 
 void StepLoop::SetPrefixRoot(Sequence& sequence) const {
@@ -344,6 +347,32 @@ void StepLoop::ScoreStep() {
     job.Finish(complete.status());
   }
   score_run_.reset();
+}
+
+void StepLoop::ProfileStep() {
+  if (profile_run_ == nullptr) {
+    if (profile_jobs_.empty()) return;
+    const std::shared_ptr<ProfileJob> job = std::move(profile_jobs_.front());
+    profile_jobs_.pop_front();
+    if (job->cancelled.load(std::memory_order_acquire) || inbox_.cancel_all()) {
+      return job->Finish(absl::CancelledError("profile: cancelled while it waited"));
+    }
+    auto run = ProfileRun::Start(job, *parts_.decoder, parts_.make_arena, parts_.kv_page_tokens,
+                                 parts_.scheduler.max_step_tokens);
+    if (!run.ok()) return job->Finish(run.status());
+    profile_run_ = std::move(*run);
+  }
+  StepContext ctx = NewContext();
+  absl::StatusOr<bool> complete = profile_run_->RunStep(ctx);
+  if (inbox_.cancel_all()) complete = absl::CancelledError("profile: the engine was stopped");
+  if (complete.ok() && !*complete) return;
+  ProfileJob& job = profile_run_->job();
+  if (complete.ok()) {
+    job.Finish(profile_run_->TakeResult());
+  } else {
+    job.Finish(complete.status());
+  }
+  profile_run_.reset();
 }
 
 void StepLoop::Publish(double step_seconds, const StepPlan& plan) {

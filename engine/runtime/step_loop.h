@@ -12,6 +12,7 @@
 #include "engine/runtime/engine_metrics.h"
 #include "engine/runtime/engine_parts.h"
 #include "engine/runtime/inbox.h"
+#include "engine/runtime/profile.h"
 #include "engine/runtime/sampler.h"
 #include "engine/runtime/scheduler.h"
 #include "engine/runtime/score.h"
@@ -50,6 +51,7 @@ class StepLoop {
   void FinishChoice(Sequence& sequence, GenerationEvent& event, absl::Time now);
   std::string TokenText(int32_t id) const;
   void ScoreStep();
+  void ProfileStep();
   void Publish(double step_seconds, const StepPlan& plan);
   StepContext NewContext();
 
@@ -72,6 +74,8 @@ class StepLoop {
 
   std::deque<std::shared_ptr<ScoreJob>> score_jobs_;
   std::unique_ptr<ScoreRun> score_run_;
+  std::deque<std::shared_ptr<ProfileJob>> profile_jobs_;
+  std::unique_ptr<ProfileRun> profile_run_;
 
   std::atomic<int64_t> running_{0}, prompt_tokens_{0}, generated_tokens_{0}, steps_{0}, hits_{0}, misses_{0};
   std::atomic<bool> busy_{false};

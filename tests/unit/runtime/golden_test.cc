@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "engine/api/kv_strategy.h"
+#include "engine/base/status.h"
 #include "engine/runtime/start_engine.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
@@ -88,6 +89,48 @@ TEST_P(GoldenEngine, TakenOverPrefixesChangeNoBitUnderAnyKvStrategy) {
       EXPECT_EQ(a.top[2].logprob, b.top[2].logprob) << kv->name << " token " << i;
     }
   }
+}
+
+TEST(EngineProfile, CountsEveryOperatorBesideARequest) {
+  if (!HaveGolden()) GTEST_SKIP() << "shared golden data is absent";
+  EngineSpec spec;
+  spec.model = GoldenFolder() + "/models/02-llama-gqa-tied";
+  spec.max_step_tokens = 16;
+  spec.max_seqs = 4;
+  auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  GenerateSpec generate;
+  generate.prompt_ids = {1, 2, 3};
+  generate.max_tokens = 20;
+  generate.ignore_eos = true;
+  Collector beside;
+  ASSERT_TRUE((*engine)->Submit(generate, beside.sink()).ok());
+  ProfileSpec asked;
+  asked.prompt = 40;
+  asked.batch = 3;
+  asked.steps = 5;
+  const auto profile = (*engine)->Profile(asked, CancelToken());
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  EXPECT_EQ(beside.Wait().usage.completion_tokens, 20);
+  EXPECT_EQ(profile->prefill.tokens, 48);
+  EXPECT_EQ(profile->prefill.steps, 3);
+  EXPECT_EQ(profile->decode.tokens, 15);
+  EXPECT_EQ(profile->decode.steps, 5);
+  EXPECT_GT(profile->read_bytes_per_second, 0);
+  double seconds = 0;
+  int64_t layers = 0;
+  for (const ProfiledOperator& op : profile->decode.operators) {
+    seconds += op.seconds;
+    if (op.name == "attention") layers = op.calls / 5;
+    if (op.name == "down_proj" || op.name == "attention") EXPECT_GT(op.bytes, 0) << op.name;
+  }
+  EXPECT_GT(layers, 0);
+  EXPECT_LE(seconds, profile->decode.seconds);
+  asked.batch = 65;
+  EXPECT_EQ(GetErrorReason((*engine)->Profile(asked, CancelToken()).status()).reason, "OUT_OF_RANGE");
+  asked.batch = 1;
+  asked.prompt = 1 << 20;
+  EXPECT_EQ(GetErrorReason((*engine)->Profile(asked, CancelToken()).status()).reason, "CONTEXT_TOO_LONG");
 }
 
 TEST_P(GoldenEngine, ScoresEqualTheGoldenLogits) {
