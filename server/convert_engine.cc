@@ -156,8 +156,9 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   if (!request.engine_id().empty() && !IsPlainName(request.engine_id())) {
     return BadField("engine_id", "BAD_NAME", "1 to 128 of [A-Za-z0-9._-], not beginning with '.'");
   }
-  if (!request.draft_mode().empty() && request.draft_mode() != "none") {
-    return BadField("draft_mode", "UNSUPPORTED", absl::StrCat("must be none, got \"", request.draft_mode(), "\""));
+  if (!request.draft_mode().empty() && request.draft_mode() != "none" && request.draft_mode() != "ngram") {
+    return BadField("draft_mode", "UNSUPPORTED",
+                    absl::StrCat("must be none or ngram, got \"", request.draft_mode(), "\""));
   }
   spec.engine_id = request.engine_id();
   spec.model_name = request.model();

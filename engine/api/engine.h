@@ -136,7 +136,7 @@ struct EngineSpec {
   int64_t max_queue_tokens = 1 << 20;
   int64_t max_step_tokens = 512;  // prefill chunk and decode rows together
   bool prefix_cache = true;       // full pages of finished sequences serve later ones that begin alike
-  std::string draft_mode;         // "" or "none"
+  std::string draft_mode;         // "", "none", or "ngram": speculate by what followed the same ids before
   int threads = 0;                // 0 = the runtime's
 };
 

@@ -36,6 +36,10 @@ class EngineMetrics {
     sink_.Increment("sage_prefix_cache_queried_tokens_total", labels_, static_cast<double>(asked));
     if (found > 0) sink_.Increment("sage_prefix_cache_hit_tokens_total", labels_, static_cast<double>(found));
   }
+  void Drafts(int64_t drafted, int64_t right) {
+    sink_.Increment("sage_drafted_tokens_total", labels_, static_cast<double>(drafted));
+    if (right > 0) sink_.Increment("sage_draft_accepted_tokens_total", labels_, static_cast<double>(right));
+  }
   void KvPages(int64_t used, int64_t cached, int64_t total) {
     sink_.SetGauge("sage_kv_pages_used", labels_, static_cast<double>(used));
     sink_.SetGauge("sage_kv_pages_cached", labels_, static_cast<double>(cached));

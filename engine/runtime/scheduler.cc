@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "engine/runtime/draft.h"
+
 namespace sage {
 
 void Scheduler::Place(const std::shared_ptr<Sequence>& sequence, int64_t rows, StepPlan& plan) {
@@ -10,11 +12,29 @@ void Scheduler::Place(const std::shared_ptr<Sequence>& sequence, int64_t rows, S
   plan.rows += rows;
 }
 
+void Scheduler::PlaceDecode(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
+  const int64_t rows = 1 + static_cast<int64_t>(sequence->draft.size());
+  plan.slices.push_back({sequence, rows, true});
+  plan.rows += rows;
+}
+
+void Scheduler::Draft(Sequence& sequence, int64_t rows) {
+  sequence.draft.clear();
+  const int64_t wanted = sequence.draft_length == 0 ? kFirstDraftLength : sequence.draft_length;
+  const int64_t output_left = sequence.request->spec.max_tokens - sequence.output_length() - 1;
+  const int64_t count = std::min(
+      {wanted, rows, kMaxDraftedRows / running() - 1, output_left, limits_.max_model_len - sequence.length() - 1});
+  sequence.draft = DraftFromNgrams(sequence.ids, count);
+  const auto drafted = static_cast<int64_t>(sequence.draft.size());
+  if (drafted > 0 && !pool_.Grow(sequence.pages, sequence.length() + drafted)) sequence.draft.clear();
+}
+
 void Scheduler::PreemptYoungest(StepPlan& plan) {
   std::shared_ptr<Sequence> victim = running_.back();
   running_.pop_back();
   pool_.Release(victim->pages);
   victim->computed = 0;
+  victim->draft.clear();
   victim->prefix = {victim->prefix_root, 0};
   ++plan.preempted;
   std::erase_if(plan.slices, [&](const ScheduledRows& slice) {
@@ -78,7 +98,9 @@ StepPlan Scheduler::Schedule() {
   for (size_t i = 0; i < running_.size() && plan.rows < limits_.max_step_tokens; ++i) {
     const std::shared_ptr<Sequence> sequence = running_[i];
     if (sequence->length() - sequence->computed != 1) continue;
-    if (MakeRoom(sequence, sequence->length(), plan)) Place(sequence, 1, plan);
+    if (!MakeRoom(sequence, sequence->length(), plan)) continue;
+    if (limits_.drafts) Draft(*sequence, limits_.max_step_tokens - plan.rows - 1);
+    PlaceDecode(sequence, plan);
   }
   int64_t budget = limits_.max_step_tokens;
   if (plan.rows > 0 && limits_.mixed_prompt_tokens > 0) {

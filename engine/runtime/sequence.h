@@ -47,12 +47,15 @@ struct Sequence {
   int64_t prompt_length = 0;
   int64_t computed = 0;
   std::vector<int32_t> pages;
+  std::vector<int32_t> draft;  // of this step: guesses at the ids behind the newest
+  int64_t draft_length = 0;    // how many to guess; 0 = the first number
   // Sequences share pages only with those whose positions mean the same: dynamic rope scaling depends on the prompt's
   // length and, behind the prompt, on where it ended.
   uint64_t prefix_root = kAnyPrefix;
   int64_t prefix_positions = INT64_MAX;  // those that may be shared
   PrefixChain prefix{kAnyPrefix, 0};
   bool ever_ran = false;
+  bool ended = false;
   std::unique_ptr<StreamDecoder> text;  // null without tokenizer
   StopMatcher stops;
   absl::Time last_token_at;

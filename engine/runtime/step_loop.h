@@ -42,7 +42,10 @@ class StepLoop {
   void Emit(const StepPlan& plan);
 
   void NoteAdmitted(const StepPlan& plan, absl::Time now);
-  void SampleRow(const Sequence& sequence, const float* logits, Sampler& sampler, Sampled* out) const;
+  // An id behind the first `drafts` guesses of the sequence.
+  void SampleRow(const Sequence& sequence, int64_t drafts, const float* logits, Sampler& sampler, Sampled* out) const;
+  // Takes the ids that a sequence's rows gave, up to the first that was guessed wrong. Returns how many.
+  int64_t Take(const ScheduledRows& slice, absl::Span<const Sampled> sampled, absl::Time now);
   void Advance(const std::shared_ptr<Sequence>& sequence, const Sampled& sampled, absl::Time now);
   // Text of the newest id; sets finish reason and match when a stop string completes.
   void AppendText(Sequence& sequence, GenerationEvent& event) const;
@@ -67,7 +70,7 @@ class StepLoop {
   std::vector<int32_t> ids_;
   std::vector<SequenceSlice> slices_;
   std::vector<int64_t> output_rows_;
-  std::vector<Sequence*> outputs_;
+  std::vector<std::pair<Sequence*, int64_t>> outputs_;  // sequence and how many drafts stand before the row
   std::vector<Sampled> sampled_;
   std::vector<float> hidden_, logits_;
   std::vector<Sampler> samplers_;

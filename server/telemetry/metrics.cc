@@ -51,6 +51,8 @@ constexpr Entry kCatalogue[] = {
     {"sage_kv_pages_cached", "KV pages no request holds that keep a prefix for later ones; counted as free"},
     {"sage_prefix_cache_queried_tokens_total", "Prompt tokens looked up in the prefix cache"},
     {"sage_prefix_cache_hit_tokens_total", "Prompt tokens whose KV pages were there already"},
+    {"sage_drafted_tokens_total", "Ids guessed by speculation"},
+    {"sage_draft_accepted_tokens_total", "Guessed ids that were right"},
     {"sage_kv_pages_total", "KV pages of the engine"},
     {"sage_kv_page_tokens", "Tokens one KV page holds"},
     {"sage_sequences_running", "Sequences being decoded"},

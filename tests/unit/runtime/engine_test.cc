@@ -33,6 +33,34 @@ void ExpectNoPages(InferenceEngine& engine) {
   EXPECT_EQ(engine.stats().waiting_tokens, 0);
 }
 
+class RecordingSink final : public MetricSink {
+ public:
+  void Increment(std::string_view name, const MetricLabels& labels, double by) override { Add(name, labels, by); }
+  void SetGauge(std::string_view name, const MetricLabels& labels, double value) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    values_[std::string(name)] = value;
+  }
+  void Observe(std::string_view name, const MetricLabels& labels, double value) override {
+    EXPECT_GE(value, 0) << name;
+    Add(name, labels, 1);
+  }
+  double Get(const std::string& name) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return values_.contains(name) ? values_[name] : -1;
+  }
+
+ private:
+  void Add(std::string_view name, const MetricLabels& labels, double by) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::string key(name);
+    EXPECT_EQ(labels.at(0), (std::pair<std::string, std::string>("engine", "fake")));
+    for (size_t i = 1; i < labels.size(); ++i) key += "," + labels[i].second;
+    values_[key] += by;
+  }
+  std::mutex mutex_;
+  std::map<std::string, double> values_;
+};
+
 TEST(Engine, GreedyEqualsTheReferenceThroughChunks) {
   for (const int64_t step_tokens : {3, 16, 64}) {
     FakeEngineSpec fake;
@@ -90,6 +118,36 @@ TEST(Engine, PrefixesOfEarlierRequestsAreNotComputedAgain) {
     }
     ExpectNoPages(*e.engine);
   }
+}
+
+TEST(Engine, RightDraftsSaveStepsAndWrongOnesCostNoText) {
+  FakeEngineSpec fake;
+  fake.drafts = true;
+  fake.tokenizer = true;
+  fake.V = 3;  // few ids: n-grams recur although what follows is a hash
+  fake.max_model_len = 200;
+  RecordingSink sink;
+  fake.metrics = &sink;
+  FakeEngine e = StartFake(fake);
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < 24; ++i) prompt.push_back(1 + i % 2);
+  for (int i = 0; i < 3; ++i) {
+    Collector c;
+    GenerateSpec spec = Greedy(prompt, 60 + i);
+    if (i == 2) spec.stop = {"bab"};
+    ASSERT_TRUE(e.engine->Submit(spec, c.sink()).ok());
+    ASSERT_TRUE(c.Wait().status.ok());
+    std::vector<int32_t> want = GreedyReference(prompt, 60 + i, 3, false);
+    want.resize(std::min(want.size(), c.choices[0].ids.size()));
+    EXPECT_EQ(c.choices[0].ids, want);
+    if (i < 2) {
+      EXPECT_EQ(c.choices[0].ids.size(), static_cast<size_t>(60 + i));
+    }
+  }
+  ExpectNoPages(*e.engine);
+  EXPECT_GT(sink.Get("sage_drafted_tokens_total"), 0);
+  EXPECT_GT(sink.Get("sage_draft_accepted_tokens_total"), 0);
+  EXPECT_LT(sink.Get("sage_draft_accepted_tokens_total"), sink.Get("sage_drafted_tokens_total"));
 }
 
 TEST(Engine, DynamicRopeSharesOnlyPromptsOfOneLength) {
@@ -451,34 +509,6 @@ TEST(Engine, SixtyFourClientsAThirdCancelled) {
   }
   ExpectNoPages(*e.engine);
 }
-
-class RecordingSink final : public MetricSink {
- public:
-  void Increment(std::string_view name, const MetricLabels& labels, double by) override { Add(name, labels, by); }
-  void SetGauge(std::string_view name, const MetricLabels& labels, double value) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    values_[std::string(name)] = value;
-  }
-  void Observe(std::string_view name, const MetricLabels& labels, double value) override {
-    EXPECT_GE(value, 0) << name;
-    Add(name, labels, 1);
-  }
-  double Get(const std::string& name) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return values_.contains(name) ? values_[name] : -1;
-  }
-
- private:
-  void Add(std::string_view name, const MetricLabels& labels, double by) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    std::string key(name);
-    EXPECT_EQ(labels.at(0), (std::pair<std::string, std::string>("engine", "fake")));
-    for (size_t i = 1; i < labels.size(); ++i) key += "," + labels[i].second;
-    values_[key] += by;
-  }
-  std::mutex mutex_;
-  std::map<std::string, double> values_;
-};
 
 TEST(Engine, MetricsCountWhatHappened) {
   RecordingSink sink;

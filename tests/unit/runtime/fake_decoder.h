@@ -211,7 +211,7 @@ struct FakeEngineSpec {
   AdmissionLimits admission;
   int64_t mixed_prompt_tokens = 0;
   MetricSink* metrics = nullptr;
-  bool tokenizer = false, prefix_cache = true;
+  bool tokenizer = false, prefix_cache = true, drafts = false;
   int threads = 2;
   absl::Duration delay = absl::ZeroDuration();
   std::function<void(FakeDecoder&)> prepare;
@@ -232,6 +232,7 @@ inline FakeEngine StartFake(const FakeEngineSpec& spec = {}) {
   parts.prefix_cache = spec.prefix_cache;
   parts.make_arena = [](int64_t) -> absl::StatusOr<std::unique_ptr<KvArena>> { return std::make_unique<KvArena>(); };
   parts.scheduler = {spec.max_seqs, spec.max_step_tokens, spec.mixed_prompt_tokens};
+  parts.scheduler.drafts = spec.drafts;
   parts.metrics = spec.metrics;
   parts.admission = spec.admission;
   parts.max_model_len = spec.max_model_len;
