@@ -120,7 +120,8 @@ class Sage:
 
     def streams(self, prompts, tokens):
         body = {"model": self.id, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        results, wall = all_at_once(len(prompts), lambda i: post(self.daemon.http + "/v1/completions", body | {"prompt": prompts[i]}))
+        url = self.daemon.http + "/v1/completions"
+        results, wall = all_at_once(len(prompts), lambda i: post(url, body | {"prompt": prompts[i]}))
         return sum(r["usage"]["completion_tokens"] for r in results) / wall
 
 
@@ -142,7 +143,8 @@ class LlamaCpp:
         self.name, self.megabytes, self.hash = "llama.cpp " + Path(file).stem, os.path.getsize(file) / 1e6, ""
 
     def generate(self, ids, tokens):
-        return post(self.url + "/completion", {"prompt": ids, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False})
+        return post(self.url + "/completion",
+                    {"prompt": ids, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False})
 
     def decode(self, ids, tokens):
         return self.generate(ids, tokens)["timings"]["predicted_per_second"]
@@ -279,8 +281,8 @@ def main():
             row.append(measure(contestant, args, round_number))
     daemon.close()
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
-    result = {"cpu": cpu, "threads": args.threads, "model": args.model, "gguf": args.gguf, "rounds": args.rounds, "baseline": everyone[0].name,
-              "rows": []}
+    result = {"cpu": cpu, "threads": args.threads, "model": args.model, "gguf": args.gguf, "rounds": args.rounds,
+              "baseline": everyone[0].name, "rows": []}
     for contestant, row in zip(everyone, rows):
         entry = {"name": contestant.name, "megabytes": contestant.megabytes, "hash": contestant.hash}
         for what in FIGURES:

@@ -10,57 +10,7 @@
 namespace sage {
 namespace {
 
-GenerateSpec Greedy(std::vector<int32_t> prompt, int64_t max_tokens) {
-  GenerateSpec spec;
-  spec.prompt_ids = std::move(prompt);
-  spec.sampling.temperature = 0;
-  spec.max_tokens = max_tokens;
-  spec.ignore_eos = true;
-  return spec;
-}
-std::vector<int32_t> Prompt(int length, int salt) {
-  std::vector<int32_t> out;
-  for (int i = 0; i < length; ++i) out.push_back(1 + (i * 7 + salt * 13) % 60);
-  return out;
-}
 std::string Reason(const absl::Status& status) { return GetErrorReason(status).reason; }
-// The pages are free once the step after the last event has looked.
-void ExpectNoPages(InferenceEngine& engine) {
-  const absl::Time until = absl::Now() + absl::Seconds(5);
-  while (engine.stats().kv_pages_used != 0 && absl::Now() < until) absl::SleepFor(absl::Milliseconds(1));
-  EXPECT_EQ(engine.stats().kv_pages_used, 0);
-  EXPECT_EQ(engine.stats().waiting, 0);
-  EXPECT_EQ(engine.stats().waiting_tokens, 0);
-}
-
-class RecordingSink final : public MetricSink {
- public:
-  void Increment(std::string_view name, const MetricLabels& labels, double by) override { Add(name, labels, by); }
-  void SetGauge(std::string_view name, const MetricLabels& labels, double value) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    values_[std::string(name)] = value;
-  }
-  void Observe(std::string_view name, const MetricLabels& labels, double value) override {
-    EXPECT_GE(value, 0) << name;
-    Add(name, labels, 1);
-  }
-  double Get(const std::string& name) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return values_.contains(name) ? values_[name] : -1;
-  }
-
- private:
-  void Add(std::string_view name, const MetricLabels& labels, double by) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    std::string key(name);
-    EXPECT_EQ(labels.at(0), (std::pair<std::string, std::string>("engine", "fake")));
-    for (size_t i = 1; i < labels.size(); ++i) key += "," + labels[i].second;
-    values_[key] += by;
-  }
-  std::mutex mutex_;
-  std::map<std::string, double> values_;
-};
-
 TEST(Engine, GreedyEqualsTheReferenceThroughChunks) {
   for (const int64_t step_tokens : {3, 16, 64}) {
     FakeEngineSpec fake;
@@ -97,71 +47,6 @@ TEST(Engine, ManyRequestsShareStepsAndPreemptionChangesNothing) {
   }
   EXPECT_GT(e.decoder->max_batch, 1);
   ExpectNoPages(*e.engine);
-}
-
-TEST(Engine, PrefixesOfEarlierRequestsAreNotComputedAgain) {
-  for (const bool keeps : {true, false}) {
-    FakeEngineSpec fake;
-    fake.prefix_cache = keeps;
-    FakeEngine e = StartFake(fake);
-    std::vector<int32_t> ids = Prompt(21, 1);
-    for (int turn = 0; turn < 3; ++turn) {  // a conversation: each turn begins with all that was said
-      Collector c;
-      ASSERT_TRUE(e.engine->Submit(Greedy(ids, 10), c.sink()).ok());
-      const GenerationUsage usage = c.Wait().usage;
-      EXPECT_EQ(c.choices[0].ids, GreedyReference(ids, 10, 64, false));
-      // The last id of a turn was sampled, never computed.
-      const int64_t known = turn == 0 || !keeps ? 0 : (static_cast<int64_t>(ids.size()) - 6) / 4 * 4;
-      EXPECT_EQ(usage.cached_tokens, known) << turn;
-      ids.insert(ids.end(), c.choices[0].ids.begin(), c.choices[0].ids.end());
-      for (int i = 0; i < 5; ++i) ids.push_back(1 + (i + turn) % 60);
-    }
-    ExpectNoPages(*e.engine);
-  }
-}
-
-TEST(Engine, RightDraftsSaveStepsAndWrongOnesCostNoText) {
-  FakeEngineSpec fake;
-  fake.drafts = true;
-  fake.tokenizer = true;
-  fake.V = 3;  // few ids: n-grams recur although what follows is a hash
-  fake.max_model_len = 200;
-  RecordingSink sink;
-  fake.metrics = &sink;
-  FakeEngine e = StartFake(fake);
-  std::vector<int32_t> prompt;
-  for (int i = 0; i < 24; ++i) prompt.push_back(1 + i % 2);
-  for (int i = 0; i < 3; ++i) {
-    Collector c;
-    GenerateSpec spec = Greedy(prompt, 60 + i);
-    if (i == 2) spec.stop = {"bab"};
-    ASSERT_TRUE(e.engine->Submit(spec, c.sink()).ok());
-    ASSERT_TRUE(c.Wait().status.ok());
-    std::vector<int32_t> want = GreedyReference(prompt, 60 + i, 3, false);
-    want.resize(std::min(want.size(), c.choices[0].ids.size()));
-    EXPECT_EQ(c.choices[0].ids, want);
-    if (i < 2) {
-      EXPECT_EQ(c.choices[0].ids.size(), static_cast<size_t>(60 + i));
-    }
-  }
-  ExpectNoPages(*e.engine);
-  EXPECT_GT(sink.Get("sage_drafted_tokens_total"), 0);
-  EXPECT_GT(sink.Get("sage_draft_accepted_tokens_total"), 0);
-  EXPECT_LT(sink.Get("sage_draft_accepted_tokens_total"), sink.Get("sage_drafted_tokens_total"));
-}
-
-TEST(Engine, DynamicRopeSharesOnlyPromptsOfOneLength) {
-  FakeEngineSpec fake;
-  fake.prepare = [](FakeDecoder& decoder) { decoder.set_rope_kind("dynamic"); };
-  FakeEngine e = StartFake(fake);
-  const auto cached = [&](int length) {
-    Collector c;
-    EXPECT_TRUE(e.engine->Submit(Greedy(Prompt(length, 1), 6), c.sink()).ok());
-    return c.Wait().usage.cached_tokens;
-  };
-  EXPECT_EQ(cached(21), 0);
-  EXPECT_EQ(cached(22), 0);
-  EXPECT_EQ(cached(21), 20);
 }
 
 TEST(Engine, SeedDecidesTheTextWhateverElseRuns) {
