@@ -108,13 +108,18 @@ const std::vector<Key>& Keys() {
       {"model-root", "Folder below which models and datasets may be named", AppendRoot(), /*repeatable=*/true},
       {"grpc-listen", "HOST:PORT or unix:PATH of the gRPC port; port 0 picks one", Listen(&C::grpc_listen, true)},
       {"http-listen", "HOST:PORT of the HTTP port", Listen(&C::http_listen, false)},
-      {"threads", "Compute threads, 0 = all of the machine", Integer(&C::threads, 0, 1024)},
+      {"threads", "Compute threads, 0 = what affinity and control group allow", Integer(&C::threads, 0, 1024)},
       {"port-file", "JSON file written once ready: grpc, http, pid", Text(&C::port_file)},
       {"tls-cert", "PEM certificate chain for gRPC", Text(&C::tls_cert)},
       {"tls-key", "PEM private key", Text(&C::tls_key)},
       {"tls-client-ca", "PEM of authorities whose client certificates are required", Text(&C::tls_client_ca)},
       {"http-tls", "Serve HTTP with the same certificate", Boolean(&C::http_tls), false, true},
-      {"token-file", "File with the bearer tokens that are accepted, one a line", Text(&C::token_file)},
+      {"token-file", "File of bearer tokens, one a line: TOKEN [read|generate|admin] [name=N] [rate=N] [burst=N]",
+       Text(&C::token_file)},
+      {"audit-log", "File that gets a line for every mutation (else the log does)", Text(&C::audit_log)},
+      {"engines-file", "JSON array of engines to start before the daemon is ready", Text(&C::engines_file)},
+      {"otlp-endpoint", "http://HOST[:PORT] of an OpenTelemetry collector that gets the spans",
+       Text(&C::otlp_endpoint)},
       {"open-metrics", "Serve /metrics without a token", Boolean(&C::open_metrics), false, true},
       {"log-format", "json or text", Text(&C::log_format, {"json", "text"})},
       {"log-level", "debug, info, warn or error", Text(&C::log_level, {"debug", "info", "warn", "error"})},
@@ -304,7 +309,8 @@ absl::Status CheckConfig(const DaemonConfig& config) {
     return Bad(absl::StrCat("http-listen: beyond loopback needs --http-tls or --token-file, got ",
                             config.http_listen.ToString()));
   }
-  for (const std::string& path : {config.tls_cert, config.tls_key, config.tls_client_ca, config.token_file}) {
+  for (const std::string& path :
+       {config.tls_cert, config.tls_key, config.tls_client_ca, config.token_file, config.engines_file}) {
     if (!path.empty() && !FileExists(path)) return Bad(absl::StrCat("file not found: ", path));
   }
   for (const std::string& root : config.model_roots) {
@@ -321,8 +327,10 @@ std::string DescribeConfig(const DaemonConfig& config) {
                       config.tls_cert.empty()        ? "off"
                       : config.tls_client_ca.empty() ? "on"
                                                      : "mutual",
-                      "\ntoken: ", config.token_file.empty() ? "off" : "on", "\nlog_format: ", config.log_format,
-                      "\ndrain_delay: ", config.drain_delay_seconds, "\ndrain_timeout: ", config.drain_timeout_seconds,
+                      "\ntoken: ", config.token_file.empty() ? "off" : "on", "\naudit_log: ", config.audit_log,
+                      "\nengines_file: ", config.engines_file, "\notlp_endpoint: ", config.otlp_endpoint,
+                      "\nlog_format: ", config.log_format, "\ndrain_delay: ", config.drain_delay_seconds,
+                      "\ndrain_timeout: ", config.drain_timeout_seconds,
                       "\noperation_workers: ", config.operation_workers, "\nmax_streams: ", config.max_streams, "\n");
 }
 

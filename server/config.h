@@ -29,6 +29,9 @@ struct DaemonConfig {
   std::string tls_cert, tls_key, tls_client_ca;
   bool http_tls = false;
   std::string token_file;
+  std::string audit_log;      // file that gets a line for every mutation; empty = the log
+  std::string engines_file;   // JSON array of engines to start before the daemon is ready
+  std::string otlp_endpoint;  // http://HOST:PORT of a collector; empty = no spans are sent
   bool open_metrics = false;  // /metrics without the token
   std::string log_format = "json", log_level = "info";
   double drain_delay_seconds = 0, drain_timeout_seconds = 30;

@@ -1,15 +1,15 @@
 // Puts the shared parts together, and takes them down in order.
 #include "server/daemon.h"
 
+#include <sys/statvfs.h>
+
 #include <algorithm>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "engine/base/file.h"
+#include "absl/time/clock.h"
 #include "engine/base/status.h"
 #include "server/operations/kinds.h"
 #include "server/telemetry/log.h"
+#include "server/telemetry/otlp.h"
 
 namespace sage::server {
 namespace {
@@ -22,19 +22,17 @@ constexpr size_t kMaxQuick = 4096, kMaxSlow = 256;
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Create(const DaemonConfig& config, const RuntimeMaker& make_runtime) {
   std::unique_ptr<Daemon> daemon(new Daemon(config));
   SAGE_ASSIGN_OR_RETURN(daemon->paths_, ModelPaths::Create(config.data_dir, config.model_roots));
-  if (!config.token_file.empty()) {
-    SAGE_ASSIGN_OR_RETURN(std::string text, ReadFile(config.token_file, 1 << 20));
-    for (const auto& line : absl::StrSplit(text, '\n')) {
-      const std::string token(absl::StripAsciiWhitespace(line));
-      if (!token.empty() && token[0] != '#') daemon->token_hashes_.insert(Sha256Hex(token));
-    }
-    if (daemon->token_hashes_.empty()) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "BAD_CONFIG",
-                       absl::StrCat("token-file: holds no token: ", config.token_file));
-    }
+  SAGE_RETURN_IF_ERROR(daemon->door_.Open(config.token_file));
+  if (!config.tls_cert.empty()) {
+    SAGE_RETURN_IF_ERROR(daemon->certificates_.Open(config.tls_cert, config.tls_key));
   }
+  if (!config.otlp_endpoint.empty()) {
+    SAGE_ASSIGN_OR_RETURN(daemon->spans_, OtlpExporter::Create(config.otlp_endpoint, daemon->metrics_));
+  }
+  daemon->limits_ = ReadHostLimits();
+  Log(LogLevel::kInfo, "host", ToJson(daemon->limits_));
   RuntimeOptions options;
-  options.threads = config.threads;
+  options.threads = config.threads > 0 ? config.threads : daemon->limits_.threads;
   options.metrics = &daemon->metrics_;
   daemon->runtime_ = make_runtime(options);
   daemon->engines_ = std::make_unique<EngineTable>(*daemon->runtime_);
@@ -64,18 +62,23 @@ absl::Status Daemon::Admit() const {
   return absl::OkStatus();
 }
 
-absl::Status Daemon::Authenticate(const std::string& authorization) const {
-  if (token_hashes_.empty()) return absl::OkStatus();
-  const bool bearer = authorization.size() > 7 && absl::EqualsIgnoreCase(authorization.substr(0, 7), "Bearer ");
-  if (!bearer) {
-    return MakeError(absl::StatusCode::kUnauthenticated, "TOKEN_MISSING", "authorization: a bearer token is needed");
+void Daemon::Upkeep() {
+  const absl::StatusOr<bool> tokens = door_.Reload();
+  const absl::StatusOr<bool> pair = certificates_.Reload();
+  for (const auto& [what, result] : {std::make_pair("tokens", &tokens), std::make_pair("certificate", &pair)}) {
+    if (!result->ok()) {
+      Log(LogLevel::kError, "reload_failed", {{"what", what}, {"message", std::string(result->status().message())}});
+      metrics_.Increment("sage_reloads_total", {{"what", what}, {"result", "failed"}}, 1);
+    } else if (**result) {
+      Log(LogLevel::kInfo, "reloaded", {{"what", what}});
+      metrics_.Increment("sage_reloads_total", {{"what", what}, {"result", "done"}}, 1);
+    }
   }
-  // Hashes are compared, so the time it takes says nothing about the token.
-  const std::string token(absl::StripAsciiWhitespace(authorization.substr(7)));
-  if (token_hashes_.count(Sha256Hex(token)) == 0) {
-    return MakeError(absl::StatusCode::kUnauthenticated, "TOKEN_INVALID", "authorization: the token is not accepted");
+  struct statvfs disk;
+  if (statvfs(paths_.data_dir().c_str(), &disk) == 0) {
+    disk_free_bytes_ = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
+    disk_total_bytes_ = static_cast<double>(disk.f_blocks) * static_cast<double>(disk.f_frsize);
   }
-  return absl::OkStatus();
 }
 
 void Daemon::StopWork(absl::Time deadline) {
@@ -123,6 +126,8 @@ void Daemon::CollectGauges() {
         {"sage_tokens_waiting", static_cast<double>(stats.waiting_tokens)},
     };
     for (const auto& [name, value] : gauges) metrics_.SetGauge(name, labels, value);
+    const double pages = static_cast<double>(std::max<int64_t>(1, stats.kv_pages_total));
+    metrics_.SetGauge("sage_kv_used_ratio", labels, static_cast<double>(stats.kv_pages_used) / pages);
   }
   const auto counts = operations_->Counts();
   for (const char* kind : {"calibrate", "convert", "evaluate", "start_engine"}) {
@@ -135,8 +140,23 @@ void Daemon::CollectGauges() {
   for (const char* kind : {"calibrate", "convert", "evaluate"}) {
     metrics_.SetGauge("sage_operation_progress_ratio", {{"kind", kind}}, progress[kind]);
   }
+  CollectProcess();
+}
+
+void Daemon::CollectProcess() {
   metrics_.SetGauge("sage_build_info", {{"version", SAGE_VERSION}}, 1);
   metrics_.SetGauge("sage_ready", {}, ready() ? 1 : 0);
+  metrics_.SetGauge("sage_cpu_limit", {}, limits_.quota_cpus > 0 ? limits_.quota_cpus : limits_.affinity_cpus);
+  metrics_.SetGauge("sage_compute_threads", {}, runtime_->threads());
+  metrics_.SetGauge("sage_memory_limit_bytes", {}, static_cast<double>(limits_.memory_bytes()));
+  if (disk_total_bytes_ >= 0) {
+    metrics_.SetGauge("sage_data_free_bytes", {}, disk_free_bytes_);
+    metrics_.SetGauge("sage_data_size_bytes", {}, disk_total_bytes_);
+  }
+  if (certificates_.open()) {
+    metrics_.SetGauge("sage_tls_certificate_end_seconds", {},
+                      absl::ToDoubleSeconds(certificates_.not_after() - absl::UnixEpoch()));
+  }
 }
 
 }  // namespace sage::server

@@ -4,16 +4,20 @@
 
 #include <atomic>
 #include <memory>
-#include <set>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/config.h"
 #include "server/engine_table.h"
+#include "server/host_limits.h"
 #include "server/model_paths.h"
 #include "server/operations/runner.h"
+#include "server/security/certificates.h"
+#include "server/security/tokens.h"
+#include "server/telemetry/audit.h"
 #include "server/telemetry/metrics.h"
+#include "server/telemetry/trace.h"
 #include "server/work_queue.h"
 
 namespace sage::server {
@@ -27,8 +31,8 @@ class Daemon {
 
   // UNAVAILABLE (DRAINING, NOT_READY) unless requests are admitted.
   absl::Status Admit() const;
-  // UNAUTHENTICATED (TOKEN_MISSING, TOKEN_INVALID) when tokens are configured; `authorization` is the header's value.
-  absl::Status Authenticate(const std::string& authorization) const;
+  // Who may call what, by the value of the authorization header.
+  const Door& door() const { return door_; }
   // Runs blocking work; false = RESOURCE_EXHAUSTED (the caller answers). Quick: parsing, tokenizing, listing. Slow:
   // starts, scores, verifications.
   bool Quick(std::function<void()> work) { return quick_->Submit(std::move(work)); }
@@ -43,6 +47,9 @@ class Daemon {
   bool draining() const { return draining_; }
   // Looks at the age of the engines' last steps; false when one hangs.
   bool CheckWatchdog();
+  bool healthy() const { return healthy_; }
+  // About once a second, from one thread: tokens and certificates whose files changed, figures of the disk.
+  void Upkeep();
 
   const DaemonConfig& config() const { return config_; }
   const ModelPaths& paths() const { return paths_; }
@@ -52,15 +59,24 @@ class Daemon {
   OperationStore& store() { return *store_; }
   OperationRunner& operations() { return *operations_; }
   PrometheusMetrics& metrics() { return metrics_; }
+  const HostLimits& limits() const { return limits_; }
+  const Certificates& certificates() const { return certificates_; }
+  AuditLog& audit() { return audit_; }
+  SpanSink* spans() { return spans_.get(); }  // null = nobody wants spans
 
  private:
-  explicit Daemon(const DaemonConfig& config) : config_(config) {}
+  explicit Daemon(const DaemonConfig& config) : config_(config), audit_(config.audit_log) {}
   void CollectGauges();
+  void CollectProcess();
 
   DaemonConfig config_;
   PrometheusMetrics metrics_;
   ModelPaths paths_;
-  std::set<std::string> token_hashes_;
+  HostLimits limits_;
+  Door door_;
+  Certificates certificates_;
+  AuditLog audit_;
+  std::unique_ptr<SpanSink> spans_;
   std::unique_ptr<Runtime> runtime_;
   std::unique_ptr<EngineTable> engines_;
   TokenizerCache tokenizers_;
@@ -68,6 +84,7 @@ class Daemon {
   std::unique_ptr<OperationRunner> operations_;
   std::unique_ptr<WorkQueue> quick_, slow_;
   std::atomic<bool> ready_{false}, draining_{false}, healthy_{true};
+  std::atomic<double> disk_free_bytes_{-1}, disk_total_bytes_{-1};  // of the data folder's file system
 };
 
 }  // namespace sage::server

@@ -9,6 +9,8 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/impl/service_type.h"
+#include "grpcpp/security/tls_certificate_provider.h"
+#include "grpcpp/security/tls_credentials_options.h"
 #include "server/daemon.h"
 #include "server/services/services.h"
 
@@ -27,19 +29,22 @@ constexpr const char* kServiceNames[] = {
     "inference.GRPCInferenceService",
 };
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const DaemonConfig& config) {
+// The provider reads the files again every second, so that a renewed certificate needs no restart.
+std::shared_ptr<grpc::ServerCredentials> Credentials(const DaemonConfig& config) {
   if (config.tls_cert.empty()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions options(config.tls_client_ca.empty()
-                                                ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
-                                                : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
-  SAGE_ASSIGN_OR_RETURN(pair.private_key, ReadFile(config.tls_key, 1 << 20));
-  SAGE_ASSIGN_OR_RETURN(pair.cert_chain, ReadFile(config.tls_cert, 1 << 20));
-  options.pem_key_cert_pairs.push_back(pair);
-  if (!config.tls_client_ca.empty()) {
-    SAGE_ASSIGN_OR_RETURN(options.pem_root_certs, ReadFile(config.tls_client_ca, 1 << 20));
+  constexpr unsigned kRefreshSeconds = 1;
+  auto provider = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
+      config.tls_key, config.tls_cert, config.tls_client_ca, kRefreshSeconds);
+  grpc::experimental::TlsServerCredentialsOptions options(provider);
+  options.watch_identity_key_cert_pairs();
+  options.set_check_call_host(false);
+  if (config.tls_client_ca.empty()) {
+    options.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
+  } else {
+    options.watch_root_certs();
+    options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   }
-  return grpc::SslServerCredentials(options);
+  return grpc::experimental::TlsServerCredentials(options);
 }
 
 void SetLimits(const DaemonConfig& config, grpc::ServerBuilder& builder) {
@@ -79,11 +84,10 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Daemon& daemon) {
   services.push_back(MakeReportService(daemon));
   services.push_back(MakeOperationService(daemon));
   services.push_back(MakeInferenceService(daemon));
-  SAGE_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials, Credentials(config));
   grpc::ServerBuilder builder;
   SetLimits(config, builder);
   int port = 0;
-  builder.AddListeningPort(config.grpc_listen.ToString(), credentials, &port);
+  builder.AddListeningPort(config.grpc_listen.ToString(), Credentials(config), &port);
   for (const auto& service : services) builder.RegisterService(service.get());
   out->state_->server = builder.BuildAndStart();
   if (out->state_->server == nullptr || port == 0) {

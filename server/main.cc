@@ -1,8 +1,10 @@
-// sagequantd: reads the configuration, serves gRPC and HTTP until SIGTERM or SIGINT, drains and exits 0.
+// sagequantd: reads the configuration, starts the engines it names, serves gRPC and HTTP until SIGTERM or SIGINT,
+// drains and exits 0.
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <thread>
 
@@ -13,6 +15,8 @@
 #include "server/daemon.h"
 #include "server/grpc_server.h"
 #include "server/http/http_server.h"
+#include "server/preload.h"
+#include "server/systemd.h"
 #include "server/telemetry/log.h"
 
 namespace {
@@ -24,17 +28,75 @@ int Fail(const absl::Status& status) {
   return 1;
 }
 
-// Waits for SIGTERM or SIGINT (blocked in every thread) and looks at the watchdog meanwhile. Health follows it.
-int WaitForSignal(const sigset_t& signals, Daemon& daemon, GrpcServer& grpc) {
+// Starts the engines of --engines-file beside the loop that answers signals.
+class Preload {
+ public:
+  explicit Preload(Daemon& daemon)
+      : thread_([this, &daemon] {
+          status_ = StartEngines(daemon, daemon.config().engines_file, cancel_);
+          done_ = true;
+        }) {}
+  ~Preload() {
+    cancel_.Cancel();
+    thread_.join();
+  }
+  bool done() const { return done_; }
+  const absl::Status& status() const { return status_; }  // once done
+
+ private:
+  sage::CancelToken cancel_;
+  absl::Status status_;
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+// The signal that ends the wait (SIGTERM or SIGINT, blocked in every thread), 0 when the engines are there.
+int WaitForEngines(const sigset_t& signals, const Preload& preload, const SystemdNotifier& systemd) {
+  const timespec tick = {0, 20000000};
+  for (int ticks = 0; !preload.done(); ++ticks) {
+    if (ticks % 250 == 0) systemd.Send("EXTEND_TIMEOUT_USEC=60000000\nSTATUS=starting engines");
+    const int signal = sigtimedwait(&signals, nullptr, &tick);
+    if (signal > 0) return signal;
+  }
+  return 0;
+}
+
+// Waits for a signal and meanwhile looks at the watchdog and at files that change. Health follows the watchdog, and a
+// supervisor hears from us only while it is well.
+int WaitForSignal(const sigset_t& signals, Daemon& daemon, GrpcServer& grpc, SystemdNotifier& systemd) {
   const timespec second = {1, 0};
   bool serving = true;
   while (true) {
-    const int signal = sigtimedwait(&signals, nullptr, &second);
-    if (signal > 0) return signal;
     const bool healthy = daemon.CheckWatchdog();
     if (healthy != serving) grpc.SetServing(healthy);
     serving = healthy;
+    if (healthy) systemd.Beat(absl::Now());
+    daemon.Upkeep();
+    const int signal = sigtimedwait(&signals, nullptr, &second);
+    if (signal > 0) return signal;
   }
+}
+
+absl::Status WritePortFile(const std::string& path, const GrpcServer& grpc, const HttpServer& http) {
+  if (path.empty()) return absl::OkStatus();
+  const sage::Json ports = {{"grpc", grpc.address()}, {"http", http.address()}, {"pid", getpid()}};
+  return sage::WriteFileAtomic(path, ports.dump() + "\n");
+}
+
+void Drain(Daemon& daemon, GrpcServer& grpc, HttpServer& http, const SystemdNotifier& systemd, int signal) {
+  const DaemonConfig& config = daemon.config();
+  Log(LogLevel::kInfo, "draining", {{"signal", signal}});
+  systemd.Stopping();
+  grpc.SetServing(false);
+  http.SetServing(false);
+  if (config.drain_delay_seconds > 0) absl::SleepFor(absl::Seconds(config.drain_delay_seconds));
+  daemon.BeginDrain();
+  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_timeout_seconds);
+  // Engines first: their running requests end (or are cancelled at the deadline), so every stream gets its last update.
+  daemon.StopWork(deadline);
+  grpc.Shutdown(std::max(deadline, absl::Now()) + absl::Seconds(2));
+  http.Stop();
+  Log(LogLevel::kInfo, "stopped", {});
 }
 
 int Serve(const DaemonConfig& config, const sigset_t& signals) {
@@ -44,31 +106,29 @@ int Serve(const DaemonConfig& config, const sigset_t& signals) {
   if (!grpc.ok()) return Fail(grpc.status());
   absl::StatusOr<std::unique_ptr<HttpServer>> http = HttpServer::Start(**daemon);
   if (!http.ok()) return Fail(http.status());
-  (*daemon)->SetReady();
-  (*grpc)->SetServing(true);
-  if (!config.port_file.empty()) {
-    const sage::Json ports = {{"grpc", (*grpc)->address()}, {"http", (*http)->address()}, {"pid", getpid()}};
-    const absl::Status written = sage::WriteFileAtomic(config.port_file, ports.dump() + "\n");
-    if (!written.ok()) return Fail(written);
+  SystemdNotifier systemd = SystemdNotifier::FromEnvironment();
+  int signal = 0;
+  {
+    const Preload preload(**daemon);
+    signal = WaitForEngines(signals, preload, systemd);
+    if (signal == 0 && !preload.status().ok()) return Fail(preload.status());
   }
-  Log(LogLevel::kInfo, "serving",
-      {{"grpc", (*grpc)->address()},
-       {"http", (*http)->address()},
-       {"data_dir", (*daemon)->paths().data_dir()},
-       {"threads", (*daemon)->runtime().threads()},
-       {"version", SAGE_VERSION}});
-  const int signal = WaitForSignal(signals, **daemon, **grpc);
-  Log(LogLevel::kInfo, "draining", {{"signal", signal}});
-  (*grpc)->SetServing(false);
-  (*http)->SetServing(false);
-  if (config.drain_delay_seconds > 0) absl::SleepFor(absl::Seconds(config.drain_delay_seconds));
-  (*daemon)->BeginDrain();
-  const absl::Time deadline = absl::Now() + absl::Seconds(config.drain_timeout_seconds);
-  // Engines first: their running requests end (or are cancelled at the deadline), so every stream gets its last update.
-  (*daemon)->StopWork(deadline);
-  (*grpc)->Shutdown(std::max(deadline, absl::Now()) + absl::Seconds(2));
-  (*http)->Stop();
-  Log(LogLevel::kInfo, "stopped", {});
+  if (signal == 0) {
+    (*daemon)->Upkeep();
+    (*daemon)->SetReady();
+    (*grpc)->SetServing(true);
+    const absl::Status written = WritePortFile(config.port_file, **grpc, **http);
+    if (!written.ok()) return Fail(written);
+    Log(LogLevel::kInfo, "serving",
+        {{"grpc", (*grpc)->address()},
+         {"http", (*http)->address()},
+         {"data_dir", (*daemon)->paths().data_dir()},
+         {"threads", (*daemon)->runtime().threads()},
+         {"version", SAGE_VERSION}});
+    systemd.Ready("gRPC " + (*grpc)->address() + ", HTTP " + (*http)->address());
+    signal = WaitForSignal(signals, **daemon, **grpc, systemd);
+  }
+  Drain(**daemon, **grpc, **http, systemd, signal);
   return 0;
 }
 

@@ -18,8 +18,10 @@ namespace {
 constexpr size_t kMaxBody = 64 << 20;
 
 void AddProbes(Daemon& daemon, const std::atomic<bool>& serving, httplib::Server& server) {
-  server.Get("/health/live", [](const httplib::Request&, httplib::Response& response) {
-    SetJson({{"status", "live"}}, response);
+  // Not live: a step hangs. A restart is all that helps then, and the orchestrator's liveness probe does it.
+  server.Get("/health/live", [&daemon](const httplib::Request&, httplib::Response& response) {
+    const bool live = daemon.healthy();
+    SetJson({{"status", live ? "live" : "stalled"}}, response, live ? 200 : 503);
   });
   const auto ready = [&daemon, &serving](const httplib::Request&, httplib::Response& response) {
     const bool ok = serving && daemon.ready();
@@ -32,19 +34,45 @@ void AddProbes(Daemon& daemon, const std::atomic<bool>& serving, httplib::Server
   server.Get("/health", ready);
   server.Get("/metrics", [&daemon](const httplib::Request& request, httplib::Response& response) {
     if (!daemon.config().open_metrics) {
-      const absl::Status status = daemon.Authenticate(request.get_header_value("Authorization"));
-      if (!status.ok()) return SetError(status, response);
+      const auto caller = daemon.door().Check(request.get_header_value("Authorization"), Role::kRead);
+      if (!caller.ok()) return SetError(caller.status(), response);
     }
     response.set_content(daemon.metrics().Text(), "text/plain; version=0.0.4; charset=utf-8");
   });
 }
 
+// With client authorities, everything but the probes needs a verified certificate (a kubelet has none to show).
+absl::StatusOr<std::unique_ptr<httplib::Server>> MakeTlsServer(Daemon& daemon) {
+  absl::Status status;
+  const std::string& ca = daemon.config().tls_client_ca;
+  std::unique_ptr<httplib::Server> server = std::make_unique<httplib::SSLServer>([&](SSL_CTX& context) {
+    daemon.certificates().Attach(&context);
+    if (!ca.empty()) status = Certificates::AskForClients(&context, ca);
+    return status.ok();
+  });
+  SAGE_RETURN_IF_ERROR(status);
+  if (!ca.empty()) {
+    server->set_pre_routing_handler([](const httplib::Request& request, httplib::Response& response) {
+      if (request.path.rfind("/health", 0) == 0 || Certificates::PeerVerified(request.ssl)) {
+        return httplib::Server::HandlerResponse::Unhandled;
+      }
+      SetError(MakeError(absl::StatusCode::kUnauthenticated, "CERTIFICATE_MISSING",
+                         "a client certificate of a configured authority is needed"),
+               response);
+      return httplib::Server::HandlerResponse::Handled;
+    });
+  }
+  return server;
+}
+
 }  // namespace
 
 bool OpenCall(Call& call, const httplib::Request& request, bool admit, httplib::Response& response) {
+  call.SetPeer(absl::StrCat(request.remote_addr, ":", request.remote_port));
   const absl::Status status =
       call.Open(request.get_header_value("Authorization"), request.get_header_value("X-Request-Id"),
                 request.get_header_value("traceparent"), admit);
+  response.set_header("traceparent", Traceparent(call.trace()));
   if (!call.request_id.empty() && call.request_id.find_first_of("\r\n") == std::string::npos) {
     response.set_header("X-Request-Id", call.request_id);
   }
@@ -79,7 +107,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Daemon& daemon) {
   std::unique_ptr<HttpServer> out(new HttpServer());
   State& state = *out->state_;
   if (config.http_tls) {
-    state.server = std::make_unique<httplib::SSLServer>(config.tls_cert.c_str(), config.tls_key.c_str());
+    SAGE_ASSIGN_OR_RETURN(state.server, MakeTlsServer(daemon));
   } else {
     state.server = std::make_unique<httplib::Server>();
   }

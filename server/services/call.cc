@@ -4,7 +4,6 @@
 #include <atomic>
 #include <utility>
 
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
 #include "grpcpp/server_context.h"
@@ -65,30 +64,57 @@ Call::~Call() {
   daemon_.metrics().Increment("sage_rpc_requests_total",
                               {{"interface", interface_}, {"method", method_}, {"code", code}}, 1);
   daemon_.metrics().Observe("sage_rpc_request_seconds", {{"interface", interface_}, {"method", method_}}, seconds);
+  WriteRecords(seconds);
+}
+
+void Call::WriteRecords(double seconds) {
+  const std::string code = CodeName(status_.code());
   Json line = {{"interface", interface_}, {"method", method_}, {"code", code}, {"ms", seconds * 1000}};
-  if (!request_id.empty()) line["request_id"] = request_id;
-  if (!trace_id.empty()) line["trace_id"] = trace_id;
-  if (!engine_.empty()) line["engine"] = engine_;
+  const std::pair<const char*, const std::string*> texts[] = {{"request_id", &request_id},
+                                                              {"trace_id", &trace_.trace_id},
+                                                              {"engine", &engine_},
+                                                              {"peer", &peer_},
+                                                              {"caller", &caller_}};
+  for (const auto& [key, value] : texts) {
+    if (!value->empty()) line[key] = *value;
+  }
   if (!status_.ok()) {
     line["reason"] = ReasonOf(status_);
     line["message"] = std::string(status_.message());
   }
+  if (IsMutation(method_)) daemon_.audit().Write(line);
   Log(status_.ok() || HttpCode(status_.code()) < 500 ? LogLevel::kInfo : LogLevel::kWarn, "request", line);
+  if (daemon_.spans() == nullptr) return;
+  Span span;
+  span.context = trace_;
+  span.name = interface_ + " " + method_;
+  span.begin = began_;
+  span.end = absl::Now();
+  span.attributes = {{"rpc.system", interface_}, {"rpc.method", method_}, {"sage.code", code}};
+  if (!engine_.empty()) span.attributes.emplace_back("sage.engine", engine_);
+  if (!request_id.empty()) span.attributes.emplace_back("sage.request_id", request_id);
+  span.failed = HttpCode(status_.code()) >= 500;
+  if (span.failed) span.status_message = std::string(status_.message());
+  daemon_.spans()->Add(std::move(span));
 }
 
-absl::Status Call::Open(const grpc::CallbackServerContext& context, bool admit) {
+absl::Status Call::Open(grpc::CallbackServerContext& context, bool admit) {
   const auto limit = context.deadline();
   if (limit != std::chrono::system_clock::time_point::max()) deadline = absl::FromChrono(limit);
-  return Open(Metadata(context, "authorization"), Metadata(context, "x-request-id"), Metadata(context, "traceparent"),
-              admit);
+  peer_ = context.peer();
+  const absl::Status status = Open(Metadata(context, "authorization"), Metadata(context, "x-request-id"),
+                                   Metadata(context, "traceparent"), admit);
+  context.AddInitialMetadata("traceparent", Traceparent(trace_));
+  return status;
 }
 
 absl::Status Call::Open(const std::string& authorization, const std::string& id, const std::string& traceparent,
                         bool admit) {
   request_id = id.substr(0, 128);
-  const std::vector<std::string> parts = absl::StrSplit(traceparent.substr(0, 128), '-');
-  if (parts.size() >= 3 && parts[1].size() == 32) trace_id = parts[1];
-  absl::Status status = daemon_.Authenticate(authorization);
+  trace_ = ContinueTrace(traceparent.substr(0, 256));
+  absl::StatusOr<std::string> caller = daemon_.door().Check(authorization, method_);
+  absl::Status status = caller.status();
+  if (caller.ok()) caller_ = *std::move(caller);
   if (status.ok() && admit) status = daemon_.Admit();
   if (!status.ok()) {
     daemon_.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(status)}}, 1);

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "engine/base/cancel.h"
+#include "server/telemetry/trace.h"
 
 namespace grpc {
 class CallbackServerContext;
@@ -27,20 +28,25 @@ class Call {
   Call& operator=(const Call&) = delete;
 
   // Reads identity, deadline and credentials; not OK when the call must be refused.
-  absl::Status Open(const grpc::CallbackServerContext& context, bool admit);
+  // Answers with a `traceparent` of its own in the initial metadata.
+  absl::Status Open(grpc::CallbackServerContext& context, bool admit);
   absl::Status Open(const std::string& authorization, const std::string& request_id, const std::string& traceparent,
                     bool admit);
   void SetStatus(const absl::Status& status) { status_ = status; }
   void SetEngine(const std::string& engine_id) { engine_ = engine_id; }
+  void SetPeer(std::string peer) { peer_ = std::move(peer); }
+  const TraceContext& trace() const { return trace_; }
 
   CancelToken cancel;
   absl::Time deadline = absl::InfiniteFuture();
-  std::string request_id, trace_id;
+  std::string request_id;
 
  private:
   Daemon& daemon_;
   const std::string interface_, method_;
-  std::string engine_;
+  void WriteRecords(double seconds);    // log, audit, span
+  std::string engine_, peer_, caller_;  // caller: the token's name
+  TraceContext trace_;
   absl::Time began_;
   absl::Status status_;
 };

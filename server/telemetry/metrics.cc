@@ -1,9 +1,13 @@
 // The Prometheus exporter: families are made on first use from the catalogue; a name outside it is still exported.
 #include "server/telemetry/metrics.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
+#include <ctime>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -74,6 +78,18 @@ constexpr Entry kCatalogue[] = {
     {"sage_operations_finished_total", "Long operations that ended, by kind and state"},
     {"sage_operation_seconds", "Duration of long operations"},
     {"sage_operation_progress_ratio", "Progress of running operations, largest of the kind, 0 to 1"},
+    {"sage_kv_used_ratio", "Share of the engine's KV pages in use, 0 to 1"},
+    {"sage_cpu_limit", "CPUs the daemon may use, by affinity and control group"},
+    {"sage_compute_threads", "Compute threads of the daemon"},
+    {"sage_memory_limit_bytes", "Memory the daemon may use: the control group's limit or the machine's memory"},
+    {"sage_data_free_bytes", "Free bytes of the file system that holds the data folder"},
+    {"sage_data_size_bytes", "Size of the file system that holds the data folder"},
+    {"sage_tls_certificate_end_seconds", "When the server's certificate ends, in Unix time"},
+    {"sage_reloads_total", "Tokens and certificates taken up again after their files changed, by result"},
+    {"sage_spans_total", "Spans sent to the collector, failed or dropped"},
+    {"sage_process_start_time_seconds", "When the daemon started, in Unix time"},
+    {"sage_process_cpu_seconds_total", "CPU time of the daemon"},
+    {"sage_process_open_files", "File descriptors of the daemon"},
     {"sage_process_resident_memory_bytes", "Resident memory of the daemon"},
     {"sage_process_virtual_memory_bytes", "Virtual memory of the daemon"},
     {"sage_build_info", "Version of the daemon; always 1"},
@@ -99,6 +115,32 @@ prometheus::Labels ToLabels(const MetricLabels& labels) {
   return out;
 }
 
+// What /proc says of this process. `cpu_seconds` is what was counted so far.
+void AddProcess(PrometheusMetrics& metrics, double start, std::atomic<double>& cpu_seconds) {
+  metrics.SetGauge("sage_process_start_time_seconds", {}, start);
+  if (FILE* file = std::fopen("/proc/self/statm", "r")) {
+    long long virtual_pages = 0, resident_pages = 0;
+    if (std::fscanf(file, "%lld %lld", &virtual_pages, &resident_pages) == 2) {
+      const double page = static_cast<double>(sysconf(_SC_PAGESIZE));
+      metrics.SetGauge("sage_process_virtual_memory_bytes", {}, static_cast<double>(virtual_pages) * page);
+      metrics.SetGauge("sage_process_resident_memory_bytes", {}, static_cast<double>(resident_pages) * page);
+    }
+    std::fclose(file);
+  }
+  rusage usage;
+  if (getrusage(RUSAGE_SELF, &usage) == 0) {
+    const double now = static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+                       static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+    metrics.Increment("sage_process_cpu_seconds_total", {}, now - cpu_seconds.exchange(now));
+  }
+  std::error_code error;
+  int64_t open = 0;
+  for (std::filesystem::directory_iterator it("/proc/self/fd", error), end; !error && it != end; it.increment(error)) {
+    ++open;
+  }
+  if (open > 0) metrics.SetGauge("sage_process_open_files", {}, static_cast<double>(open));
+}
+
 }  // namespace
 
 struct PrometheusMetrics::State {
@@ -111,6 +153,8 @@ struct PrometheusMetrics::State {
   std::map<std::pair<std::string, MetricLabels>, prometheus::Gauge*> gauge_cells;
   std::map<std::pair<std::string, MetricLabels>, prometheus::Histogram*> histogram_cells;
   std::function<void()> collect;
+  std::atomic<double> cpu_seconds{0};
+  const double start = static_cast<double>(std::time(nullptr));
 };
 
 PrometheusMetrics::PrometheusMetrics() : state_(std::make_unique<State>()) {}
@@ -190,15 +234,7 @@ std::string PrometheusMetrics::Text() {
     collect = state_->collect;
   }
   if (collect) collect();
-  if (FILE* file = std::fopen("/proc/self/statm", "r")) {
-    long long virtual_pages = 0, resident_pages = 0;
-    if (std::fscanf(file, "%lld %lld", &virtual_pages, &resident_pages) == 2) {
-      const double page = static_cast<double>(sysconf(_SC_PAGESIZE));
-      SetGauge("sage_process_virtual_memory_bytes", {}, static_cast<double>(virtual_pages) * page);
-      SetGauge("sage_process_resident_memory_bytes", {}, static_cast<double>(resident_pages) * page);
-    }
-    std::fclose(file);
-  }
+  AddProcess(*this, state_->start, state_->cpu_seconds);
   return prometheus::TextSerializer().Serialize(state_->registry.Collect());
 }
 

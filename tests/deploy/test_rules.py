@@ -1,0 +1,99 @@
+"""Alert and recording rules: valid, unit-tested, each with a runbook; dashboards: current; both ask only for metrics that exist."""
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import CHART, DEPLOY, ROOT
+
+RULES = DEPLOY / "prometheus" / "rules.yaml"
+
+
+def catalogue():
+    return set(re.findall(r'\{"(sage_\w+)",', (ROOT / "server" / "telemetry" / "metrics.cc").read_text()))
+
+
+def metrics_of(expression):
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"(?<![:\w])sage_\w+", expression)}
+
+
+def rules():
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def dashboard_queries():
+    """(dashboard, panel, expression) of every committed dashboard."""
+    for path in sorted((DEPLOY / "grafana").glob("*.json")):
+        for entry in json.loads(path.read_text())["panels"]:
+            for panel in [entry, *entry.get("panels", [])]:
+                for target in panel.get("targets", []):
+                    yield path.stem, panel["title"], target["expr"]
+
+
+@pytest.mark.parametrize("command", [["check", "rules", "rules.yaml"], ["test", "rules", "rules_test.yaml"]])
+def test_promtool(command):
+    run = subprocess.run(["promtool", *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_prometheus_configuration():
+    run = subprocess.run(["promtool", "check", "config", "--syntax-only", DEPLOY / "compose" / "prometheus.yaml"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_alert_has_a_test_and_a_runbook():
+    tested = {test["alertname"] for group in yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yaml").read_text())["tests"]
+              for test in group.get("alert_rule_test", []) if test.get("exp_alerts")}
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert {rule["alert"] for rule in alerts} == tested
+    guide = (DEPLOY / "README.md").read_text()
+    headings = {re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in guide.splitlines() if line.startswith("#")}
+    for rule in alerts:
+        file, anchor = rule["annotations"]["runbook"].split("#")
+        assert file == "deploy/README.md" and anchor in headings, rule["alert"]
+        assert rule["alert"] in guide, rule["alert"]
+        assert rule["labels"]["severity"] in ("warning", "critical")
+
+
+def test_rules_and_dashboards_ask_for_metrics_of_the_catalogue():
+    known = catalogue()
+    for rule in rules():
+        assert metrics_of(rule["expr"]) <= known, rule
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    for rule in rules():
+        assert set(re.findall(r"sage:[\w:]+", rule["expr"])) <= recorded, rule
+    count = 0
+    for board, panel, expression in dashboard_queries():
+        assert metrics_of(expression) <= known, (board, panel)
+        count += 1
+    assert count > 50
+
+
+def test_every_metric_is_shown_and_explained():
+    shown = set().union(*(metrics_of(expression) for _, _, expression in dashboard_queries()))
+    assert catalogue() - shown == set(), "metrics that no dashboard shows"
+    guide = (DEPLOY / "README.md").read_text()
+    assert [name for name in sorted(catalogue()) if f"`{name}`" not in guide] == [], "metrics that deploy/README.md does not explain"
+
+
+def test_generated_files_are_current():
+    run = subprocess.run([sys.executable, DEPLOY / "generate", "--check", "dashboards", "chart"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_dashboards_have_no_overlaps_and_unique_ids():
+    uids = set()
+    for path in sorted((DEPLOY / "grafana").glob("*.json")):
+        board = json.loads(path.read_text())
+        assert board["uid"] not in uids and board["schemaVersion"] >= 36
+        uids.add(board["uid"])
+        cells = set()
+        for panel in board["panels"]:
+            place = panel["gridPos"]
+            for x in range(place["x"], place["x"] + place["w"]):
+                for y in range(place["y"], place["y"] + place["h"]):
+                    assert (x, y) not in cells and x < 24, (path.name, panel["title"])
+                    cells.add((x, y))
+    assert (CHART / "files" / "dashboards" / "overview.json").read_text() == (DEPLOY / "grafana" / "overview.json").read_text()
