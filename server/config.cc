@@ -184,7 +184,7 @@ absl::Status Apply(const Key& key, const std::vector<std::string>& values, const
 struct CommandLine {
   Layer flags;  // by key name
   std::string config_file;
-  bool check_config = false;
+  bool check_config = false, health = false;
 };
 
 // Empty answer = go on; else what to print and the exit code.
@@ -204,6 +204,7 @@ std::optional<std::pair<int, std::string>> ParseFlags(const std::vector<std::str
   }
   app.add_option("--config", out.config_file, "YAML file; keys are the flags with '_' for '-'");
   app.add_flag("--check-config", out.check_config, "Check and print the configuration, then exit");
+  app.add_flag("--health", out.health, "Ask the running daemon of this configuration whether it lives, then exit");
   try {
     std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
     app.parse(reversed);
@@ -272,6 +273,7 @@ absl::StatusOr<ParsedCommandLine> ParseCommandLine(const std::vector<std::string
     return out;
   }
   out.config.check_config = line.check_config;
+  out.config.health = line.health;
   std::string file = line.config_file;
   if (auto it = environment.find("SAGE_CONFIG"); file.empty() && it != environment.end()) file = it->second;
   Layer yaml;

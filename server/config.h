@@ -40,6 +40,7 @@ struct DaemonConfig {
   int max_streams = 1024;
   double watchdog_seconds = 120;  // a step older than this makes the daemon NOT_SERVING
   bool check_config = false;
+  bool health = false;  // probe the daemon of this configuration and exit
 };
 
 // How the command line ended: run, or print `text` and exit.

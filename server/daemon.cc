@@ -24,7 +24,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Create(const DaemonConfig& confi
   SAGE_ASSIGN_OR_RETURN(daemon->paths_, ModelPaths::Create(config.data_dir, config.model_roots));
   SAGE_RETURN_IF_ERROR(daemon->door_.Open(config.token_file));
   if (!config.tls_cert.empty()) {
-    SAGE_RETURN_IF_ERROR(daemon->certificates_.Open(config.tls_cert, config.tls_key));
+    SAGE_RETURN_IF_ERROR(daemon->certificates_.Open(config.tls_cert, config.tls_key, config.tls_client_ca));
   }
   if (!config.otlp_endpoint.empty()) {
     SAGE_ASSIGN_OR_RETURN(daemon->spans_, OtlpExporter::Create(config.otlp_endpoint, daemon->metrics_));
@@ -42,6 +42,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Create(const DaemonConfig& confi
   daemon->quick_ = std::make_unique<WorkQueue>("sage-quick", kQuickThreads, kMaxQuick);
   daemon->slow_ = std::make_unique<WorkQueue>("sage-slow", kSlowThreads, kMaxSlow);
   daemon->metrics_.SetCollector([raw = daemon.get()] { raw->CollectGauges(); });
+  daemon->BeginCounters();
   daemon->operations_->Recover();
   return daemon;
 }
@@ -60,6 +61,24 @@ absl::Status Daemon::Admit() const {
   }
   if (!ready_) return MakeError(absl::StatusCode::kUnavailable, "NOT_READY", "the daemon is starting");
   return absl::OkStatus();
+}
+
+// An alert on an increase sees nothing when a series begins with its first event: these begin at 0.
+void Daemon::BeginCounters() {
+  for (const char* kind : {"calibrate", "convert", "evaluate", "start_engine"}) {
+    for (const char* state : {"SUCCEEDED", "FAILED", "CANCELLED"}) {
+      metrics_.Increment("sage_operations_finished_total", {{"kind", kind}, {"state", state}}, 0);
+    }
+  }
+  for (const char* reason : {"QUEUE_FULL", "WORKERS_BUSY", "TOKEN_MISSING", "TOKEN_INVALID", "ROLE_INSUFFICIENT",
+                             "RATE_LIMITED", "DRAINING", "NOT_READY"}) {
+    metrics_.Increment("sage_rejections_total", {{"reason", reason}}, 0);
+  }
+  for (const char* what : {"tokens", "certificate"}) {
+    for (const char* result : {"done", "failed"}) {
+      metrics_.Increment("sage_reloads_total", {{"what", what}, {"result", result}}, 0);
+    }
+  }
 }
 
 void Daemon::Upkeep() {

@@ -68,6 +68,7 @@ class Daemon {
   explicit Daemon(const DaemonConfig& config) : config_(config), audit_(config.audit_log) {}
   void CollectGauges();
   void CollectProcess();
+  void BeginCounters();
 
   DaemonConfig config_;
   PrometheusMetrics metrics_;

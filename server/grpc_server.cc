@@ -29,16 +29,17 @@ constexpr const char* kServiceNames[] = {
     "inference.GRPCInferenceService",
 };
 
-// The provider reads the files again every second, so that a renewed certificate needs no restart.
-std::shared_ptr<grpc::ServerCredentials> Credentials(const DaemonConfig& config) {
-  if (config.tls_cert.empty()) return grpc::InsecureServerCredentials();
+// The provider reads its files again every second, so that a renewed certificate needs no restart. They lie in memory
+// and hold what Certificates has checked.
+std::shared_ptr<grpc::ServerCredentials> Credentials(const Certificates& certificates) {
+  if (!certificates.open()) return grpc::InsecureServerCredentials();
   constexpr unsigned kRefreshSeconds = 1;
   auto provider = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-      config.tls_key, config.tls_cert, config.tls_client_ca, kRefreshSeconds);
+      certificates.identity_path(), certificates.identity_path(), certificates.authorities_path(), kRefreshSeconds);
   grpc::experimental::TlsServerCredentialsOptions options(provider);
   options.watch_identity_key_cert_pairs();
   options.set_check_call_host(false);
-  if (config.tls_client_ca.empty()) {
+  if (certificates.authorities_path().empty()) {
     options.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
   } else {
     options.watch_root_certs();
@@ -87,7 +88,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Daemon& daemon) {
   grpc::ServerBuilder builder;
   SetLimits(config, builder);
   int port = 0;
-  builder.AddListeningPort(config.grpc_listen.ToString(), Credentials(config), &port);
+  builder.AddListeningPort(config.grpc_listen.ToString(), Credentials(daemon.certificates()), &port);
   for (const auto& service : services) builder.RegisterService(service.get());
   out->state_->server = builder.BuildAndStart();
   if (out->state_->server == nullptr || port == 0) {

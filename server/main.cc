@@ -14,6 +14,7 @@
 #include "server/convert_status.h"
 #include "server/daemon.h"
 #include "server/grpc_server.h"
+#include "server/health_probe.h"
 #include "server/http/http_server.h"
 #include "server/preload.h"
 #include "server/systemd.h"
@@ -144,6 +145,10 @@ int main(int argc, char** argv) {
   if (line->exit_now) {
     std::fputs(line->text.c_str(), line->exit_code == 0 ? stdout : stderr);
     return line->exit_code;
+  }
+  if (line->config.health) {
+    const absl::Status live = ProbeHealth(line->config);
+    return live.ok() ? 0 : Fail(live);
   }
   const absl::Status checked = CheckConfig(line->config);
   if (!checked.ok()) {

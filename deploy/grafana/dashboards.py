@@ -80,7 +80,9 @@ BOARDS = {
             ("Duration (mean)", "s", [(f"sum by (kind) (rate(sage_operation_seconds_sum{{{ONE}}}{RATE})) "
                                        f"/ sum by (kind) (rate(sage_operation_seconds_count{{{ONE}}}{RATE}))", "{{kind}}")], "line")]),
         ("Calibration", [
-            ("Layers a second", "short", rate("sage_calibration_layers_total", "method", ONE), "line")]),
+            ("Layers a second", "short", rate("sage_calibration_layers_total", "method", ONE), "line"),
+            ("Time of a layer", "s", [(f"histogram_quantile({q}, sum by (method, le) (rate(sage_calibration_layer_seconds_bucket{{{ONE}}}[5m])))",
+                                       f"p{round(q * 100)} {{{{method}}}}") for q in (0.5, 0.99)], "line")]),
         ("What quantization gives", [
             ("Weight bytes", "bytes", [(f"sage_engine_weight_bytes{{{ENGINE}}} * on (instance, engine) group_left (quantization) "
                                         f"sage_engine_info{{{ENGINE}}}", "{{engine}} {{quantization}}")], "line"),

@@ -29,15 +29,31 @@ int64_t NumberAfter(const std::string& text, const std::string& key) {
   return -1;
 }
 
-int64_t GroupAvailable() {
-  const std::string root = "/sys/fs/cgroup";
-  const std::string limit = Slurp(root + "/memory.max");
+// What one group leaves; -1 without a limit.
+int64_t LeftIn(const std::string& folder) {
+  const std::string limit = Slurp(folder + "/memory.max");
   if (limit.empty() || std::isdigit(static_cast<unsigned char>(limit[0])) == 0) return -1;
   const int64_t most = std::strtoll(limit.c_str(), nullptr, 10);
-  const int64_t used = std::strtoll(Slurp(root + "/memory.current").c_str(), nullptr, 10);
+  const int64_t used = std::strtoll(Slurp(folder + "/memory.current").c_str(), nullptr, 10);
   // Clean pages of files are given up when memory runs short.
-  const int64_t files = std::max<int64_t>(0, NumberAfter(Slurp(root + "/memory.stat"), "inactive_file"));
+  const int64_t files = std::max<int64_t>(0, NumberAfter(Slurp(folder + "/memory.stat"), "inactive_file"));
   return std::max<int64_t>(0, most - used + files);
+}
+
+// The least that this process's group or one above it leaves (a service's limit stands on its own group, a container
+// sees its group as the root).
+int64_t GroupAvailable() {
+  const std::string line = Slurp("/proc/self/cgroup");
+  const size_t begin = line.find("0::/");
+  std::string group = begin == std::string::npos ? "" : line.substr(begin + 3, line.find('\n', begin) - begin - 3);
+  int64_t least = -1;
+  while (true) {
+    while (!group.empty() && group.back() == '/') group.pop_back();
+    const int64_t left = LeftIn("/sys/fs/cgroup" + group);
+    if (left >= 0) least = least < 0 ? left : std::min(least, left);
+    if (group.empty()) return least;
+    group.resize(group.rfind('/') == std::string::npos ? 0 : group.rfind('/'));
+  }
 }
 
 }  // namespace

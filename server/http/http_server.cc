@@ -42,16 +42,12 @@ void AddProbes(Daemon& daemon, const std::atomic<bool>& serving, httplib::Server
 }
 
 // With client authorities, everything but the probes needs a verified certificate (a kubelet has none to show).
-absl::StatusOr<std::unique_ptr<httplib::Server>> MakeTlsServer(Daemon& daemon) {
-  absl::Status status;
-  const std::string& ca = daemon.config().tls_client_ca;
+std::unique_ptr<httplib::Server> MakeTlsServer(Daemon& daemon) {
   std::unique_ptr<httplib::Server> server = std::make_unique<httplib::SSLServer>([&](SSL_CTX& context) {
     daemon.certificates().Attach(&context);
-    if (!ca.empty()) status = Certificates::AskForClients(&context, ca);
-    return status.ok();
+    return true;
   });
-  SAGE_RETURN_IF_ERROR(status);
-  if (!ca.empty()) {
+  if (!daemon.config().tls_client_ca.empty()) {
     server->set_pre_routing_handler([](const httplib::Request& request, httplib::Response& response) {
       if (request.path.rfind("/health", 0) == 0 || Certificates::PeerVerified(request.ssl)) {
         return httplib::Server::HandlerResponse::Unhandled;
@@ -107,7 +103,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Daemon& daemon) {
   std::unique_ptr<HttpServer> out(new HttpServer());
   State& state = *out->state_;
   if (config.http_tls) {
-    SAGE_ASSIGN_OR_RETURN(state.server, MakeTlsServer(daemon));
+    state.server = MakeTlsServer(daemon);
   } else {
     state.server = std::make_unique<httplib::Server>();
   }

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "engine/base/file.h"
 #include "engine/base/json.h"
 #include "engine/base/status.h"
@@ -34,7 +35,19 @@ absl::StatusOr<OperationOutcome> RunCalibrate(Daemon& daemon, const OperationRec
   SAGE_ASSIGN_OR_RETURN(CalibrationSpec spec, ToCalibrationSpec(request, daemon.paths()));
   // One work folder for all: the engine keeps an unfinished artifact there under the hash of its specification.
   spec.work_dir = absl::StrCat(daemon.paths().data_dir(), "/work");
-  absl::StatusOr<CalibrationResult> result = daemon.runtime().Calibrate(spec, cancel, progress);
+  int64_t last = -1;
+  absl::Time began = absl::Now();
+  const auto timed = [&](const Progress& now) {  // a layer lasts from one step of the progress to the next
+    const absl::Time time = absl::Now();
+    if (last >= 0 && now.done > last && now.stage.rfind("resuming", 0) != 0) {
+      daemon.metrics().Observe("sage_calibration_layer_seconds", {{"method", spec.method}},
+                               absl::ToDoubleSeconds(time - began) / static_cast<double>(now.done - last));
+    }
+    if (now.done != last) began = time;
+    last = now.done;
+    if (progress) progress(now);
+  };
+  absl::StatusOr<CalibrationResult> result = daemon.runtime().Calibrate(spec, cancel, timed);
   if (!result.ok()) return result.status();
   daemon.metrics().Increment("sage_calibration_layers_total", {{"method", spec.method}},
                              static_cast<double>(result->layers.size()));

@@ -1,10 +1,13 @@
-// OpenSSL's certificate callback chooses the pair per handshake, so that a reload touches no live connection.
+// OpenSSL's certificate callback chooses per handshake, so that a reload touches no live connection.
 #include "server/security/certificates.h"
 
+#include <fcntl.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <ctime>
 #include <vector>
@@ -19,10 +22,13 @@ namespace sage::server {
 struct Certificate {
   std::vector<X509*> chain;  // the server's own first
   EVP_PKEY* key = nullptr;
+  X509_STORE* authorities = nullptr;  // null = clients are not asked
   absl::Time not_after;
+  std::string identity_pem, authorities_pem;
   ~Certificate() {
     for (X509* each : chain) X509_free(each);
     EVP_PKEY_free(key);
+    X509_STORE_free(authorities);
   }
 };
 
@@ -37,13 +43,46 @@ struct BioCloser {
   void operator()(BIO* bio) const { BIO_free(bio); }
 };
 
-absl::StatusOr<std::shared_ptr<const Certificate>> Load(const std::string& chain_path, const std::string& key_path) {
+std::vector<X509*> ReadChain(const std::string& text) {
+  std::vector<X509*> out;
+  const std::unique_ptr<BIO, BioCloser> bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
+  while (X509* each = PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr)) out.push_back(each);
+  ERR_clear_error();
+  return out;
+}
+
+absl::Status LoadAuthorities(const std::string& path, Certificate& out) {
+  SAGE_ASSIGN_OR_RETURN(out.authorities_pem, ReadFile(path, 1 << 20));
+  const std::vector<X509*> all = ReadChain(out.authorities_pem);
+  out.authorities = X509_STORE_new();
+  for (X509* each : all) {
+    X509_STORE_add_cert(out.authorities, each);
+    X509_free(each);
+  }
+  ERR_clear_error();
+  return all.empty() ? Bad(absl::StrCat("tls-client-ca: holds no PEM certificate: ", path)) : absl::OkStatus();
+}
+
+// A new file in memory with `text`, put under the descriptor `slot` (made when -1) in one step.
+absl::Status Publish(const std::string& text, int& slot) {
+  const int fresh = memfd_create("sagequantd-tls", MFD_CLOEXEC);
+  const bool written = fresh >= 0 && write(fresh, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  const bool placed = written && (slot < 0 || dup3(fresh, slot, O_CLOEXEC) == slot);
+  if (placed && slot < 0) {
+    slot = fresh;
+    return absl::OkStatus();
+  }
+  if (fresh >= 0) close(fresh);
+  return placed ? absl::OkStatus()
+                : MakeError(absl::StatusCode::kInternal, "NO_MEMORY_FILE", "tls: a file in memory cannot be made");
+}
+
+absl::StatusOr<std::shared_ptr<const Certificate>> Load(const std::string& chain_path, const std::string& key_path,
+                                                        const std::string& ca_path) {
   SAGE_ASSIGN_OR_RETURN(const std::string chain_text, ReadFile(chain_path, 1 << 20));
   SAGE_ASSIGN_OR_RETURN(const std::string key_text, ReadFile(key_path, 1 << 20));
   auto out = std::make_shared<Certificate>();
-  const std::unique_ptr<BIO, BioCloser> chain(BIO_new_mem_buf(chain_text.data(), static_cast<int>(chain_text.size())));
-  while (X509* each = PEM_read_bio_X509(chain.get(), nullptr, nullptr, nullptr)) out->chain.push_back(each);
-  ERR_clear_error();
+  out->chain = ReadChain(chain_text);
   if (out->chain.empty()) return Bad(absl::StrCat("tls-cert: holds no PEM certificate: ", chain_path));
   const std::unique_ptr<BIO, BioCloser> key(BIO_new_mem_buf(key_text.data(), static_cast<int>(key_text.size())));
   // An encrypted key must not stop the daemon at a prompt: an empty pass phrase is given instead.
@@ -57,25 +96,43 @@ absl::StatusOr<std::shared_ptr<const Certificate>> Load(const std::string& chain
     return Bad(absl::StrCat("tls-cert: its end of validity cannot be read: ", chain_path));
   }
   out->not_after = absl::FromTM(end, absl::UTCTimeZone());
+  out->identity_pem = absl::StrCat(key_text, "\n", chain_text);
+  if (!ca_path.empty()) SAGE_RETURN_IF_ERROR(LoadAuthorities(ca_path, *out));
   return std::shared_ptr<const Certificate>(out);
 }
 
 }  // namespace
 
-absl::Status Certificates::Open(const std::string& chain_path, const std::string& key_path) {
+Certificates::~Certificates() {
+  for (const int fd : {identity_, authorities_}) {
+    if (fd >= 0) close(fd);
+  }
+}
+
+absl::Status Certificates::Open(const std::string& chain_path, const std::string& key_path,
+                                const std::string& ca_path) {
   chain_path_ = chain_path;
   key_path_ = key_path;
+  ca_path_ = ca_path;
   return Reload().status();
 }
 
 absl::StatusOr<bool> Certificates::Reload() {
   if (!open()) return false;
-  const std::string stamp = FileStamp(chain_path_) + "|" + FileStamp(key_path_);
+  const std::string stamp = FileStamp(chain_path_) + "|" + FileStamp(key_path_) + "|" + FileStamp(ca_path_);
   if (stamp == seen_) return false;
+  absl::StatusOr<std::shared_ptr<const Certificate>> loaded = Load(chain_path_, key_path_, ca_path_);
+  if (!loaded.ok() && current() != nullptr && stamp != doubted_) {
+    doubted_ = stamp;
+    return false;
+  }
   seen_ = stamp;
-  SAGE_ASSIGN_OR_RETURN(std::shared_ptr<const Certificate> fresh, Load(chain_path_, key_path_));
+  if (!loaded.ok()) return loaded.status();
+  const std::shared_ptr<const Certificate> fresh = *std::move(loaded);
+  SAGE_RETURN_IF_ERROR(Publish(fresh->identity_pem, identity_));
+  if (fresh->authorities != nullptr) SAGE_RETURN_IF_ERROR(Publish(fresh->authorities_pem, authorities_));
   std::lock_guard lock(mutex_);
-  current_ = std::move(fresh);
+  current_ = fresh;
   return true;
 }
 
@@ -96,21 +153,25 @@ int Certificates::Choose(SSL* ssl, void* self) {
   for (size_t i = 1; i < now->chain.size(); ++i) sk_X509_push(rest, now->chain[i]);
   const int done = SSL_use_cert_and_key(ssl, now->chain[0], now->key, rest, 1);
   sk_X509_free(rest);
+  if (now->authorities != nullptr) {
+    SSL_set1_verify_cert_store(ssl, now->authorities);
+    SSL_set_verify(ssl, SSL_VERIFY_PEER, nullptr);
+  }
   return done;
 }
 
 void Certificates::Attach(SSL_CTX* context) const {
   SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
+  static const unsigned char kSessions[] = "sagequantd";  // resumed sessions keep what was verified
+  SSL_CTX_set_session_id_context(context, kSessions, sizeof(kSessions) - 1);
   SSL_CTX_set_cert_cb(context, &Certificates::Choose, const_cast<Certificates*>(this));
 }
 
-absl::Status Certificates::AskForClients(SSL_CTX* context, const std::string& ca_path) {
-  if (SSL_CTX_load_verify_locations(context, ca_path.c_str(), nullptr) != 1) {
-    return Bad(absl::StrCat("tls-client-ca: holds no PEM certificate: ", ca_path));
-  }
-  SSL_CTX_set_client_CA_list(context, SSL_load_client_CA_file(ca_path.c_str()));
-  SSL_CTX_set_verify(context, SSL_VERIFY_PEER, nullptr);
-  return absl::OkStatus();
+std::string Certificates::identity_path() const {
+  return identity_ < 0 ? "" : absl::StrCat("/proc/self/fd/", identity_);
+}
+std::string Certificates::authorities_path() const {
+  return authorities_ < 0 ? "" : absl::StrCat("/proc/self/fd/", authorities_);
 }
 
 bool Certificates::PeerVerified(const SSL* ssl) {

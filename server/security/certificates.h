@@ -1,5 +1,7 @@
-// The certificate of the HTTP port, taken up again when its files change, and when it expires (gRPC watches the same
-// files by itself).
+// The certificate of both ports and the authorities of clients, checked and taken up again when their files change.
+//
+// gRPC can only watch files, and ends the process when it reads a half-written one. It is therefore shown files in
+// memory that hold what was checked here, each replaced as a whole.
 #pragma once
 
 #include <memory>
@@ -20,19 +22,27 @@ struct Certificate;
 
 class Certificates {
  public:
-  // Reads both files. INVALID_ARGUMENT (BAD_CERTIFICATE) names the file and what is wrong with it.
-  absl::Status Open(const std::string& chain_path, const std::string& key_path);
-  // Reads them again when one changed; a bad pair is reported and the old one stays. True when it was taken up.
+  Certificates() = default;
+  ~Certificates();
+  Certificates(const Certificates&) = delete;
+  Certificates& operator=(const Certificates&) = delete;
+
+  // Reads the files (`ca_path` "" = clients show no certificate). INVALID_ARGUMENT (BAD_CERTIFICATE) names the file and
+  // what is wrong with it.
+  absl::Status Open(const std::string& chain_path, const std::string& key_path, const std::string& ca_path);
+  // Reads them again when one changed; a set that is bad twice is reported (files are
+  // replaced one after the other) and the old one stays. True when it was taken up.
   absl::StatusOr<bool> Reload();
   bool open() const { return !chain_path_.empty(); }
   // When the first certificate of the chain ends; the infinite future without one.
   absl::Time not_after() const;
 
-  // Every later handshake of `context` uses the pair that is current then. This object must outlive the context.
+  // Every later handshake of `context` uses what is current then. Client certificates are verified when they are shown;
+  // who must show one is decided per request. This object must outlive the context.
   void Attach(SSL_CTX* context) const;
-  // Client certificates signed by an authority in `ca_path` are verified when they are shown; who must show one is
-  // decided per request.
-  static absl::Status AskForClients(SSL_CTX* context, const std::string& ca_path);
+  // Key and chain in one PEM, and the authorities' PEM, as paths of files in memory ("" before Open or without any).
+  std::string identity_path() const;
+  std::string authorities_path() const;
   // Whether the peer of `ssl` showed a certificate that was verified.
   static bool PeerVerified(const SSL* ssl);
 
@@ -40,7 +50,8 @@ class Certificates {
   std::shared_ptr<const Certificate> current() const;
   static int Choose(SSL* ssl, void* self);
 
-  std::string chain_path_, key_path_, seen_;
+  std::string chain_path_, key_path_, ca_path_, seen_, doubted_;
+  int identity_ = -1, authorities_ = -1;  // descriptors of the files in memory
   mutable std::mutex mutex_;
   std::shared_ptr<const Certificate> current_;
 };

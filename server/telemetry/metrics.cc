@@ -161,7 +161,7 @@ PrometheusMetrics::PrometheusMetrics() : state_(std::make_unique<State>()) {}
 PrometheusMetrics::~PrometheusMetrics() = default;
 
 void PrometheusMetrics::Increment(std::string_view name, const MetricLabels& labels, double by) {
-  if (!(by > 0)) return;
+  if (!(by >= 0)) return;  // 0 makes the series, so that the first increase is seen as one
   prometheus::Counter* counter;
   {
     std::lock_guard lock(state_->mutex);

@@ -39,7 +39,8 @@ def test_promtool(command):
 
 
 def test_prometheus_configuration():
-    run = subprocess.run(["promtool", "check", "config", "--syntax-only", DEPLOY / "compose" / "prometheus.yaml"], capture_output=True, text=True)
+    run = subprocess.run(["promtool", "check", "config", "--syntax-only", DEPLOY / "compose" / "prometheus.yaml"],
+                         capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -49,7 +50,8 @@ def test_every_alert_has_a_test_and_a_runbook():
     alerts = [rule for rule in rules() if "alert" in rule]
     assert {rule["alert"] for rule in alerts} == tested
     guide = (DEPLOY / "README.md").read_text()
-    headings = {re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in guide.splitlines() if line.startswith("#")}
+    titles = [line.lstrip("# ").lower() for line in guide.splitlines() if line.startswith("#")]
+    headings = {re.sub(r"[^a-z0-9 -]", "", title).replace(" ", "-") for title in titles}
     for rule in alerts:
         file, anchor = rule["annotations"]["runbook"].split("#")
         assert file == "deploy/README.md" and anchor in headings, rule["alert"]
