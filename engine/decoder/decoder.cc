@@ -80,7 +80,7 @@ void BoundDecoder::Attention(StepContext& ctx, size_t l, const DecoderBatch& bat
   ops.rope(ctx, k, stride, config_.KH, D, cos, sin, config_.rope.interleaved, M);
 
   uint8_t* arena = kv.layer(static_cast<int64_t>(l));
-  kv.kernel().Store(ctx, arena, k, stride, v, stride, batch.sequences);
+  kv.kernel(static_cast<int64_t>(l)).Store(ctx, arena, k, stride, v, stride, batch.sequences);
   AttentionArgs args;
   args.H = config_.H;
   args.layout = kv.layout();
@@ -91,7 +91,7 @@ void BoundDecoder::Attention(StepContext& ctx, size_t l, const DecoderBatch& bat
   args.out = work_.attended.as<float>();
   args.out_stride = q_width;
   args.sequences = batch.sequences;
-  kv.kernel().Attend(ctx, arena, args);
+  kv.kernel(static_cast<int64_t>(l)).Attend(ctx, arena, args);
 
   const StepValue attended{ctx.NewValue(), work_.attended.as<float>(), M, q_width, q_width};
   Run(ctx, layer.o, attended, work_.projected.as<float>(), hidden);

@@ -3,7 +3,8 @@
 
 namespace sage {
 
-KvPool::KvPool(int64_t pages, int page_tokens) : pages_(pages), page_tokens_(page_tokens) {
+KvPool::KvPool(int64_t pages, int page_tokens, int sink_pages)
+    : pages_(pages), page_tokens_(page_tokens), sink_pages_(sink_pages) {
   free_.reserve(static_cast<size_t>(pages));
   for (int64_t page = pages - 1; page >= 0; --page) free_.push_back(static_cast<int32_t>(page));
 }

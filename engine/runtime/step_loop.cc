@@ -35,7 +35,7 @@ bool ContinuesText(const GenerateSpec& spec, const Tokenizer& tokenizer) {
 StepLoop::StepLoop(EngineParts& parts, Inbox& inbox)
     : parts_(parts),
       inbox_(inbox),
-      pool_(parts.kv_pages, parts.kv_page_tokens),
+      pool_(parts.kv_pages, parts.kv_page_tokens, parts.kv_sink_pages),
       scheduler_(pool_, parts.scheduler),
       metrics_(*parts.metrics, parts.info.engine_id),
       samplers_(static_cast<size_t>(parts.threads->size())) {
