@@ -42,8 +42,8 @@ absl::StatusOr<KvCalibration> PlanKvCalibration(const CalibrationSpec& spec, con
 class KvStatistics {
  public:
   KvStatistics(const KvCalibration& plan, int KH, int D, ThreadPool& threads);
-  // Positions [0, M) of one sample; k, v [M, KH * D].
-  absl::Status AddSample(const float* k, const float* v, int64_t M);
+  // Positions [0, M) of one sample; keys (rotary pairs (i, i + D / 2)), v [M, KH * D].
+  absl::Status AddSample(const float* keys, const float* v, int64_t M);
   // Scales as they will be stored, in `dtype`.
   absl::StatusOr<KvLayerScales> Solve(DType dtype) const;
   double absmax(bool key) const;
