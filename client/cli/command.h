@@ -22,6 +22,7 @@ struct Context {
 };
 
 void AddEngineCommands(CLI::App& llm, Context& context);
+void AddProfileCommand(CLI::App& engine, Context& context);
 void AddGenerateCommands(CLI::App& llm, Context& context);
 void AddTextCommands(CLI::App& llm, Context& context);
 void AddQuantCommands(CLI::App& quant, Context& context);

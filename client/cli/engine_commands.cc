@@ -275,6 +275,7 @@ void AddEngineCommands(CLI::App& llm, Context& context) {
   AddStart(*engine, context);
   AddList(*engine, context);
   AddGetAndStop(*engine, context);
+  AddProfileCommand(*engine, context);
 }
 
 }  // namespace sage::cli

@@ -68,8 +68,26 @@ class Service final : public pb::EngineService::CallbackService {
     return RunUnary(daemon_, context, "StopEngine", Lane::kSlow, Admission::kNotNeeded,
                     [=, this](Call& call) { return Stop(call, *request, response); });
   }
+  grpc::ServerUnaryReactor* ProfileEngine(grpc::CallbackServerContext* context, const pb::ProfileEngineRequest* request,
+                                          pb::EngineProfile* response) override {
+    return RunUnary(daemon_, context, "ProfileEngine", Lane::kSlow, Admission::kNeeded,
+                    [=, this](Call& call) { return Profile(call, *request, response); });
+  }
 
  private:
+  absl::Status Profile(Call& call, const pb::ProfileEngineRequest& request, pb::EngineProfile* response) {
+    call.SetEngine(request.engine_id());
+    SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<InferenceEngine> engine, daemon_.engines().Find(request.engine_id()));
+    ProfileSpec spec;
+    if (request.prompt() != 0) spec.prompt = request.prompt();
+    if (request.batch() != 0) spec.batch = request.batch();
+    if (request.steps() != 0) spec.steps = request.steps();
+    SAGE_ASSIGN_OR_RETURN(const EngineProfile profile, engine->Profile(spec, call.cancel));
+    response->set_engine_id(request.engine_id());
+    FillProfile(profile, response);
+    return absl::OkStatus();
+  }
+
   absl::Status Load(const pb::LoadModelRequest& request, pb::Model* response) {
     SAGE_ASSIGN_OR_RETURN(std::string path, daemon_.paths().ResolveModel(request.model()));
     SAGE_ASSIGN_OR_RETURN(ModelSummary summary, InspectModel(path));
