@@ -72,9 +72,12 @@ class Scene:
 
     def answers(self, query, **extra):
         try:
-            reply = requests.get(self.url + "/api/v1/query", params={"query": query, **extra}, timeout=10).json()
+            answer = requests.get(self.url + "/api/v1/query", params={"query": query, **extra}, timeout=10)
         except requests.ConnectionError:
             return []
+        if answer.status_code == 503:  # it is still starting
+            return []
+        reply = answer.json()
         assert reply["status"] == "success", (query, reply)
         return reply["data"]["result"]
 
