@@ -156,8 +156,9 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   if (!request.engine_id().empty() && !IsPlainName(request.engine_id())) {
     return BadField("engine_id", "BAD_NAME", "1 to 128 of [A-Za-z0-9._-], not beginning with '.'");
   }
-  if (!request.draft_mode().empty() && request.draft_mode() != "none") {
-    return BadField("draft_mode", "UNSUPPORTED", absl::StrCat("must be none, got \"", request.draft_mode(), "\""));
+  if (!request.draft_mode().empty() && request.draft_mode() != "none" && request.draft_mode() != "ngram") {
+    return BadField("draft_mode", "UNSUPPORTED",
+                    absl::StrCat("must be none or ngram, got \"", request.draft_mode(), "\""));
   }
   spec.engine_id = request.engine_id();
   spec.model_name = request.model();
@@ -168,6 +169,7 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   spec.kv_quantization = request.kv_quant();
   if (!request.backend().empty()) spec.backend = request.backend();
   spec.draft_mode = request.draft_mode();
+  spec.prefix_cache = !request.no_prefix_cache();
   SAGE_ASSIGN_OR_RETURN(spec.max_seqs, Bounded("max_seqs", request.max_seqs(), spec.max_seqs, 4096));
   SAGE_ASSIGN_OR_RETURN(spec.max_model_len, Bounded("max_model_len", request.max_model_len(), 0, 1 << 24));
   SAGE_ASSIGN_OR_RETURN(spec.kv_bytes, Bounded("kv_memory_bytes", request.kv_memory_bytes(), 0, int64_t{1} << 50));

@@ -111,7 +111,11 @@ void AddStart(CLI::App& engine, Context& context) {
   text("--mlp-quantization", "Strategy of gate, up, down",
        [request](const std::string& v) { request->set_mlp_quantization(v); });
   text("--backend", "cpu, cuda or auto", [request](const std::string& v) { request->set_backend(v); });
-  text("--draft-mode", "none", [request](const std::string& v) { request->set_draft_mode(v); });
+  text("--draft-mode", "none, or ngram: guess from repetitions; the text stays the same",
+       [request](const std::string& v) { request->set_draft_mode(v); });
+  command->add_flag_callback(
+      "--no-prefix-cache", [request] { request->set_no_prefix_cache(true); },
+      "Keep no KV pages for later requests that begin alike");
   text("--request-id", "Idempotency key", [request](const std::string& v) { request->set_request_id(v); });
   command->add_option_function<int32_t>(
       "--max-seqs", [request](int32_t v) { request->set_max_seqs(v); }, "Sequences in one step");

@@ -148,6 +148,9 @@ std::optional<Failure> Convert(Context& context, const v1::ConvertRequest& reque
     std::printf("path     %s\ntensors  %lld\n%s (largest difference %g)\n", Text(result, "path").c_str(),
                 static_cast<long long>(result.value("tensors", int64_t{0})),
                 result.value("lossless", false) ? "lossless" : "not lossless", result.value("max_abs_difference", 0.0));
+    for (const Json& note : result.value("notes", Json::array())) {
+      if (note.is_string()) std::printf("note     %s\n", note.get<std::string>().c_str());
+    }
     return std::nullopt;
   });
 }
@@ -161,7 +164,7 @@ void AddConvert(CLI::App& quant, Context& context) {
   };
   text("--artifact", "Artifact, checkpoint folder or GGUF",
        [request](const std::string& v) { request->set_artifact(v); });
-  text("--format", "Checkpoint format, or f32 or bf16 for the dequantized folder",
+  text("--format", "Checkpoint format, gguf or gguf_<type>, or f32, f16 or bf16 for the dequantized folder",
        [request](const std::string& v) { request->set_format(v); });
   text("--output", "Name or folder to write", [request](const std::string& v) { request->set_output(v); });
   command->add_option_function<std::string>(

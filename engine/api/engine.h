@@ -135,7 +135,8 @@ struct EngineSpec {
   int64_t max_queue_requests = 1024;
   int64_t max_queue_tokens = 1 << 20;
   int64_t max_step_tokens = 512;  // prefill chunk and decode rows together
-  std::string draft_mode;         // "" or "none"
+  bool prefix_cache = true;       // full pages of finished sequences serve later ones that begin alike
+  std::string draft_mode;         // "", "none", or "ngram": speculate by what followed the same ids before
   int threads = 0;                // 0 = the runtime's
 };
 
@@ -163,6 +164,29 @@ struct EngineStats {
   double last_step_age_seconds = 0;  // 0 while idle: age of the last finished step when there is work
 };
 
+// Asks for the time of every operator: one prompt is computed, then `batch` sequences that share it decode together.
+struct ProfileSpec {
+  int64_t prompt = 128;  // ids, made up; rounded up to whole KV pages
+  int64_t batch = 1;     // sequences that decode, 1..64
+  int64_t steps = 32;    // decode steps, 1..1024
+};
+struct ProfiledOperator {
+  std::string name;  // q_proj, attention, norm, ...
+  int64_t calls = 0;
+  double seconds = 0;
+  int64_t bytes = 0;  // weights, and keys and values, that the calls had to read
+};
+struct ProfiledPhase {
+  int64_t steps = 0, tokens = 0;
+  double seconds = 0;  // wall time of the steps, operators and all
+  std::vector<ProfiledOperator> operators;
+};
+struct EngineProfile {
+  ProfiledPhase prefill, decode;
+  double read_bytes_per_second = 0;  // of memory by all threads, measured between the phases
+  int threads = 0;
+};
+
 class InferenceEngine {
  public:
   virtual ~InferenceEngine() = default;
@@ -174,6 +198,9 @@ class InferenceEngine {
   virtual absl::StatusOr<std::shared_ptr<GenerationHandle>> Submit(GenerateSpec spec, GenerationSink sink) = 0;
   virtual absl::StatusOr<ScoreResult> Score(const ScoreSpec& spec, const CancelToken& cancel,
                                             const ProgressFn& progress) = 0;
+  // Runs beside other requests, one step at a time; their rows are not counted. INVALID_ARGUMENT (OUT_OF_RANGE,
+  // CONTEXT_TOO_LONG).
+  virtual absl::StatusOr<EngineProfile> Profile(const ProfileSpec& spec, const CancelToken& cancel) = 0;
   // Takes no new requests; waits for the running ones until `deadline`, then cancels them. Idempotent.
   virtual void Stop(absl::Time deadline) = 0;
 };

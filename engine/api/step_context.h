@@ -2,6 +2,7 @@
 // global.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -73,12 +74,47 @@ class LinearObserver {
   virtual void Observe(std::string_view module, const StepValue& input) = 0;
 };
 
+// Time and bytes of each operator over the steps of a profile.
+class StepProfile {
+ public:
+  struct Operator {
+    std::string name;
+    int64_t calls = 0, ns = 0;
+    int64_t bytes = 0;  // weights and keys and values that had to be read
+  };
+  void Add(std::string_view name, int64_t ns, int64_t bytes) {
+    for (Operator& op : operators_) {
+      if (op.name != name) continue;
+      ++op.calls;
+      op.ns += ns;
+      op.bytes += bytes;
+      return;
+    }
+    operators_.push_back({std::string(name), 1, ns, bytes});
+  }
+  const std::vector<Operator>& operators() const { return operators_; }  // in the order of their first call
+
+ private:
+  std::vector<Operator> operators_;
+};
+
 struct StepContext {
   ThreadPool* threads = nullptr;
   ActivationCache* activations = nullptr;
   LinearObserver* observer = nullptr;  // null while serving
+  StepProfile* profile = nullptr;      // null but in a profile
   int64_t next_value_id = 1;
   int64_t NewValue() { return next_value_id++; }
 };
+
+// Runs `work` as the operator `name`; timed when the step is profiled.
+template <typename Work>
+void Timed(StepContext& ctx, std::string_view name, int64_t bytes, Work&& work) {
+  if (ctx.profile == nullptr) return work();
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  const auto elapsed = std::chrono::steady_clock::now() - begin;
+  ctx.profile->Add(name, std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count(), bytes);
+}
 
 }  // namespace sage

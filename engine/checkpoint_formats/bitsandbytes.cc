@@ -97,13 +97,13 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
 
 absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
                                  const std::vector<std::string>& ignored) {
-  const bool nf4 = strategy.name == "nf4_w4a16";
-  if (!nf4 && strategy.name != "fp4_w4a16") return CannotStore("bitsandbytes", strategy);
+  const bool nf4 = strategy.name == "nf4_w4a16", bytes = strategy.name == "bnb_int8_w8a16";
+  if (!nf4 && !bytes && strategy.name != "fp4_w4a16") return CannotStore("bitsandbytes", strategy);
   return Json{{"quant_method", "bitsandbytes"},
-              {"load_in_4bit", true},
-              {"_load_in_4bit", true},
-              {"load_in_8bit", false},
-              {"_load_in_8bit", false},
+              {"load_in_4bit", !bytes},
+              {"_load_in_4bit", !bytes},
+              {"load_in_8bit", bytes},
+              {"_load_in_8bit", bytes},
               {"bnb_4bit_quant_type", nf4 ? "nf4" : "fp4"},
               {"bnb_4bit_use_double_quant", spec.double_quant},
               {"bnb_4bit_compute_dtype", "bfloat16"},

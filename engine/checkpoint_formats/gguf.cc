@@ -14,46 +14,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "engine/api/checkpoint_format.h"
+#include "engine/api/gguf_names.h"
 #include "engine/base/status.h"
 #include "engine/quant/ggml_blocks.h"
 #include "engine/tensor/gguf_file.h"
 
 namespace sage::checkpoint_formats {
 namespace {
-
-struct NamePair {
-  const char* gguf;
-  const char* hf;
-};
-// Within "blk.N." and "model.layers.N.".
-constexpr NamePair kLayerModules[] = {
-    {"attn_q", "self_attn.q_proj"},      {"attn_k", "self_attn.k_proj"},      {"attn_v", "self_attn.v_proj"},
-    {"attn_output", "self_attn.o_proj"}, {"ffn_gate", "mlp.gate_proj"},       {"ffn_up", "mlp.up_proj"},
-    {"ffn_down", "mlp.down_proj"},       {"attn_norm", "input_layernorm"},    {"ffn_norm", "post_attention_layernorm"},
-    {"attn_q_norm", "self_attn.q_norm"}, {"attn_k_norm", "self_attn.k_norm"},
-};
-constexpr NamePair kModules[] = {
-    {"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}};
-
-// "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; "" when the name has no counterpart.
-std::string HfName(const std::string& name) {
-  const size_t dot = name.rfind('.');
-  if (dot == name.npos) return "";
-  const std::string suffix = name.substr(dot), stem = name.substr(0, dot);
-  if (absl::StartsWith(stem, "blk.")) {
-    const size_t second = stem.find('.', 4);
-    if (second == stem.npos || second == 4) return "";
-    const std::string layer = stem.substr(4, second - 4), rest = stem.substr(second + 1);
-    for (const NamePair& pair : kLayerModules) {
-      if (rest == pair.gguf) return absl::StrCat("model.layers.", layer, ".", pair.hf, suffix);
-    }
-    return "";
-  }
-  for (const NamePair& pair : kModules) {
-    if (stem == pair.gguf) return absl::StrCat(pair.hf, suffix);
-  }
-  return "";
-}
 
 const char* NativeStrategy(GgmlType type) {
   switch (type) {
@@ -86,7 +53,7 @@ class GgufCheckpoint final : public Checkpoint {
     out->path_ = path;
     SAGE_ASSIGN_OR_RETURN(out->file_, GgufFile::Open(path));
     for (const auto& [name, tensor] : out->file_->tensors()) {
-      const std::string hf = HfName(name);
+      const std::string hf = HfNameOfGguf(name);
       if (!hf.empty()) out->tensors_[hf] = &tensor;
     }
     SAGE_RETURN_IF_ERROR(out->MakeConfig());
@@ -236,9 +203,9 @@ absl::Status GgufCheckpoint::MakeConfig() {
   const Json& meta = file_->metadata();
   SAGE_ASSIGN_OR_RETURN(const std::string arch, JsonString(meta, "general.architecture", ""));
   config_["model_type"] = arch;
-  for (const NamePair& pair : {NamePair{"llama", "LlamaForCausalLM"}, NamePair{"mistral", "MistralForCausalLM"},
-                               NamePair{"qwen2", "Qwen2ForCausalLM"}, NamePair{"qwen3", "Qwen3ForCausalLM"}}) {
-    if (arch == pair.gguf) config_["architectures"] = {pair.hf};
+  for (const auto& [name, type] : {std::pair("llama", "LlamaForCausalLM"), std::pair("mistral", "MistralForCausalLM"),
+                                   std::pair("qwen2", "Qwen2ForCausalLM"), std::pair("qwen3", "Qwen3ForCausalLM")}) {
+    if (arch == name) config_["architectures"] = {type};
   }
   Copy(arch, "block_count", "num_hidden_layers");
   Copy(arch, "context_length", "max_position_embeddings");
@@ -324,7 +291,10 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
 extern const CheckpointFormatDef kGguf;
 const CheckpointFormatDef kGguf = {
     .name = "gguf",
-    .summary = "GGUF v1 to v3: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K, IQ4_NL, IQ4_XS",
+    .summary =
+        "GGUF v1 to v3: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K, IQ4_NL, IQ4_XS; convert writes "
+        "gguf (every tensor exactly), gguf_f32, gguf_f16, gguf_bf16, gguf_q4_0, gguf_q4_1, gguf_q8_0, "
+        "gguf_q4_k, gguf_q6_k, gguf_q4_k_m",
     .rank = 20,
     .recognize = Recognize,
     .open = Open};

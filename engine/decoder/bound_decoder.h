@@ -46,7 +46,12 @@ class BoundDecoder final : public Decoder {
   };
   absl::Status Reserve(int64_t M);
   absl::Status Embed(absl::Span<const int32_t> ids, float* x) const;
-  void Attention(StepContext& ctx, size_t l, const DecoderBatch& batch, KvArena& kv, int64_t M);
+  // Norm, q, k and v with their rotation; keys and values go into the cache.
+  void Project(StepContext& ctx, size_t l, const DecoderBatch& batch, KvArena& kv, int64_t M);
+  // Attention, o and the residual sum of the first M rows.
+  void Attend(StepContext& ctx, size_t l, absl::Span<const SequenceSlice> sequences, KvArena& kv, int64_t M);
+  // Moves the output rows of x and q to the front; `kept` has a sequence of one row for each.
+  void KeepRows(const DecoderBatch& batch, std::vector<SequenceSlice>& kept);
   void Mlp(StepContext& ctx, size_t l, int64_t M);
   void Run(StepContext& ctx, const BoundProjection& projection, const StepValue& x, float* out, int64_t stride) const;
 

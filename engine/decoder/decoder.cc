@@ -1,4 +1,5 @@
 // One step of a decoder: embed, then for each layer attention and feed-forward, then the final norm and the head.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -7,6 +8,22 @@
 #include "engine/decoder/bound_decoder.h"
 
 namespace sage {
+
+namespace {
+
+// Bytes of keys and values of one layer that the rows of a step have to read.
+int64_t CachedBytes(absl::Span<const SequenceSlice> sequences, const KvArena& kv, int64_t window) {
+  const int64_t tokens = kv.layout().page_tokens;
+  int64_t pages = 0;
+  for (const SequenceSlice& slice : sequences) {
+    const int64_t length = slice.context + slice.rows;
+    const int64_t first = window > 0 ? std::max<int64_t>(0, slice.context + 1 - window) / tokens : 0;
+    pages += (length + tokens - 1) / tokens - first;
+  }
+  return pages * static_cast<int64_t>(kv.kernel().page_bytes());
+}
+
+}  // namespace
 
 size_t BoundDecoder::workspace_bytes(int64_t M) const {
   const int64_t qkv = static_cast<int64_t>(config_.H + 2 * config_.KH) * config_.D;
@@ -51,10 +68,13 @@ absl::Status BoundDecoder::Embed(absl::Span<const int32_t> ids, float* x) const 
 void BoundDecoder::Run(StepContext& ctx, const BoundProjection& projection, const StepValue& x, float* out,
                        int64_t stride) const {
   if (ctx.observer != nullptr) ctx.observer->Observe(projection.module, x);
-  projection.linear->Forward(ctx, x, out, stride);
+  if (ctx.profile == nullptr) return projection.linear->Forward(ctx, x, out, stride);
+  const std::string_view name = std::string_view(projection.module).substr(projection.module.rfind('.') + 1);
+  Timed(ctx, name, static_cast<int64_t>(projection.linear->weight_bytes()),
+        [&] { projection.linear->Forward(ctx, x, out, stride); });
 }
 
-void BoundDecoder::Attention(StepContext& ctx, size_t l, const DecoderBatch& batch, KvArena& kv, int64_t M) {
+void BoundDecoder::Project(StepContext& ctx, size_t l, const DecoderBatch& batch, KvArena& kv, int64_t M) {
   const BoundLayer& layer = layers_[l];
   const Kernels& ops = backend_.kernels();
   const int64_t hidden = config_.hidden, D = config_.D;
@@ -65,37 +85,66 @@ void BoundDecoder::Attention(StepContext& ctx, size_t l, const DecoderBatch& bat
   float* k = q + q_width;
   float* v = k + kv_width;
 
-  ops.rms_norm(ctx, work_.x.as<float>(), hidden, layer.input_norm.data(), eps, M, hidden, normed, hidden);
+  Timed(ctx, "norm", 0, [&] {
+    ops.rms_norm(ctx, work_.x.as<float>(), hidden, layer.input_norm.data(), eps, M, hidden, normed, hidden);
+  });
   const StepValue input{ctx.NewValue(), normed, M, hidden, hidden};
   Run(ctx, layer.q, input, q, stride);
   Run(ctx, layer.k, input, k, stride);
   Run(ctx, layer.v, input, v, stride);
   if (config_.qk_norm) {
-    ops.head_norm(ctx, q, stride, config_.H, D, layer.q_norm.data(), eps, M);
-    ops.head_norm(ctx, k, stride, config_.KH, D, layer.k_norm.data(), eps, M);
+    Timed(ctx, "head_norm", 0, [&] {
+      ops.head_norm(ctx, q, stride, config_.H, D, layer.q_norm.data(), eps, M);
+      ops.head_norm(ctx, k, stride, config_.KH, D, layer.k_norm.data(), eps, M);
+    });
   }
-  const float* cos = work_.cos.as<float>();
-  const float* sin = work_.sin.as<float>();
-  ops.rope(ctx, q, stride, config_.H, D, cos, sin, config_.rope.interleaved, M);
-  ops.rope(ctx, k, stride, config_.KH, D, cos, sin, config_.rope.interleaved, M);
+  Timed(ctx, "rope", 0, [&] {
+    const float* cos = work_.cos.as<float>();
+    const float* sin = work_.sin.as<float>();
+    ops.rope(ctx, q, stride, config_.H, D, cos, sin, config_.rope.interleaved, M);
+    ops.rope(ctx, k, stride, config_.KH, D, cos, sin, config_.rope.interleaved, M);
+  });
 
-  uint8_t* arena = kv.layer(static_cast<int64_t>(l));
-  kv.kernel().Store(ctx, arena, k, stride, v, stride, batch.sequences);
+  Timed(ctx, "kv_store", 0,
+        [&] { kv.kernel().Store(ctx, kv.layer(static_cast<int64_t>(l)), k, stride, v, stride, batch.sequences); });
+}
+
+void BoundDecoder::Attend(StepContext& ctx, size_t l, absl::Span<const SequenceSlice> sequences, KvArena& kv,
+                          int64_t M) {
+  const BoundLayer& layer = layers_[l];
+  const int64_t hidden = config_.hidden, q_width = config_.H * config_.D;
   AttentionArgs args;
   args.H = config_.H;
   args.layout = kv.layout();
-  args.scale = 1.0f / std::sqrt(static_cast<float>(D));
+  args.scale = 1.0f / std::sqrt(static_cast<float>(config_.D));
   args.window = config_.window[l];
-  args.q = q;
-  args.q_stride = stride;
+  args.q = work_.qkv.as<float>();
+  args.q_stride = q_width + 2 * config_.KH * config_.D;
   args.out = work_.attended.as<float>();
   args.out_stride = q_width;
-  args.sequences = batch.sequences;
-  kv.kernel().Attend(ctx, arena, args);
+  args.sequences = sequences;
+  Timed(ctx, "attention", CachedBytes(sequences, kv, config_.window[l]),
+        [&] { kv.kernel().Attend(ctx, kv.layer(static_cast<int64_t>(l)), args); });
 
   const StepValue attended{ctx.NewValue(), work_.attended.as<float>(), M, q_width, q_width};
   Run(ctx, layer.o, attended, work_.projected.as<float>(), hidden);
-  ops.add(ctx, work_.x.as<float>(), work_.projected.as<float>(), M * hidden);
+  Timed(ctx, "residual", 0,
+        [&] { backend_.kernels().add(ctx, work_.x.as<float>(), work_.projected.as<float>(), M * hidden); });
+}
+
+void BoundDecoder::KeepRows(const DecoderBatch& batch, std::vector<SequenceSlice>& kept) {
+  const int64_t stride = static_cast<int64_t>(config_.H + 2 * config_.KH) * config_.D;
+  const auto move = [](float* rows, int64_t row_stride, int64_t width, int64_t from, int64_t to) {
+    std::copy_n(rows + from * row_stride, from == to ? 0 : width, rows + to * row_stride);
+  };
+  auto slice = batch.sequences.begin();
+  for (const int64_t row : batch.output_rows) {
+    while (row >= slice->row_begin + slice->rows) ++slice;
+    const auto to = static_cast<int64_t>(kept.size());
+    kept.push_back({to, 1, slice->context + row - slice->row_begin, slice->prompt_length, slice->pages});
+    move(work_.qkv.as<float>(), stride, config_.H * config_.D, row, to);
+    move(work_.x.as<float>(), config_.hidden, config_.hidden, row, to);
+  }
 }
 
 void BoundDecoder::Mlp(StepContext& ctx, size_t l, int64_t M) {
@@ -106,34 +155,51 @@ void BoundDecoder::Mlp(StepContext& ctx, size_t l, int64_t M) {
   float* gate = work_.gate_up.as<float>();
   float* up = gate + F;
 
-  ops.rms_norm(ctx, work_.x.as<float>(), hidden, layer.post_attention_norm.data(), static_cast<float>(config_.norm_eps),
-               M, hidden, normed, hidden);
+  Timed(ctx, "norm", 0, [&] {
+    ops.rms_norm(ctx, work_.x.as<float>(), hidden, layer.post_attention_norm.data(),
+                 static_cast<float>(config_.norm_eps), M, hidden, normed, hidden);
+  });
   const StepValue input{ctx.NewValue(), normed, M, hidden, hidden};
   Run(ctx, layer.gate, input, gate, 2 * F);
   Run(ctx, layer.up, input, up, 2 * F);
-  ops.silu_mul(ctx, gate, 2 * F, up, 2 * F, M, F, work_.product.as<float>());
+  Timed(ctx, "silu_mul", 0, [&] { ops.silu_mul(ctx, gate, 2 * F, up, 2 * F, M, F, work_.product.as<float>()); });
   const StepValue product{ctx.NewValue(), work_.product.as<float>(), M, F, F};
   Run(ctx, layer.down, product, work_.projected.as<float>(), hidden);
-  ops.add(ctx, work_.x.as<float>(), work_.projected.as<float>(), M * hidden);
+  Timed(ctx, "residual", 0, [&] { ops.add(ctx, work_.x.as<float>(), work_.projected.as<float>(), M * hidden); });
 }
 
 absl::Status BoundDecoder::Forward(StepContext& ctx, const DecoderBatch& batch, KvArena& kv, float* hidden) {
   const int64_t M = static_cast<int64_t>(batch.ids.size());
   if (M == 0) return absl::OkStatus();
   SAGE_RETURN_IF_ERROR(Reserve(M));
-  SAGE_RETURN_IF_ERROR(Embed(batch.ids, work_.x.as<float>()));
-  rope_.FillTables(batch.sequences, work_.cos.as<float>(), work_.sin.as<float>());
+  absl::Status embedded;
+  Timed(ctx, "embed", 0, [&] {
+    embedded = Embed(batch.ids, work_.x.as<float>());
+    rope_.FillTables(batch.sequences, work_.cos.as<float>(), work_.sin.as<float>());
+  });
+  SAGE_RETURN_IF_ERROR(embedded);
+  // Behind the keys and values of the last layer only the wanted rows go on.
+  const auto wanted = static_cast<int64_t>(batch.output_rows.size());
+  const bool trims = ctx.observer == nullptr && 2 * wanted <= M;
+  std::vector<SequenceSlice> kept;
   for (size_t l = 0; l < layers_.size(); ++l) {
+    const bool last = trims && l + 1 == layers_.size();
     ctx.activations->Clear();
-    Attention(ctx, l, batch, kv, M);
-    Mlp(ctx, l, M);
+    Project(ctx, l, batch, kv, M);
+    if (last) KeepRows(batch, kept);
+    if (last && kept.empty()) break;
+    Attend(ctx, l, last ? absl::MakeConstSpan(kept) : batch.sequences, kv, last ? wanted : M);
+    Mlp(ctx, l, last ? wanted : M);
   }
   ctx.activations->Clear();
-  for (size_t r = 0; r < batch.output_rows.size(); ++r) {
-    const float* row = work_.x.as<float>() + batch.output_rows[r] * config_.hidden;
-    backend_.kernels().rms_norm(ctx, row, config_.hidden, final_norm_.data(), static_cast<float>(config_.norm_eps), 1,
-                                config_.hidden, hidden + static_cast<int64_t>(r) * config_.hidden, config_.hidden);
-  }
+  Timed(ctx, "norm", 0, [&] {
+    for (int64_t r = 0; r < wanted; ++r) {
+      const int64_t row = trims ? r : batch.output_rows[static_cast<size_t>(r)];
+      backend_.kernels().rms_norm(ctx, work_.x.as<float>() + row * config_.hidden, config_.hidden, final_norm_.data(),
+                                  static_cast<float>(config_.norm_eps), 1, config_.hidden, hidden + r * config_.hidden,
+                                  config_.hidden);
+    }
+  });
   return absl::OkStatus();
 }
 

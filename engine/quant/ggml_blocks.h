@@ -33,8 +33,12 @@ absl::Status DequantizeBlocks(GgmlType type, const uint8_t* src, int64_t n, floa
 // sum. codes: [n]; scale, offset: [n / group]; offset may be null for types without one. Every quantized type.
 absl::Status RepackToAffine8(GgmlType type, const uint8_t* src, int64_t n, int8_t* codes, float* scale, float* offset);
 
-// ggml's reference quantizers, Q4_0, Q4_1 and Q8_0 only: `n` (a multiple of 32) finite values.
+// ggml's reference quantizers of Q4_0, Q4_1, Q5_0, Q8_0, Q4_K and Q6_K: `n` (a multiple of the block) finite values.
 // INVALID_ARGUMENT when another type is asked for or a scale does not fit f16.
 absl::Status QuantizeBlocks(GgmlType type, const float* values, int64_t n, uint8_t* out);
+
+// One block of 32 values codes[i] * scale as Q4_0, Q4_1 (codes are stored from `zero` up) or Q8_0, without rounding.
+// False when the type does not hold exactly these: a scale (or scale * zero) that f16 rounds, or a code out of range.
+bool EncodeBlock(GgmlType type, const int16_t* codes, float scale, int zero, uint8_t* out);
 
 }  // namespace sage

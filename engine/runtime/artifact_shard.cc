@@ -7,10 +7,12 @@
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
+#include "engine/tensor/gguf_file.h"
 #include "engine/tensor/safetensors_file.h"
 
 namespace sage {
@@ -89,6 +91,16 @@ absl::StatusOr<std::string> BuildHeader(const std::vector<NamedTensor>& tensors)
   return text;
 }
 
+absl::StatusOr<std::map<std::string, std::string>> HashGgufTensors(const std::string& path, const CancelToken& cancel) {
+  SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<GgufFile> file, GgufFile::Open(path));
+  std::map<std::string, std::string> out;
+  for (const auto& [name, tensor] : file->tensors()) {
+    SAGE_RETURN_IF_ERROR(cancel.Check());
+    out[name] = Sha256Hex(std::string_view(reinterpret_cast<const char*>(tensor.data), tensor.bytes));
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string ShardFileName(int64_t shard, int64_t count) {
@@ -157,6 +169,7 @@ bool ShardIsIntact(const std::string& folder, const ShardRecord& shard) {
 }
 
 absl::StatusOr<std::map<std::string, std::string>> HashTensors(const std::string& path, const CancelToken& cancel) {
+  if (absl::EndsWith(path, ".gguf")) return HashGgufTensors(path, cancel);
   SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
   std::map<std::string, std::string> out;
   for (const auto& [name, view] : file->tensors()) {

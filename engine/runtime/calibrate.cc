@@ -13,8 +13,10 @@
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
+#include "engine/runtime/calibrate_gguf.h"
 #include "engine/runtime/calibrate_plan.h"
 #include "engine/runtime/calibration_samples.h"
+#include "engine/runtime/gguf_scheme.h"
 #include "engine/runtime/layer_calibration.h"
 #include "engine/runtime/operations.h"
 
@@ -401,6 +403,7 @@ absl::StatusOr<CalibrationResult> CalibrateModel(const CalibrationSpec& spec, Th
   const auto begin = std::chrono::steady_clock::now();
   SAGE_RETURN_IF_ERROR(CheckOutput(spec));
   SAGE_RETURN_IF_ERROR(cancel.Check());
+  if (IsGgufWord(spec.format)) return CalibrateGguf(spec, threads, cancel, progress);
   SAGE_ASSIGN_OR_RETURN(CalibrationPlan plan, PlanCalibration(spec));
   if (FileExists(spec.output) || IsDirectory(spec.output)) {
     const absl::StatusOr<Json> manifest = ReadManifest(spec.output);

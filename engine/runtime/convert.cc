@@ -1,11 +1,13 @@
-// Rewrites a checkpoint as a Hugging Face folder: dequantized floats (f32, f16, bf16) or another format's tensors with
-// the same codes.
-// The written folder is opened again and every value compared with the source; `lossless` is the outcome of that
-// comparison.
+// Rewrites a checkpoint: as a Hugging Face folder of dequantized floats (f32, f16, bf16) or of another format's tensors
+// with the same codes, or as a GGUF.
+//
+// What was written is opened again and every value compared with the source; `lossless` is the outcome of that
+// comparison. sage_quant.json is written last, with that outcome and the sha256 of every tensor.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +16,8 @@
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
+#include "engine/runtime/ascend_export.h"
+#include "engine/runtime/gguf_export.h"
 #include "engine/runtime/operations.h"
 #include "engine/runtime/output_format.h"
 
@@ -26,20 +30,28 @@ struct Target {
   DType dtype = DType::kF32;
   bool packed = false;  // quantized layers stay quantized, in `format`
   std::string format;
+  std::optional<GgufScheme> gguf;
+  bool ascend = false;
 };
 
 absl::StatusOr<Target> ParseTarget(const std::string& format) {
-  if (format == "f32") return Target{DType::kF32, false, ""};
-  if (format == "f16") return Target{DType::kF16, false, ""};
-  if (format == "bf16") return Target{DType::kBF16, false, ""};
-  std::vector<std::string> known = {"f32", "f16", "bf16"};
+  if (IsGgufWord(format)) {
+    SAGE_ASSIGN_OR_RETURN(GgufScheme scheme, ParseGgufScheme(format));
+    return Target{DType::kF32, false, format, std::move(scheme)};
+  }
+  if (format == kAscendFormat) return Target{DType::kF32, false, format, {}, true};
+  if (format == "f32") return Target{DType::kF32, false, format, {}};
+  if (format == "f16") return Target{DType::kF16, false, format, {}};
+  if (format == "bf16") return Target{DType::kBF16, false, format, {}};
+  std::vector<std::string> known = {"f32", "f16", "bf16", kAscendFormat};
   for (const CheckpointFormatDef* def : CheckpointFormats()) {
     if (def->write_config == nullptr) continue;
     if (format == def->name || (format == "compressed-tensors" && def->name == "compressed_tensors")) {
-      return Target{DType::kF32, true, std::string(def->name)};
+      return Target{DType::kF32, true, std::string(def->name), {}};
     }
     known.emplace_back(def->name);
   }
+  for (std::string& word : GgufWords()) known.push_back(std::move(word));
   const std::string candidates = absl::StrJoin(known, ", ");
   return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
                    absl::StrCat("format: must be one of [", candidates, "], got '", format, "'"),
@@ -57,6 +69,10 @@ struct Difference {
       const double d = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
       if (!(d <= max_abs) && !std::isnan(d)) max_abs = d;
     }
+  }
+  void Add(const Difference& other) {
+    lossless = lossless && other.lossless;
+    max_abs = std::max(max_abs, other.max_abs);
   }
 };
 
@@ -82,7 +98,13 @@ class Conversion {
   absl::Status ChooseSpec(const LinearStrategyDef& wanted);
   absl::StatusOr<ShardRecord> WriteShardOf(int64_t shard);
   absl::Status AddPacked(const LinearSlot& slot, std::vector<NamedTensor>& tensors) const;
+  absl::Status WriteFolder(const CancelToken& cancel, const ProgressFn& progress);
+  absl::StatusOr<std::vector<NamedTensor>> KvScales(int64_t layer) const;
+  absl::StatusOr<ShardRecord> WriteAscendShard(int64_t shard);
+  absl::Status WriteOneGguf(const CancelToken& cancel, const ProgressFn& progress);
   absl::Status CompareShard(const ArtifactSource& written, int64_t shard);
+  void CompareValues(const std::string& name, const float* a, const float* b, int64_t count);
+  absl::StatusOr<Json> Manifest() const;
 
   const ConvertSpec& spec_;
   Target target_;
@@ -94,7 +116,11 @@ class Conversion {
   const LinearStrategyDef* strategy_ = nullptr;  // of the layers that are written
   std::vector<std::string> ignored_;
   Difference difference_;
-  int64_t tensors_ = 0;
+  std::map<std::string, double> changed_;
+  std::vector<ShardRecord> files_;
+  std::map<std::string, std::string> types_;  // of the stored tensors
+  std::vector<std::string> notes_;
+  Json description_ = Json::object();  // of an AscendV1 folder
 };
 
 // One config group describes all layers, so they must agree; a layer stored as floats goes to the ignore list.
@@ -122,7 +148,10 @@ absl::Status Conversion::CheckPacked() {
   }
   SAGE_ASSIGN_OR_RETURN(format_, FindOutputFormat(target_.format, *strategy_));
   SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* wanted, StrategyIn(*format_, *strategy_));
-  if (wanted != strategy_ && !strategy_->integer_grid) return CannotStore(format_->name, *strategy_);
+  // Another strategy takes the codes only when both are integers of the same grid.
+  if (wanted != strategy_ && !(strategy_->integer_grid && wanted->integer_grid)) {
+    return CannotStore(format_->name, *strategy_);
+  }
   SAGE_RETURN_IF_ERROR(ChooseSpec(*wanted));
   strategy_ = wanted;
   return absl::OkStatus();
@@ -155,6 +184,20 @@ absl::Status Conversion::AddPacked(const LinearSlot& slot, std::vector<NamedTens
   const auto stored = std::make_shared<StoredLinear>(std::move(taken));
   for (const auto& [name, view] : stored->tensors) tensors.push_back({slot.name + "." + name, view, stored});
   return absl::OkStatus();
+}
+
+// Scales and zeros of a layer's KV cache under any producer's name, as they are.
+absl::StatusOr<std::vector<NamedTensor>> Conversion::KvScales(int64_t layer) const {
+  std::vector<NamedTensor> out;
+  for (const char* name : {"k_scale", "v_scale", "k_zero_point", "v_zero_point", "kv_scale", "k_proj.k_scale",
+                           "v_proj.v_scale", "k_proj.output_scale", "v_proj.output_scale", "k_proj.kv_cache_scale",
+                           "k_proj.kv_cache_offset", "v_proj.kv_cache_scale", "v_proj.kv_cache_offset"}) {
+    const std::string full = absl::StrCat("model.layers.", layer, ".self_attn.", name);
+    if (!source_->checkpoint().HasTensor(full)) continue;
+    SAGE_ASSIGN_OR_RETURN(const TensorView view, source_->checkpoint().GetTensor(full));
+    out.push_back({full, view, nullptr});
+  }
+  return out;
 }
 
 absl::StatusOr<ShardRecord> Conversion::WriteShardOf(int64_t shard) {
@@ -192,52 +235,104 @@ absl::StatusOr<ShardRecord> Conversion::WriteShardOf(int64_t shard) {
     }
     tensors.push_back(std::move(bias));
   }
+  if (target_.packed) {
+    SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> scales, KvScales(shard));
+    for (NamedTensor& tensor : scales) tensors.push_back(std::move(tensor));
+  }
+  for (const NamedTensor& tensor : tensors) types_[tensor.name] = std::string(DTypeName(tensor.view.dtype));
   return WriteShard(staged_, ShardFileName(shard, source_->shard_count()), std::move(tensors));
+}
+
+absl::StatusOr<ShardRecord> Conversion::WriteAscendShard(int64_t shard) {
+  SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> tensors, source_->PlainTensors(shard, threads_));
+  const bool wide = source_->float_dtype() == DType::kF16;
+  for (const LinearSlot& slot : source_->ShardLinears(shard)) {
+    SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> layer, AscendLinear(*source_, slot, wide, threads_, description_));
+    for (NamedTensor& tensor : layer) tensors.push_back(std::move(tensor));
+    SAGE_ASSIGN_OR_RETURN(NamedTensor bias, source_->Bias(slot));
+    if (!bias.view.empty()) tensors.push_back(std::move(bias));
+  }
+  SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> kv, AscendKvScales(*source_, shard, description_));
+  for (NamedTensor& tensor : kv) tensors.push_back(std::move(tensor));
+  for (const NamedTensor& tensor : tensors) types_[tensor.name] = std::string(DTypeName(tensor.view.dtype));
+  return WriteShard(staged_, AscendShardName(shard, source_->shard_count()), std::move(tensors));
 }
 
 absl::Status Conversion::Write(const CancelToken& cancel, const ProgressFn& progress) {
   if (target_.packed) SAGE_RETURN_IF_ERROR(CheckPacked());
-  if (source_->is_gguf()) SAGE_RETURN_IF_ERROR(GgufTokenizerFiles(source_->checkpoint().path()).status());
+  SAGE_ASSIGN_OR_RETURN(const std::vector<NamedTensor> scales, KvScales(0));
+  if (!scales.empty() && !target_.packed && !target_.ascend) {
+    notes_.push_back(absl::StrCat("scales of the KV cache are not kept: ", target_.format, " has no place for them"));
+  }
   Discard();  // left by a conversion that died
   SAGE_RETURN_IF_ERROR(MakeDirectories(staged_));
-  std::vector<ShardRecord> shards;
+  return target_.gguf ? WriteOneGguf(cancel, progress) : WriteFolder(cancel, progress);
+}
+
+absl::Status Conversion::WriteOneGguf(const CancelToken& cancel, const ProgressFn& progress) {
+  const std::string file = fs::path(spec_.output).filename().string() + ".gguf";
+  SAGE_ASSIGN_OR_RETURN(GgufExport made, WriteGguf(*source_, *target_.gguf, staged_, file, threads_, cancel, progress));
+  files_.push_back(std::move(made.file));
+  types_ = std::move(made.types);
+  notes_ = std::move(made.notes);
+  return absl::OkStatus();
+}
+
+absl::Status Conversion::WriteFolder(const CancelToken& cancel, const ProgressFn& progress) {
+  if (source_->is_gguf()) SAGE_RETURN_IF_ERROR(GgufTokenizerFiles(source_->checkpoint().path()).status());
   for (int64_t shard = 0; shard < source_->shard_count(); ++shard) {
     SAGE_RETURN_IF_ERROR(cancel.Check());
     if (progress) progress({"write", shard, 2 * source_->shard_count(), "layers"});
-    SAGE_ASSIGN_OR_RETURN(ShardRecord record, WriteShardOf(shard));
-    tensors_ += static_cast<int64_t>(record.tensors.size());
-    shards.push_back(std::move(record));
+    SAGE_ASSIGN_OR_RETURN(ShardRecord record, target_.ascend ? WriteAscendShard(shard) : WriteShardOf(shard));
+    files_.push_back(std::move(record));
   }
   Json quantization;
   if (target_.packed) {
     SAGE_ASSIGN_OR_RETURN(quantization, format_->write_config(*packed_, *strategy_, ignored_));
+    const Json before = source_->checkpoint().config().value("quantization_config", Json());
+    if (quantization.contains("kv_cache_scheme") && before.is_object() && before.contains("kv_cache_scheme")) {
+      quantization["kv_cache_scheme"] = before["kv_cache_scheme"];
+    }
     if (!format_->config_file.empty()) {
       SAGE_RETURN_IF_ERROR(WriteFileAtomic(absl::StrCat(staged_, "/", std::string(format_->config_file)),
                                            DumpJson(quantization, 2) + "\n"));
     }
   }
+  if (target_.ascend) {
+    SAGE_RETURN_IF_ERROR(WriteAscendFiles(staged_, description_, files_));
+    const Json config = ArtifactConfig(*source_, nullptr, source_->float_dtype());
+    SAGE_RETURN_IF_ERROR(WriteFileAtomic(staged_ + "/config.json", DumpJson(config, 2) + "\n"));
+    return WriteTokenizerFiles(*source_, staged_).status();
+  }
   const DType dtype = target_.packed ? source_->float_dtype() : target_.dtype;
-  SAGE_RETURN_IF_ERROR(WriteModelFiles(staged_, *source_, ArtifactConfig(*source_, quantization, dtype), shards));
+  SAGE_RETURN_IF_ERROR(WriteModelFiles(staged_, *source_, ArtifactConfig(*source_, quantization, dtype), files_));
   return WriteTokenizerFiles(*source_, staged_).status();
+}
+
+void Conversion::CompareValues(const std::string& name, const float* a, const float* b, int64_t count) {
+  Difference difference;
+  difference.Compare(a, b, count);
+  if (!difference.lossless) changed_[name] = difference.max_abs;
+  difference_.Add(difference);
 }
 
 absl::Status Conversion::CompareShard(const ArtifactSource& written, int64_t shard) {
   for (const LinearSlot& slot : source_->ShardLinears(shard)) {
     SAGE_ASSIGN_OR_RETURN(const Tensor a, source_->Weight(slot, threads_));
     SAGE_ASSIGN_OR_RETURN(const Tensor b, written.Weight(slot, threads_));
-    difference_.Compare(a.as<float>(), b.as<float>(), slot.N * slot.K);
+    CompareValues(slot.name + ".weight", a.as<float>(), b.as<float>(), slot.N * slot.K);
     SAGE_ASSIGN_OR_RETURN(const NamedTensor x, source_->Bias(slot));
     SAGE_ASSIGN_OR_RETURN(const NamedTensor y, written.Bias(slot));
     if (x.view.empty()) continue;
     std::vector<float> p(static_cast<size_t>(slot.N)), q(static_cast<size_t>(slot.N));
     SAGE_RETURN_IF_ERROR(ToFloat(x.view, p.data()));
     SAGE_RETURN_IF_ERROR(ToFloat(y.view, q.data()));
-    difference_.Compare(p.data(), q.data(), slot.N);
+    CompareValues(slot.name + ".bias", p.data(), q.data(), slot.N);
   }
   SAGE_ASSIGN_OR_RETURN(const std::vector<NamedTensor> before, source_->PlainValues(shard, threads_));
   SAGE_ASSIGN_OR_RETURN(const std::vector<NamedTensor> after, written.PlainValues(shard, threads_));
   for (size_t i = 0; i < before.size(); ++i) {
-    difference_.Compare(before[i].view.as<float>(), after[i].view.as<float>(), before[i].view.elements());
+    CompareValues(before[i].name, before[i].view.as<float>(), after[i].view.as<float>(), before[i].view.elements());
   }
   return absl::OkStatus();
 }
@@ -255,9 +350,58 @@ absl::Status Conversion::Compare(const CancelToken& cancel, const ProgressFn& pr
   return absl::OkStatus();
 }
 
+// Where the values came from first: the source's own provenance when it is an artifact.
+absl::StatusOr<Json> Conversion::Manifest() const {
+  const Checkpoint& source = source_->checkpoint();
+  SAGE_ASSIGN_OR_RETURN(const std::string sha256, source.Fingerprint());
+  Json provenance = {{"path", source.path()},
+                     {"format", std::string(source.format())},
+                     {"sha256", sha256},
+                     {"file_bytes", static_cast<int64_t>(source.file_bytes())},
+                     {"notes", source.notes()}};
+  const absl::StatusOr<Json> before = ReadManifest(spec_.artifact);
+  const Json from = provenance;
+  if (before.ok() && before->contains("provenance")) provenance = (*before)["provenance"];
+  const auto kept = [&](const char* key) { return before.ok() ? before->value(key, Json()) : Json(); };
+  Json files = Json::array();
+  int64_t weight_bytes = 0;
+  for (const ShardRecord& file : files_) {
+    files.push_back(ShardToJson(file));
+    for (const TensorRecord& tensor : file.tensors) weight_bytes += tensor.bytes;
+  }
+  SAGE_ASSIGN_OR_RETURN(const Json side_files, HashSideFiles(staged_, files_));
+  return Json{{"format_version", kArtifactFormatVersion},
+              {"producer", absl::StrCat("sagequant ", kEngineVersion)},
+              {"quantization", strategy_ == nullptr ? target_.format : packed_->strategy},
+              {"checkpoint_format", target_.gguf     ? "gguf"
+                                    : target_.packed ? target_.format
+                                                     : "safetensors"},
+              {"provenance", std::move(provenance)},
+              {"spec_hash", kept("spec_hash")},
+              {"calibration_record", kept("calibration_record")},
+              {"conversion",
+               {{"from", from},
+                {"format", target_.format},
+                {"lossless", difference_.lossless},
+                {"max_abs_difference", difference_.max_abs},
+                {"changed", changed_},
+                {"types", types_},
+                {"notes", notes_}}},
+              {"totals", {{"weight_bytes", weight_bytes}}},
+              {"files", std::move(files)},
+              {"side_files", side_files}};
+}
+
 absl::StatusOr<ConvertResult> Conversion::Publish() {
+  SAGE_ASSIGN_OR_RETURN(const Json manifest, Manifest());
+  SAGE_RETURN_IF_ERROR(WriteFileAtomic(staged_ + "/" + kManifestFile, DumpJson(manifest, 2) + "\n"));
   SAGE_RETURN_IF_ERROR(PublishFolder(staged_, spec_.output));
-  return ConvertResult{difference_.lossless, tensors_, difference_.max_abs, spec_.output};
+  ConvertResult result;
+  result.lossless = difference_.lossless;
+  result.max_abs_difference = difference_.max_abs;
+  result.path = spec_.output;
+  for (const ShardRecord& file : files_) result.tensors += static_cast<int64_t>(file.tensors.size());
+  return result;
 }
 
 }  // namespace

@@ -56,6 +56,7 @@ class Engine final : public InferenceEngine {
   absl::StatusOr<std::shared_ptr<GenerationHandle>> Submit(GenerateSpec spec, GenerationSink sink) override;
   absl::StatusOr<ScoreResult> Score(const ScoreSpec& spec, const CancelToken& cancel,
                                     const ProgressFn& progress) override;
+  absl::StatusOr<EngineProfile> Profile(const ProfileSpec& spec, const CancelToken& cancel) override;
   void Stop(absl::Time deadline) override;
 
  private:
@@ -71,6 +72,7 @@ class Engine final : public InferenceEngine {
   std::unique_ptr<StepLoop> loop_;
   int64_t V_ = 0;
   std::atomic<int64_t> scoring_{0};
+  std::mutex profiling_;  // one profile at a time: two would measure each other
   mutable std::mutex info_mutex_;
   std::mutex stop_mutex_;
   std::thread thread_;  // joinable until the engine has stopped; guarded by stop_mutex_
@@ -171,6 +173,26 @@ absl::StatusOr<ScoreResult> Engine::Score(const ScoreSpec& asked, const CancelTo
     lock.unlock();
     progress({"score", windows, ScoreRun::WindowCount(job->spec), "windows"});
     lock.lock();
+  }
+  return std::move(*job->result);
+}
+
+absl::StatusOr<EngineProfile> Engine::Profile(const ProfileSpec& spec, const CancelToken& cancel) {
+  SAGE_RETURN_IF_ERROR(CheckProfile(spec, parts_.max_model_len));
+  const std::unique_lock<std::mutex> alone(profiling_, std::try_to_lock);
+  if (!alone.owns_lock()) {
+    return MakeError(absl::StatusCode::kResourceExhausted, "PROFILE_RUNNING",
+                     "profile: one runs on this engine already");
+  }
+  auto job = std::make_shared<ProfileJob>();
+  job->spec = spec;
+  SAGE_RETURN_IF_ERROR(inbox_.PushProfile(job));
+  std::unique_lock<std::mutex> lock(job->mutex);
+  while (!job->result.has_value()) {
+    job->done.wait_for(lock, std::chrono::milliseconds(20));
+    if (!cancel.cancelled() || job->result.has_value()) continue;
+    job->cancelled.store(true, std::memory_order_release);
+    return absl::CancelledError("profile: cancelled by the caller");
   }
   return std::move(*job->result);
 }

@@ -31,8 +31,18 @@ class EngineMetrics {
     sink_.Observe("sage_batch_sequences", labels_, static_cast<double>(sequences));
     if (preemptions > 0) sink_.Increment("sage_preemptions_total", labels_, static_cast<double>(preemptions));
   }
-  void KvPages(int64_t used, int64_t total) {
+  // Prompt tokens looked up and found when a sequence first ran.
+  void PrefixCache(int64_t found, int64_t asked) {
+    sink_.Increment("sage_prefix_cache_queried_tokens_total", labels_, static_cast<double>(asked));
+    if (found > 0) sink_.Increment("sage_prefix_cache_hit_tokens_total", labels_, static_cast<double>(found));
+  }
+  void Drafts(int64_t drafted, int64_t right) {
+    sink_.Increment("sage_drafted_tokens_total", labels_, static_cast<double>(drafted));
+    if (right > 0) sink_.Increment("sage_draft_accepted_tokens_total", labels_, static_cast<double>(right));
+  }
+  void KvPages(int64_t used, int64_t cached, int64_t total) {
     sink_.SetGauge("sage_kv_pages_used", labels_, static_cast<double>(used));
+    sink_.SetGauge("sage_kv_pages_cached", labels_, static_cast<double>(cached));
     sink_.SetGauge("sage_kv_pages_total", labels_, static_cast<double>(total));
   }
   void Sequences(int64_t running, int64_t waiting) {

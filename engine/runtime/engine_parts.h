@@ -23,6 +23,7 @@ struct EngineParts {
   std::unique_ptr<KvArena> kv;
   int64_t kv_pages = 0;
   int kv_page_tokens = 16;
+  bool prefix_cache = false;
   // KV memory of a scoring window, apart from that of generation.
   std::function<absl::StatusOr<std::unique_ptr<KvArena>>(int64_t pages)> make_arena;
   std::optional<TokenizerFiles> tokenizer;

@@ -42,10 +42,18 @@ absl::Status Inbox::PushScore(std::shared_ptr<ScoreJob> job) {
   return absl::OkStatus();
 }
 
+absl::Status Inbox::PushProfile(std::shared_ptr<ProfileJob> job) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  SAGE_RETURN_IF_ERROR(CheckOpen());
+  new_work_.profiles.push_back(std::move(job));
+  sleeping_ = false;
+  wake_.notify_one();
+  return absl::OkStatus();
+}
+
 bool Inbox::Take(bool busy, Work* work) {
-  const auto nothing_new = [this] { return new_work_.requests.empty() && new_work_.scores.empty(); };
   std::unique_lock<std::mutex> lock(mutex_);
-  while (!busy && nothing_new()) {
+  while (!busy && new_work_.empty()) {
     sleeping_ = true;
     idle_.notify_all();
     if (stopping_) return false;
@@ -53,6 +61,7 @@ bool Inbox::Take(bool busy, Work* work) {
   }
   work->requests.swap(new_work_.requests);
   work->scores.swap(new_work_.scores);
+  work->profiles.swap(new_work_.profiles);
   return true;
 }
 

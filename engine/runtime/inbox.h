@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "engine/runtime/engine_parts.h"
+#include "engine/runtime/profile.h"
 #include "engine/runtime/score.h"
 #include "engine/runtime/sequence.h"
 
@@ -24,10 +25,13 @@ class Inbox {
   // Checks both bounds and adds in one step. RESOURCE_EXHAUSTED (QUEUE_FULL), UNAVAILABLE (ENGINE_DRAINING).
   absl::Status Push(std::shared_ptr<GenerationRequest> request);
   absl::Status PushScore(std::shared_ptr<ScoreJob> job);
+  absl::Status PushProfile(std::shared_ptr<ProfileJob> job);
 
   struct Work {
     std::vector<std::shared_ptr<GenerationRequest>> requests;
     std::vector<std::shared_ptr<ScoreJob>> scores;
+    std::vector<std::shared_ptr<ProfileJob>> profiles;
+    bool empty() const { return requests.empty() && scores.empty() && profiles.empty(); }
   };
   // Step thread: what is new. Sleeps while there is nothing new and `busy` is false. False when the engine stops.
   bool Take(bool busy, Work* work);

@@ -65,7 +65,15 @@ absl::StatusOr<const LinearStrategyDef*> StrategyIn(const CheckpointFormatDef& f
   if (FormatHolds(format, strategy)) return &strategy;
   for (const LinearStrategyDef* def : LinearStrategies()) {
     if (def->weight_bits == strategy.weight_bits && def->activation_bits == strategy.activation_bits &&
-        def->integer_grid == strategy.integer_grid && FormatHolds(format, *def)) {
+        def->integer_grid == strategy.integer_grid &&
+        (def->integer_grid || def->weight_dtype == strategy.weight_dtype) && FormatHolds(format, *def)) {
+      return def;
+    }
+  }
+  // A format may have a grid of its own for the same word: int8 in bitsandbytes is LLM.int8's.
+  for (const LinearStrategyDef* def : LinearStrategies()) {
+    if (def->weight_dtype == "bnb_" + std::string(strategy.weight_dtype) &&
+        def->activation_bits == strategy.activation_bits && FormatHolds(format, *def)) {
       return def;
     }
   }

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "engine/runtime/draft.h"
+
 namespace sage {
 
 void Scheduler::Place(const std::shared_ptr<Sequence>& sequence, int64_t rows, StepPlan& plan) {
@@ -10,11 +12,30 @@ void Scheduler::Place(const std::shared_ptr<Sequence>& sequence, int64_t rows, S
   plan.rows += rows;
 }
 
+void Scheduler::PlaceDecode(const std::shared_ptr<Sequence>& sequence, StepPlan& plan) {
+  const int64_t rows = 1 + static_cast<int64_t>(sequence->draft.size());
+  plan.slices.push_back({sequence, rows, true});
+  plan.rows += rows;
+}
+
+void Scheduler::Draft(Sequence& sequence, int64_t rows) {
+  sequence.draft.clear();
+  const int64_t wanted = sequence.draft_length == 0 ? kFirstDraftLength : sequence.draft_length;
+  const int64_t output_left = sequence.request->spec.max_tokens - sequence.output_length() - 1;
+  const int64_t count = std::min(
+      {wanted, rows, kMaxDraftedRows / running() - 1, output_left, limits_.max_model_len - sequence.length() - 1});
+  sequence.draft = DraftFromNgrams(sequence.ids, count);
+  const auto drafted = static_cast<int64_t>(sequence.draft.size());
+  if (drafted > 0 && !pool_.Grow(sequence.pages, sequence.length() + drafted)) sequence.draft.clear();
+}
+
 void Scheduler::PreemptYoungest(StepPlan& plan) {
   std::shared_ptr<Sequence> victim = running_.back();
   running_.pop_back();
   pool_.Release(victim->pages);
   victim->computed = 0;
+  victim->draft.clear();
+  victim->prefix = {victim->prefix_root, 0};
   ++plan.preempted;
   std::erase_if(plan.slices, [&](const ScheduledRows& slice) {
     if (slice.sequence != victim) return false;
@@ -34,21 +55,40 @@ bool Scheduler::MakeRoom(const std::shared_ptr<Sequence>& sequence, int64_t posi
   return true;
 }
 
+bool Scheduler::WaitsForSibling(const Sequence& sequence) const {
+  if (sequence.choice == 0) return false;
+  const int64_t shared = (sequence.prompt_length - 1) / pool_.page_tokens() * pool_.page_tokens();
+  return std::any_of(running_.begin(), running_.end(), [&](const std::shared_ptr<Sequence>& s) {
+    return s->request == sequence.request && s->computed < shared;
+  });
+}
+
+bool Scheduler::TakePages(Sequence& sequence) {
+  const int64_t shared = std::min(sequence.length(), sequence.prefix_positions);
+  sequence.computed = pool_.Attach(absl::MakeConstSpan(sequence.ids).first(static_cast<size_t>(shared)), sequence.pages,
+                                   sequence.prefix);
+  // A page for each running sequence stays free, so that the newcomer is not preempted at the next page boundary.
+  const int64_t missing = pool_.PagesFor(sequence.length()) - static_cast<int64_t>(sequence.pages.size());
+  const int64_t spare = running_.empty() ? 0 : running();
+  if (missing + spare <= pool_.free() && pool_.Grow(sequence.pages, sequence.length())) return true;
+  pool_.Release(sequence.pages);
+  sequence.computed = 0;
+  sequence.prefix = {sequence.prefix_root, 0};
+  return false;
+}
+
 void Scheduler::Admit(int64_t budget, StepPlan& plan) {
   while (plan.rows < budget && running() < limits_.max_seqs && !waiting_.empty()) {
-    const std::shared_ptr<Sequence>& next = waiting_.front();
-    // A page for each running sequence stays free, so that the newcomer is not preempted at the next page boundary.
-    const int64_t needed = pool_.PagesFor(next->length()) + running();
-    if (needed > pool_.free() && !(running_.empty() && pool_.PagesFor(next->length()) <= pool_.free())) return;
-    if (!pool_.Grow(next->pages, next->length())) return;
-    running_.push_back(next);
+    if (pool_.keeps_prefixes() && WaitsForSibling(*waiting_.front())) return;
+    if (!TakePages(*waiting_.front())) return;
+    running_.push_back(waiting_.front());
     waiting_.pop_front();
     const std::shared_ptr<Sequence>& sequence = running_.back();
     if (!sequence->ever_ran) {
       sequence->ever_ran = true;
       plan.admitted.push_back(sequence);
     }
-    Place(sequence, std::min(sequence->length(), budget - plan.rows), plan);
+    Place(sequence, std::min(sequence->length() - sequence->computed, budget - plan.rows), plan);
   }
 }
 
@@ -58,7 +98,9 @@ StepPlan Scheduler::Schedule() {
   for (size_t i = 0; i < running_.size() && plan.rows < limits_.max_step_tokens; ++i) {
     const std::shared_ptr<Sequence> sequence = running_[i];
     if (sequence->length() - sequence->computed != 1) continue;
-    if (MakeRoom(sequence, sequence->length(), plan)) Place(sequence, 1, plan);
+    if (!MakeRoom(sequence, sequence->length(), plan)) continue;
+    if (limits_.drafts) Draft(*sequence, limits_.max_step_tokens - plan.rows - 1);
+    PlaceDecode(sequence, plan);
   }
   int64_t budget = limits_.max_step_tokens;
   if (plan.rows > 0 && limits_.mixed_prompt_tokens > 0) {

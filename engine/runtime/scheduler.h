@@ -21,12 +21,15 @@ struct SchedulerLimits {
   int64_t max_step_tokens = 512;  // at least max_seqs
   // Prompt rows beside decode rows: those who already read are not made to wait for a whole chunk. 0 = no such bound.
   int64_t mixed_prompt_tokens = 0;
+  int64_t max_model_len = INT64_MAX;
+  bool drafts = false;  // speculate by n-grams
 };
 
 struct ScheduledRows {
   std::shared_ptr<Sequence> sequence;
-  int64_t rows = 0;      // positions [computed, computed + rows)
-  bool samples = false;  // the last row gives the next id
+  int64_t rows = 0;      // positions [computed, computed + rows), drafted ones among them
+  bool samples = false;  // the last row, and each drafted one, gives an id
+  int64_t outputs() const { return samples ? 1 + static_cast<int64_t>(sequence->draft.size()) : 0; }
 };
 
 struct StepPlan {
@@ -55,7 +58,14 @@ class Scheduler {
   // Makes room for `sequence` to hold `positions`, preempting younger ones. False when it was preempted itself.
   bool MakeRoom(const std::shared_ptr<Sequence>& sequence, int64_t positions, StepPlan& plan);
   void PreemptYoungest(StepPlan& plan);
+  // Guesses the ids behind the newest when there is room for them; nobody gives way to a guess.
+  void Draft(Sequence& sequence, int64_t rows);
+  void PlaceDecode(const std::shared_ptr<Sequence>& sequence, StepPlan& plan);
   void Place(const std::shared_ptr<Sequence>& sequence, int64_t rows, StepPlan& plan);
+  // Choices of one request wait until the first has computed the prompt they share.
+  bool WaitsForSibling(const Sequence& sequence) const;
+  // Shared pages of the ids it begins with and new ones for the rest; false (and nothing taken) when too few are free.
+  bool TakePages(Sequence& sequence);
   void Admit(int64_t budget, StepPlan& plan);
 
   KvPool& pool_;

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "engine/api/engine.h"
+#include "engine/runtime/kv_pool.h"
 #include "engine/runtime/stop_matcher.h"
 
 namespace sage {
@@ -36,6 +37,8 @@ struct GenerationRequest {
   }
 };
 
+inline constexpr uint64_t kAnyPrefix = UINT64_MAX;  // far from every page's own number
+
 // One choice of a request. `ids` is the prompt and what was generated; positions below `computed` are in the KV pages.
 struct Sequence {
   std::shared_ptr<GenerationRequest> request;
@@ -44,7 +47,15 @@ struct Sequence {
   int64_t prompt_length = 0;
   int64_t computed = 0;
   std::vector<int32_t> pages;
+  std::vector<int32_t> draft;  // of this step: guesses at the ids behind the newest
+  int64_t draft_length = 0;    // how many to guess; 0 = the first number
+  // Sequences share pages only with those whose positions mean the same: dynamic rope scaling depends on the prompt's
+  // length and, behind the prompt, on where it ended.
+  uint64_t prefix_root = kAnyPrefix;
+  int64_t prefix_positions = INT64_MAX;  // those that may be shared
+  PrefixChain prefix{kAnyPrefix, 0};
   bool ever_ran = false;
+  bool ended = false;
   std::unique_ptr<StreamDecoder> text;  // null without tokenizer
   StopMatcher stops;
   absl::Time last_token_at;

@@ -27,10 +27,9 @@ absl::Status Invalid(std::string_view reason, const std::string& message) {
 }
 
 absl::Status CheckSpec(const EngineSpec& spec) {
-  if (!spec.draft_mode.empty() && spec.draft_mode != "none") {
+  if (!spec.draft_mode.empty() && spec.draft_mode != "none" && spec.draft_mode != "ngram") {
     return MakeError(absl::StatusCode::kUnimplemented, "DRAFT_MODE_UNSUPPORTED",
-                     absl::StrCat("engine: draft_mode must be none, got '", spec.draft_mode,
-                                  "' (speculative decoding is not built)"));
+                     absl::StrCat("engine: draft_mode must be none or ngram, got '", spec.draft_mode, "'"));
   }
   const auto check = [](const char* field, int64_t value, int64_t low, int64_t high) -> absl::Status {
     if (value >= low && value <= high) return absl::OkStatus();
@@ -297,8 +296,10 @@ absl::StatusOr<std::shared_ptr<InferenceEngine>> StartLlmEngine(const EngineSpec
   EngineParts& parts = start.parts;
   parts.kv_pages = start.kv.pages;
   parts.kv_page_tokens = kPageTokens;
+  parts.prefix_cache = spec.prefix_cache;
   parts.scheduler = {spec.max_seqs, std::max(spec.max_step_tokens, spec.max_seqs),
                      std::max<int64_t>(16, spec.max_step_tokens / 4)};
+  parts.scheduler.drafts = spec.draft_mode == "ngram";
   parts.admission = {spec.max_queue_requests, spec.max_queue_tokens};
   parts.max_model_len = start.kv.max_model_len;
   parts.metrics = metrics != nullptr ? metrics : &NullMetricSink();

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "engine/runtime/draft.h"
 #include "engine/runtime/logprobs.h"
 #include "engine/runtime/utf8.h"
 
@@ -30,22 +31,29 @@ bool ContinuesText(const GenerateSpec& spec, const Tokenizer& tokenizer) {
                      [&](int32_t id) { return !(spec.skip_special && tokenizer.IsSpecial(id)); });
 }
 
+SchedulerLimits Limits(const EngineParts& parts) {
+  SchedulerLimits out = parts.scheduler;
+  out.max_model_len = parts.max_model_len;
+  return out;
+}
+
 }  // namespace
 
 StepLoop::StepLoop(EngineParts& parts, Inbox& inbox)
     : parts_(parts),
       inbox_(inbox),
-      pool_(parts.kv_pages, parts.kv_page_tokens),
-      scheduler_(pool_, parts.scheduler),
+      pool_(parts.kv_pages, parts.kv_page_tokens, parts.prefix_cache),
+      scheduler_(pool_, Limits(parts)),
       metrics_(*parts.metrics, parts.info.engine_id),
       samplers_(static_cast<size_t>(parts.threads->size())) {
-  metrics_.KvPages(0, pool_.pages());
+  metrics_.KvPages(0, 0, pool_.pages());
 }
 
 void StepLoop::Run() {
   Inbox::Work work;
   while (true) {
-    const bool busy = !scheduler_.idle() || score_run_ != nullptr || !score_jobs_.empty();
+    const bool busy = !scheduler_.idle() || score_run_ != nullptr || !score_jobs_.empty() || profile_run_ != nullptr ||
+                      !profile_jobs_.empty();
     if (!busy) busy_.store(false, std::memory_order_release);
     if (!inbox_.Take(busy, &work)) return;
     if (!busy) {
@@ -55,6 +63,7 @@ void StepLoop::Run() {
     Accept(std::exchange(work, {}));
     Step();
     ScoreStep();
+    ProfileStep();
     progress_ns_.store(MonotonicNs(), std::memory_order_release);
   }
 }
@@ -72,6 +81,7 @@ void StepLoop::Accept(Inbox::Work work) {
       sequence->choice = choice;
       sequence->ids = spec.prompt_ids;
       sequence->prompt_length = sequence->length();
+      SetPrefixRoot(*sequence);
       sequence->stops = StopMatcher(spec.stop);
       if (parts_.tokenizer.has_value()) {
         const Tokenizer& tokenizer = *parts_.tokenizer->tokenizer;
@@ -81,6 +91,15 @@ void StepLoop::Accept(Inbox::Work work) {
     }
   }
   for (std::shared_ptr<ScoreJob>& job : work.scores) score_jobs_.push_back(std::move(job));
+  for (std::shared_ptr<ProfileJob>& job : work.profiles) profile_jobs_.push_back(std::move(job));
+}
+
+void StepLoop::SetPrefixRoot(Sequence& sequence) const {
+  const DecoderConfig& config = parts_.decoder->config();
+  if (config.rope.kind != "dynamic") return;
+  sequence.prefix_positions = sequence.prompt_length;
+  sequence.prefix_root = kAnyPrefix - static_cast<uint64_t>(sequence.prompt_length);
+  sequence.prefix = {sequence.prefix_root, 0};
 }
 
 void StepLoop::Step() {
@@ -128,6 +147,9 @@ void StepLoop::NoteAdmitted(const StepPlan& plan, absl::Time now) {
       metrics_.Queued(absl::ToDoubleSeconds(now - request.submitted_at));
     }
     tokens += sequence->prompt_length;
+    const int64_t cached = std::min(sequence->computed, sequence->prompt_length);
+    if (sequence->choice == 0) request.usage.cached_tokens = cached;
+    metrics_.PrefixCache(cached, sequence->prompt_length);
     if (--request.queued == 0) ++requests;
   }
   if (tokens > 0) inbox_.LeftQueue(requests, tokens);
@@ -156,22 +178,33 @@ absl::Status StepLoop::Forward(const StepPlan& plan) {
     slice.pages = sequence.pages.data();
     slices_.push_back(slice);
     const auto first = sequence.ids.begin() + sequence.computed;
-    ids_.insert(ids_.end(), first, first + scheduled.rows);
-    if (!scheduled.samples) continue;
-    output_rows_.push_back(static_cast<int64_t>(ids_.size()) - 1);
-    outputs_.push_back(&sequence);
+    const int64_t outputs = scheduled.outputs(), drafts = std::max<int64_t>(0, outputs - 1);
+    ids_.insert(ids_.end(), first, first + scheduled.rows - drafts);
+    if (drafts > 0) ids_.insert(ids_.end(), sequence.draft.begin(), sequence.draft.end());
+    for (int64_t i = 0; i < outputs; ++i) {
+      output_rows_.push_back(static_cast<int64_t>(ids_.size()) - outputs + i);
+      outputs_.emplace_back(&sequence, i);
+    }
   }
   hidden_.resize(output_rows_.size() * static_cast<size_t>(parts_.decoder->config().hidden));
   StepContext ctx = NewContext();
   return parts_.decoder->Forward(ctx, {ids_, slices_, output_rows_}, *parts_.kv, hidden_.data());
 }
 
-void StepLoop::SampleRow(const Sequence& sequence, const float* logits, Sampler& sampler, Sampled* out) const {
+void StepLoop::SampleRow(const Sequence& sequence, int64_t drafts, const float* logits, Sampler& sampler,
+                         Sampled* out) const {
   const GenerateSpec& spec = sequence.request->spec;
   const auto row = absl::MakeConstSpan(logits, static_cast<size_t>(parts_.decoder->config().V));
-  const SamplingHistory history{absl::MakeConstSpan(spec.prompt_ids), sequence.output_ids()};
-  const absl::StatusOr<int32_t> id =
-      sampler.Sample(row, history, spec.sampling, sequence.request->seed, sequence.choice, sequence.output_length());
+  std::vector<int32_t> guessed;
+  absl::Span<const int32_t> before = sequence.output_ids();
+  if (drafts > 0) {
+    guessed.assign(before.begin(), before.end());
+    guessed.insert(guessed.end(), sequence.draft.begin(), sequence.draft.begin() + drafts);
+    before = guessed;
+  }
+  const SamplingHistory history{absl::MakeConstSpan(spec.prompt_ids), before};
+  const absl::StatusOr<int32_t> id = sampler.Sample(row, history, spec.sampling, sequence.request->seed,
+                                                    sequence.choice, static_cast<int64_t>(before.size()));
   out->status = id.status();
   out->token = TokenRecord();
   if (!id.ok()) return;
@@ -197,20 +230,51 @@ void StepLoop::Sample() {
     parts_.decoder->Logits(ctx, hidden_.data() + begin * hidden, count, logits_.data());
     parts_.threads->Run(count, [&](int64_t row, int worker) {
       const auto r = static_cast<size_t>(begin + row);
-      SampleRow(*outputs_[r], logits_.data() + row * V, samplers_[static_cast<size_t>(worker)], &sampled_[r]);
+      SampleRow(*outputs_[r].first, outputs_[r].second, logits_.data() + row * V,
+                samplers_[static_cast<size_t>(worker)], &sampled_[r]);
     });
   }
+}
+
+int64_t StepLoop::Take(const ScheduledRows& slice, absl::Span<const Sampled> sampled, absl::Time now) {
+  Sequence& sequence = *slice.sequence;
+  const int64_t outputs = slice.outputs(), drafts = std::max<int64_t>(0, outputs - 1);
+  int64_t right = 0;
+  const auto guessed = [&](int64_t i) {
+    const Sampled& s = sampled[static_cast<size_t>(i)];
+    return s.status.ok() && s.token.id == sequence.draft[static_cast<size_t>(i)];
+  };
+  while (right < drafts && guessed(right)) ++right;
+  sequence.computed += slice.rows - drafts + right;
+  const size_t length = sequence.ids.size();
+  sequence.ids.insert(sequence.ids.end(), sequence.draft.begin(), sequence.draft.begin() + right);
+  const int64_t shared = std::min(sequence.computed, sequence.prefix_positions);
+  pool_.Register(absl::MakeConstSpan(sequence.ids).first(static_cast<size_t>(shared)), sequence.pages, sequence.prefix);
+  sequence.ids.resize(length);
+  if (drafts > 0) {
+    sequence.draft_length = NextDraftLength(drafts, right);
+    metrics_.Drafts(drafts, right);
+  }
+  sequence.draft.clear();
+  if (outputs == 0) return 0;
+  int64_t taken = 0;
+  do {
+    Advance(slice.sequence, sampled[static_cast<size_t>(taken++)], now);
+  } while (taken <= right && !sequence.ended);
+  return taken;
 }
 
 void StepLoop::Emit(const StepPlan& plan) {
   const absl::Time now = absl::Now();
   size_t next = 0;
+  int64_t tokens = 0;
   for (const ScheduledRows& slice : plan.slices) {
-    slice.sequence->computed += slice.rows;
-    if (slice.samples) Advance(slice.sequence, sampled_[next++], now);
+    const auto outputs = static_cast<size_t>(slice.outputs());
+    tokens += Take(slice, absl::MakeConstSpan(sampled_).subspan(next, outputs), now);
+    next += outputs;
   }
-  generated_tokens_.fetch_add(static_cast<int64_t>(next), std::memory_order_relaxed);
-  if (next > 0) metrics_.GeneratedTokens(static_cast<int64_t>(next));
+  generated_tokens_.fetch_add(tokens, std::memory_order_relaxed);
+  if (tokens > 0) metrics_.GeneratedTokens(tokens);
 }
 
 void StepLoop::Advance(const std::shared_ptr<Sequence>& sequence, const Sampled& sampled, absl::Time now) {
@@ -218,6 +282,7 @@ void StepLoop::Advance(const std::shared_ptr<Sequence>& sequence, const Sampled&
   const GenerateSpec& spec = request.spec;
   if (!sampled.status.ok()) {
     request.status.Update(sampled.status);  // the next step ends the request
+    sequence->ended = true;
     return;
   }
   if (request.first_token_at == absl::InfiniteFuture()) {
@@ -274,6 +339,7 @@ void StepLoop::FlushText(Sequence& sequence, GenerationEvent& event) const {
 
 void StepLoop::FinishChoice(Sequence& sequence, GenerationEvent& event, absl::Time now) {
   GenerationRequest& request = *sequence.request;
+  sequence.ended = true;
   scheduler_.Remove(sequence);
   if (!sequence.ever_ran) inbox_.LeftQueue(--request.queued == 0 ? 1 : 0, sequence.prompt_length);
   event.choice = sequence.choice;
@@ -330,8 +396,34 @@ void StepLoop::ScoreStep() {
   score_run_.reset();
 }
 
+void StepLoop::ProfileStep() {
+  if (profile_run_ == nullptr) {
+    if (profile_jobs_.empty()) return;
+    const std::shared_ptr<ProfileJob> job = std::move(profile_jobs_.front());
+    profile_jobs_.pop_front();
+    if (job->cancelled.load(std::memory_order_acquire) || inbox_.cancel_all()) {
+      return job->Finish(absl::CancelledError("profile: cancelled while it waited"));
+    }
+    auto run = ProfileRun::Start(job, *parts_.decoder, parts_.make_arena, parts_.kv_page_tokens,
+                                 parts_.scheduler.max_step_tokens);
+    if (!run.ok()) return job->Finish(run.status());
+    profile_run_ = std::move(*run);
+  }
+  StepContext ctx = NewContext();
+  absl::StatusOr<bool> complete = profile_run_->RunStep(ctx);
+  if (inbox_.cancel_all()) complete = absl::CancelledError("profile: the engine was stopped");
+  if (complete.ok() && !*complete) return;
+  ProfileJob& job = profile_run_->job();
+  if (complete.ok()) {
+    job.Finish(profile_run_->TakeResult());
+  } else {
+    job.Finish(complete.status());
+  }
+  profile_run_.reset();
+}
+
 void StepLoop::Publish(double step_seconds, const StepPlan& plan) {
-  metrics_.KvPages(pool_.used(), pool_.pages());
+  metrics_.KvPages(pool_.used(), pool_.cached(), pool_.pages());
   metrics_.Sequences(scheduler_.running(), inbox_.waiting_requests());
   if (plan.slices.empty()) return;
   steps_.fetch_add(1, std::memory_order_relaxed);

@@ -12,6 +12,7 @@
 #include "engine/runtime/engine_metrics.h"
 #include "engine/runtime/engine_parts.h"
 #include "engine/runtime/inbox.h"
+#include "engine/runtime/profile.h"
 #include "engine/runtime/sampler.h"
 #include "engine/runtime/scheduler.h"
 #include "engine/runtime/score.h"
@@ -34,13 +35,17 @@ class StepLoop {
 
   void Accept(Inbox::Work work);
   void Step();
+  void SetPrefixRoot(Sequence& sequence) const;
   void EndRequests();  // those that were cancelled, ran out of time or failed
   absl::Status Forward(const StepPlan& plan);
   void Sample();  // logits of the output rows and one id each
   void Emit(const StepPlan& plan);
 
   void NoteAdmitted(const StepPlan& plan, absl::Time now);
-  void SampleRow(const Sequence& sequence, const float* logits, Sampler& sampler, Sampled* out) const;
+  // An id behind the first `drafts` guesses of the sequence.
+  void SampleRow(const Sequence& sequence, int64_t drafts, const float* logits, Sampler& sampler, Sampled* out) const;
+  // Takes the ids that a sequence's rows gave, up to the first that was guessed wrong. Returns how many.
+  int64_t Take(const ScheduledRows& slice, absl::Span<const Sampled> sampled, absl::Time now);
   void Advance(const std::shared_ptr<Sequence>& sequence, const Sampled& sampled, absl::Time now);
   // Text of the newest id; sets finish reason and match when a stop string completes.
   void AppendText(Sequence& sequence, GenerationEvent& event) const;
@@ -49,6 +54,7 @@ class StepLoop {
   void FinishChoice(Sequence& sequence, GenerationEvent& event, absl::Time now);
   std::string TokenText(int32_t id) const;
   void ScoreStep();
+  void ProfileStep();
   void Publish(double step_seconds, const StepPlan& plan);
   StepContext NewContext();
 
@@ -64,13 +70,15 @@ class StepLoop {
   std::vector<int32_t> ids_;
   std::vector<SequenceSlice> slices_;
   std::vector<int64_t> output_rows_;
-  std::vector<Sequence*> outputs_;
+  std::vector<std::pair<Sequence*, int64_t>> outputs_;  // sequence and how many drafts stand before the row
   std::vector<Sampled> sampled_;
   std::vector<float> hidden_, logits_;
   std::vector<Sampler> samplers_;
 
   std::deque<std::shared_ptr<ScoreJob>> score_jobs_;
   std::unique_ptr<ScoreRun> score_run_;
+  std::deque<std::shared_ptr<ProfileJob>> profile_jobs_;
+  std::unique_ptr<ProfileRun> profile_run_;
 
   std::atomic<int64_t> running_{0}, prompt_tokens_{0}, generated_tokens_{0}, steps_{0}, hits_{0}, misses_{0};
   std::atomic<bool> busy_{false};

@@ -158,6 +158,10 @@ absl::StatusOr<PipelinePtr> ParseGgufVocabulary(const Json& metadata) {
 }
 
 absl::StatusOr<TokenizerFiles> LoadGgufTokenizer(const Json& metadata) {
+  if (Key(metadata, "model") == "none" && Key(metadata, "tokens").is_null()) {
+    return MakeError(absl::StatusCode::kNotFound, "TOKENIZER_NOT_FOUND",
+                     "GGUF: the file says that it has no vocabulary");
+  }
   SAGE_ASSIGN_OR_RETURN(PipelinePtr pipeline, ParseGgufVocabulary(metadata));
   TokenizerFiles files;
   SAGE_ASSIGN_OR_RETURN(files.chat_template, JsonString(metadata, "tokenizer.chat_template", ""));

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "engine/tokenizer/loaders.h"
+#include "engine/tokenizer/piece_files.h"
 #include "engine/tokenizer/unicode.h"
 
 namespace sage {
@@ -202,7 +203,17 @@ absl::StatusOr<PipelinePtr> ParseSentencePiece(std::string_view bytes, const Jso
   return out;
 }
 
-absl::StatusOr<PipelinePtr> ParseLlama2c(std::string_view bytes) {
+absl::StatusOr<std::vector<ScoredPiece>> ReadSentencePieces(std::string_view bytes) {
+  ModelFile file;
+  SAGE_RETURN_IF_ERROR(ReadModelFile(bytes, file));
+  if (file.model_type != 2) {
+    return MakeError(absl::StatusCode::kUnimplemented, "TOKENIZER_UNSUPPORTED",
+                     absl::StrCat("SentencePiece model_type must be BPE (2) here, got ", file.model_type));
+  }
+  return std::move(file.pieces);
+}
+
+absl::StatusOr<std::vector<ScoredPiece>> ReadLlama2cPieces(std::string_view bytes) {
   std::vector<ScoredPiece> pieces;
   size_t at = 4;
   while (at + 8 <= bytes.size()) {
@@ -224,6 +235,11 @@ absl::StatusOr<PipelinePtr> ParseLlama2c(std::string_view bytes) {
   }
   if (at != bytes.size() || pieces.size() < 259)
     return InvalidTokenizer("tokenizer.bin: must hold 259 or more whole tokens");
+  return pieces;
+}
+
+absl::StatusOr<PipelinePtr> ParseLlama2c(std::string_view bytes) {
+  SAGE_ASSIGN_OR_RETURN(const std::vector<ScoredPiece> pieces, ReadLlama2cPieces(bytes));
   auto out = std::make_shared<PipelineTokenizer>();
   SAGE_ASSIGN_OR_RETURN(out->model, MakeScoredModel(pieces, false, true, false));
   out->normalizers.push_back(MakePrepend(" "));

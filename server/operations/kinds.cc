@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "engine/base/file.h"
+#include "engine/base/json.h"
 #include "engine/base/status.h"
 #include "google/protobuf/any.pb.h"
 #include "sage/quant/v1/quantization.pb.h"
@@ -68,11 +70,19 @@ absl::StatusOr<OperationOutcome> RunConvert(Daemon& daemon, const OperationRecor
   message.set_tensors(result.tensors);
   message.set_max_abs_difference(result.max_abs_difference);
   message.set_path(result.path);
-  const Json json = {{"operation", record.id},
-                     {"lossless", result.lossless},
-                     {"tensors", result.tensors},
-                     {"max_abs_difference", result.max_abs_difference},
-                     {"path", result.path}};
+  Json json = {{"operation", record.id},
+               {"lossless", result.lossless},
+               {"tensors", result.tensors},
+               {"max_abs_difference", result.max_abs_difference},
+               {"path", result.path}};
+  // What the written manifest tells of each tensor: its type, what changed in value, and why.
+  if (absl::StatusOr<std::string> text = ReadFile(result.path + "/sage_quant.json"); text.ok()) {
+    const absl::StatusOr<Json> manifest = ParseJson(*text, "sage_quant.json");
+    const Json conversion = manifest.ok() ? manifest->value("conversion", Json::object()) : Json::object();
+    for (const char* key : {"types", "changed", "notes"}) {
+      if (conversion.contains(key)) json[key] = conversion[key];
+    }
+  }
   return OperationOutcome{AnyBytes(message), DumpJson(json)};
 }
 

@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
-"""Measures engines of SageQuant against Hugging Face transformers (f32) on the same model, interleaved in one run.
+"""Measures engines of SageQuant, llama.cpp, vLLM's CPU build and transformers on one model, interleaved in one run.
 
-usage: compare.py --model-root DIR --model NAME [--quantizations none,int8,int4] [--rounds 5] [--tokens 64] [--prompt 512] [--json]
+usage: compare.py --model-root DIR --model NAME [--quantizations none,int8,int4] [--gguf FILE ...] [--llama-bench PATH]
+                  [--rounds 5] [--tokens 64] [--prompt 512] [--depth 0] [--streams 16] [--json]
 
-Each round measures every contestant once, in turn, so that a machine whose speed drifts treats all alike; printed are medians
-and the ratio to transformers, round by round. transformers takes part when `torch` and `transformers` can be imported and the
-model is a Hugging Face folder. Decode is one stream after a 16-token prompt; prefill is one prompt of --prompt ids.
+NAME is a Hugging Face folder under DIR; each of --quantizations is an engine of ours on it. Each --gguf (a path under DIR) is served by us
+as it lies and by llama.cpp (PyPI xllamacpp in this interpreter; --llama-bench runs that binary beside it). transformers (f32) and vLLM take
+part when this interpreter can import them. Every round measures each contestant once, in turn, so that a machine whose speed drifts
+treats all alike; printed are medians and the ratio to the baseline (llama.cpp on the first GGUF, else transformers), taken round by round.
+
+decode: one stream behind a 16-id prompt. prefill: one prompt of --prompt ids. depth: one stream behind --depth ids. streams: --streams
+requests at once, all of their tokens over the wall time. Prefix caches are off. Exit 2 for a wrong call.
 """
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -17,27 +23,56 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "release" / "bin"
+FIGURES = ("decode", "prefill", "depth", "streams")
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-root", required=True)
-    parser.add_argument("--model", required=True, help="path under the model root")
+    parser.add_argument("--model", default="", help="Hugging Face folder under the model root")
     parser.add_argument("--quantizations", default="none,int8,int4")
+    parser.add_argument("--gguf", action="append", default=[], help="GGUF file under the model root; may be repeated")
+    parser.add_argument("--llama-bench", default="", help="path of llama.cpp's own llama-bench")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--prompt", type=int, default=512, help="0 leaves prefill out")
+    parser.add_argument("--depth", type=int, default=0, help="0 leaves depth out")
+    parser.add_argument("--streams", type=int, default=0, help="0 leaves streams out")
+    parser.add_argument("--kv-quant", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--skip", default="", help="contestants to leave out: transformers,vllm,llama")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.model and not args.gguf:
+        parser.error("--model or --gguf is needed")
+    return args
 
 
-class Sage:
-    """One daemon with an engine for each quantization."""
+def ids_of(count, salt):
+    return [(31 * i + 7 * salt) % 1000 + 300 for i in range(count)]
+
+
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        return json.load(answer)
+
+
+def all_at_once(count, call):
+    """Runs call(i) for every i at once; their results and the wall time."""
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        began = time.perf_counter()
+        results = list(pool.map(call, range(count)))
+        return results, time.perf_counter() - began
+
+
+class Daemon:
+    """One daemon of ours with an engine for each contestant."""
 
     def __init__(self, args):
         self.folder = tempfile.TemporaryDirectory()
@@ -45,10 +80,11 @@ class Sage:
         self.process = subprocess.Popen(
             [BIN / "sagequantd", "--data-dir", self.folder.name + "/data", "--model-root", args.model_root, "--grpc-listen",
              "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--threads", str(args.threads), "--port-file", ports],
-            stderr=subprocess.DEVNULL)
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not (ports.exists() and ports.stat().st_size):
             time.sleep(0.05)
-        self.server = json.loads(ports.read_text())["grpc"]
+        addresses = json.loads(ports.read_text())
+        self.server, self.http = addresses["grpc"], "http://" + addresses["http"]
 
     def call(self, *arguments):
         out = subprocess.run([BIN / "sage", *arguments, "--json", "--server", self.server], capture_output=True, text=True)
@@ -56,36 +92,112 @@ class Sage:
             sys.exit(f"sage {' '.join(arguments)}: {out.stdout}{out.stderr}")
         return json.loads(out.stdout)
 
-    def start(self, model, quantization):
-        return self.call("llm", "engine", "start", model, "--engine-id", "bench-" + quantization, "--quantization", quantization)
-
-    def generate(self, quantization, ids, tokens):
-        return self.call("llm", "generate", "--engine", "bench-" + quantization, "--prompt-ids", ",".join(map(str, ids)),
-                         "--max-tokens", str(tokens), "--temperature", "0", "--ignore-eos")
-
     def close(self):
         self.process.terminate()
         self.process.wait()
+
+
+class Sage:
+    def __init__(self, daemon, args, model, quantization):
+        self.daemon, self.id = daemon, f"bench-{len(os.listdir(daemon.folder.name))}-{abs(hash((model, quantization))) % 10**8}"
+        self.record = daemon.call("llm", "engine", "start", model, "--engine-id", self.id, "--quantization", quantization, "--kv-quant",
+                                  args.kv_quant, "--no-prefix-cache")
+        self.name = "sage " + self.record["quantization"]
+        self.megabytes = self.record["weight_bytes"] / 1e6
+        self.hash = ""
+
+    def generate(self, ids, tokens):
+        return self.daemon.call("llm", "generate", "--engine", self.id, "--prompt-ids", ",".join(map(str, ids)), "--max-tokens",
+                                str(tokens), "--temperature", "0", "--ignore-eos")
+
+    def decode(self, ids, tokens):
+        out = self.generate(ids, tokens)
+        self.hash = hashlib.sha256(str(out["choices"][0]["token_ids"]).encode()).hexdigest()[:12]
+        return (tokens - 1) / out["timings"]["decode_ms"] * 1000
+
+    def prefill(self, ids):
+        return len(ids) / self.generate(ids, 1)["timings"]["prefill_ms"] * 1000
+
+    def streams(self, prompts, tokens):
+        body = {"model": self.id, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        url = self.daemon.http + "/v1/completions"
+        results, wall = all_at_once(len(prompts), lambda i: post(url, body | {"prompt": prompts[i]}))
+        return sum(r["usage"]["completion_tokens"] for r in results) / wall
+
+
+class LlamaCpp:
+    """llama.cpp's server, in this process."""
+
+    def __init__(self, args, file):
+        import xllamacpp
+        params = xllamacpp.CommonParams()
+        params.model.path = file
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
+        params.n_parallel = max(1, args.streams)
+        params.n_ctx = max(4096, params.n_parallel * 256)
+        params.cache_prompt = False
+        params.kv_unified = True
+        params.verbosity = -1
+        self.server = xllamacpp.Server(params)
+        self.url = self.server.listening_address
+        self.name, self.megabytes, self.hash = "llama.cpp " + Path(file).stem, os.path.getsize(file) / 1e6, ""
+
+    def generate(self, ids, tokens):
+        return post(self.url + "/completion",
+                    {"prompt": ids, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False})
+
+    def decode(self, ids, tokens):
+        return self.generate(ids, tokens)["timings"]["predicted_per_second"]
+
+    def prefill(self, ids):
+        return self.generate(ids, 1)["timings"]["prompt_per_second"]
+
+    def streams(self, prompts, tokens):
+        results, wall = all_at_once(len(prompts), lambda i: self.generate(prompts[i], tokens))
+        return sum(r["tokens_predicted"] for r in results) / wall
+
+
+class LlamaBench:
+    """llama.cpp's own benchmark; it has no many-streams figure."""
+
+    def __init__(self, args, file):
+        self.command = [args.llama_bench, "-m", file, "-t", str(args.threads), "-r", "1", "-o", "json"]
+        self.name, self.megabytes, self.hash = "llama-bench " + Path(file).stem, os.path.getsize(file) / 1e6, ""
+
+    def run(self, *arguments):
+        return json.loads(subprocess.run([*self.command, *arguments], capture_output=True, text=True, check=True).stdout)[-1]["avg_ts"]
+
+    def decode(self, ids, tokens):
+        return self.run("-p", "0", "-n", str(tokens), "-d", str(len(ids)))
+
+    def prefill(self, ids):
+        return self.run("-p", str(len(ids)), "-n", "0")
 
 
 class Transformers:
     def __init__(self, folder, threads):
         import torch
         from transformers import AutoModelForCausalLM
-        self.torch = torch
+        self.torch, self.name, self.hash = torch, "transformers f32", ""
         torch.set_num_threads(threads)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.megabytes = sum(p.numel() for p in self.model.parameters()) * 4 / 1e6
 
-    def decode(self, ids, tokens):
-        prompt = self.torch.tensor([ids])
+    def step(self, rows, tokens):
         with self.torch.no_grad():
-            cache = self.model(prompt, use_cache=True)
+            cache = self.model(self.torch.tensor(rows), use_cache=True)
             past, last = cache.past_key_values, cache.logits[:, -1:].argmax(-1)
             began = time.perf_counter()
             for _ in range(tokens):
                 step = self.model(last, past_key_values=past, use_cache=True)
                 past, last = step.past_key_values, step.logits[:, -1:].argmax(-1)
-            return tokens / (time.perf_counter() - began)
+            return len(rows) * tokens / (time.perf_counter() - began)
+
+    def decode(self, ids, tokens):
+        return self.step([ids], tokens)
+
+    def streams(self, prompts, tokens):
+        return self.step(prompts, tokens)
 
     def prefill(self, ids):
         with self.torch.no_grad():
@@ -94,56 +206,101 @@ class Transformers:
             return len(ids) / (time.perf_counter() - began)
 
 
+class Vllm:
+    def __init__(self, folder, threads):
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
+        import vllm
+        self.vllm, self.name, self.hash = vllm, "vllm bf16", ""
+        self.llm = vllm.LLM(folder, dtype="bfloat16", enable_prefix_caching=False, max_model_len=4096)
+        self.megabytes = 0
+
+    def run(self, prompts, tokens):
+        options = self.vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        began = time.perf_counter()
+        self.llm.generate([{"prompt_token_ids": p} for p in prompts], options, use_tqdm=False)
+        return time.perf_counter() - began
+
+    def decode(self, ids, tokens):
+        return (tokens - 1) / (self.run([ids], tokens) - self.run([ids], 1))
+
+    def prefill(self, ids):
+        return len(ids) / self.run([ids], 1)
+
+    def streams(self, prompts, tokens):
+        return len(prompts) * tokens / self.run(prompts, tokens)
+
+
+def contestants(args, daemon):
+    """Peers first, so that the baseline is there; each that cannot take part is named with its reason."""
+    skip = set(filter(None, args.skip.split(",")))
+    folder = os.path.join(args.model_root, args.model)
+    makers = []
+    for file in args.gguf:
+        path = os.path.join(args.model_root, file)
+        if "llama" not in skip:
+            makers.append(("llama.cpp", lambda path=path: LlamaCpp(args, path)))
+        if args.llama_bench:
+            makers.append(("llama-bench", lambda path=path: LlamaBench(args, path)))
+    if args.model and "transformers" not in skip:
+        makers.append(("transformers", lambda: Transformers(folder, args.threads)))
+    if args.model and "vllm" not in skip:
+        makers.append(("vllm", lambda: Vllm(folder, args.threads)))
+    out = []
+    for name, make in makers:
+        try:
+            out.append(make())
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            print(f"{name} does not take part: {error}", file=sys.stderr)
+    out += [Sage(daemon, args, file, "none") for file in args.gguf]
+    if args.model:
+        out += [Sage(daemon, args, args.model, quantization) for quantization in args.quantizations.split(",")]
+    return out
+
+
+def measure(contestant, args, round_number):
+    prompts = [ids_of(16, 16 * round_number + i) for i in range(max(1, args.streams))]
+    out = {"decode": contestant.decode(prompts[0], args.tokens)}
+    if args.prompt:
+        out["prefill"] = contestant.prefill(ids_of(args.prompt, round_number))
+    if args.depth:
+        out["depth"] = contestant.decode(ids_of(args.depth, round_number), args.tokens)
+    if args.streams and hasattr(contestant, "streams"):
+        out["streams"] = contestant.streams(prompts, args.tokens)
+    return out
+
+
 def main():
     args = parse_arguments()
-    short = [(17 * i) % 1000 + 300 for i in range(16)]
-    long = [(31 * i) % 1000 + 300 for i in range(args.prompt)]
-    sage = Sage(args)
-    rows, records = {}, {}
-    names = args.quantizations.split(",")
-    for name in names:
-        records[name] = sage.start(args.model, name)
-        sage.generate(name, short, 4)
-    baseline = None
-    try:
-        baseline = Transformers(os.path.join(args.model_root, args.model), args.threads)
-        baseline.decode(short, 4)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"transformers does not take part: {error}", file=sys.stderr)
-    for _ in range(args.rounds):
-        for name in names:
-            out = sage.generate(name, short, args.tokens)
-            row = rows.setdefault(name, {"decode": [], "prefill": []})
-            row["decode"].append((args.tokens - 1) / out["timings"]["decode_ms"] * 1000)
-            row["hash"] = hashlib.sha256(str(out["choices"][0]["token_ids"]).encode()).hexdigest()[:12]
-            out = sage.generate(name, long, 1)
-            row["prefill"].append(args.prompt / out["timings"]["prefill_ms"] * 1000)
-        if baseline:
-            row = rows.setdefault("transformers f32", {"decode": [], "prefill": []})
-            row["decode"].append(baseline.decode(short, args.tokens))
-            row["prefill"].append(baseline.prefill(long))
-    sage.close()
+    daemon = Daemon(args)
+    everyone = contestants(args, daemon)
+    rows = [[] for _ in everyone]
+    for contestant in everyone:
+        contestant.decode(ids_of(16, 999), 4)
+    for round_number in range(args.rounds):
+        for contestant, row in zip(everyone, rows):
+            row.append(measure(contestant, args, round_number))
+    daemon.close()
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
-    result = {"cpu": cpu, "threads": args.threads, "model": args.model, "rounds": args.rounds, "rows": {}}
-    for name, row in rows.items():
-        entry = {what: statistics.median(row[what]) for what in ("decode", "prefill")}
-        entry["hash"] = row.get("hash", "")
-        if name in records:
-            entry["quantization"] = records[name]["quantization"]
-            entry["weight_mb"] = records[name]["weight_bytes"] / 1e6
-        if baseline:
-            peer = rows["transformers f32"]
-            for what in ("decode", "prefill"):
-                entry[what + "_ratio"] = statistics.median(a / b for a, b in zip(row[what], peer[what]))
-        result["rows"][name] = entry
+    result = {"cpu": cpu, "threads": args.threads, "model": args.model, "gguf": args.gguf, "rounds": args.rounds,
+              "baseline": everyone[0].name, "rows": []}
+    for contestant, row in zip(everyone, rows):
+        entry = {"name": contestant.name, "megabytes": contestant.megabytes, "hash": contestant.hash}
+        for what in FIGURES:
+            if what in row[0]:
+                entry[what] = statistics.median(r[what] for r in row)
+            if what in row[0] and what in rows[0][0]:
+                entry[what + "_ratio"] = statistics.median(r[what] / b[what] for r, b in zip(row, rows[0]))
+        result["rows"].append(entry)
     if args.json:
         print(json.dumps(result))
         return
-    print(f"{cpu}, {args.threads} threads, {args.model}, {args.rounds} rounds")
-    print(f"{'engine':24} {'weights MB':>10} {'decode t/s':>10} {'ratio':>6} {'prefill t/s':>11} {'ratio':>6}  output")
-    for name, e in result["rows"].items():
-        print(f"{e.get('quantization', name):24} {e.get('weight_mb', 0):10.1f} {e['decode']:10.1f} {e.get('decode_ratio', 0):6.2f} "
-              f"{e['prefill']:11.1f} {e.get('prefill_ratio', 0):6.2f}  {e['hash']}")
+    print(f"{cpu}, {args.threads} threads, {args.model} {' '.join(args.gguf)}, {args.rounds} rounds, ratios to {everyone[0].name}")
+    print(f"{'':34} {'MB':>7}" + "".join(f" {what + ' t/s':>12} {'ratio':>6}" for what in FIGURES if what in rows[0][0]))
+    for e in result["rows"]:
+        figures = "".join(f" {e.get(what, 0):12.1f} {e.get(what + '_ratio', 0):6.2f}" for what in FIGURES if what in rows[0][0])
+        print(f"{e['name']:34.34} {e['megabytes']:7.1f}{figures}  {e['hash']}")
+    sys.stdout.flush()
+    os._exit(0)  # peers leave threads behind that do not end
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ MAY_BE_EMPTY = {
     "sage_tls_certificate_end_seconds": "the daemon of this test has no certificate",
     "sage_spans_total": "no collector is configured",
     "sage_preemptions_total": "the load fits into the KV pages",
+    "sage_prefix_cache": "the prompts of the load fill no KV page",
+    "sage_draft": "no engine of the load guesses",
     "sage_activation_cache": "the model is served in floats",
 }
 

@@ -1,5 +1,6 @@
-"""Every written format: calibrate, verify, serve, and the same values after a conversion to f32."""
+"""Every written format: calibrate, verify, serve, and the same values after a conversion to f32; every pair converted."""
 import json
+import math
 
 import pytest
 from conftest import GOLDEN
@@ -35,6 +36,7 @@ def check(daemon, tmp_path, model, arguments, strategy, fmt):
     ("fp8", "", "", "fp8_w8a16", "compressed-tensors"),
     ("fp8", "fp8", "", "fp8_w8a8", "compressed-tensors"),
     ("nf4", "", "", "nf4_w4a16", "bitsandbytes"),
+    ("bnb_int8", "", "", "bnb_int8_w8a16", "bitsandbytes"),
 ])
 def test_stories(daemon, tmp_path, weight, activation, group, strategy, fmt):
     arguments = ["--weight-dtype", weight]
@@ -71,3 +73,92 @@ def test_gptq_and_awq_folders(daemon, tmp_path, fmt, strategy):
     if fmt == "gptq":
         back = daemon.json("quant", "convert", "--artifact", name, "--format", "compressed_tensors", "--output", name + "-ct")
         assert back["lossless"] is True
+
+
+# What a small llama quantized in one format becomes in another: True = lossless, False = lossy with its size told, a
+# reason = refused. Rows of 64 and 172 inputs: no type of 256 fits (Q6_K becomes Q8_0, which holds int8 codes), and down's rows
+# are no whole blocks of 32 (floats, exactly).
+SOURCES = {
+    "int4": (["--weight-dtype", "int4", "--group-size", "-1", "--scale-precision", "bf16"], {
+        "compressed_tensors": True, "f32": True, "bf16": False, "gptq": "refused", "awq": "refused", "bitsandbytes": "refused",
+        "gguf": True, "gguf_q8_0": True, "gguf_q4_0": True, "gguf_f32": True, "gguf_f16": False, "gguf_q4_k": False}),
+    "int4-asym": (["--weight-dtype", "int4", "--group-size", "-1", "--asymmetric", "--scale-precision", "bf16"], {
+        "compressed_tensors": True, "f32": True, "gguf": True, "gguf_q8_0": True, "gguf_q4_0": False, "bitsandbytes": "refused"}),
+    "int8": (["--weight-dtype", "int8", "--group-size", "-1", "--scale-precision", "bf16"], {
+        "compressed_tensors": True, "f32": True, "gguf": True, "gguf_q8_0": True, "gguf_q4_0": False, "gguf_q6_k": True,
+        "gptq": "refused", "bitsandbytes": "refused"}),
+    "w8a8": (["--weight-dtype", "int8", "--activation-dtype", "int8", "--group-size", "-1"], {
+        "compressed_tensors": True, "f32": True, "gguf": True, "gptq": "refused"}),
+    "fp8": (["--weight-dtype", "fp8"], {
+        "compressed_tensors": True, "f32": True, "gguf": True, "gguf_q8_0": False, "gptq": "refused", "bitsandbytes": "refused"}),
+    "nf4": (["--weight-dtype", "nf4"], {
+        "bitsandbytes": True, "f32": True, "gguf": True, "gguf_q4_0": False, "compressed_tensors": "refused", "gptq": "refused"}),
+    "bnb-int8": (["--weight-dtype", "int8", "--format", "bitsandbytes"], {
+        "bitsandbytes": True, "f32": True, "gguf": True, "gguf_q8_0": False, "compressed_tensors": "refused", "gptq": "refused"}),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_pair(daemon, source):
+    arguments, targets = SOURCES[source]
+    name = "pair-" + source
+    daemon.json("quant", "calibrate", "--model", "stories260K", "--output", name, *arguments)
+    for fmt, outcome in targets.items():
+        output = f"{name}-{fmt}".lower()
+        command = ("quant", "convert", "--artifact", name, "--format", fmt, "--output", output)
+        if outcome == "refused":
+            code, error = daemon.fails(*command)
+            assert error["reason"] and error["message"], (source, fmt, error)
+            assert code in (1, 2), (source, fmt, error)
+            assert not (daemon.data / "artifacts" / output).exists()
+            continue
+        made = daemon.json(*command)
+        assert made["lossless"] is outcome, (source, fmt, made["max_abs_difference"], made["changed"])
+        assert (made["max_abs_difference"] == 0) is outcome
+        assert (made["changed"] == {}) is outcome
+        assert math.isfinite(made["max_abs_difference"])
+        manifest = json.loads((daemon.data / "artifacts" / output / "sage_quant.json").read_text())
+        stored = {n: t for f in manifest["files"] for n, t in f["tensors"].items()}
+        assert set(stored) == set(made["types"]) and all(len(t["sha256"]) == 64 for t in stored.values())
+        if fmt.startswith("gguf_q") and fmt != "gguf_q4_k":
+            assert made["types"]["blk.0.attn_q.weight"] == ("q8_0" if fmt == "gguf_q6_k" else fmt[5:])
+
+
+def test_gguf_is_served_like_its_source(daemon, tmp_path):
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps([1, 40, 30, 20, 10, 50, 60, 31, 22, 13, 45, 3, 8, 19]))
+    daemon.json("quant", "calibrate", "--model", "stories260K", "--weight-dtype", "int8", "--group-size", "-1", "--scale-precision",
+                "bf16", "--output", "served")
+    daemon.json("quant", "convert", "--artifact", "served", "--format", "gguf", "--output", "served-gguf")
+    scores, texts = [], []
+    for target in ("served", "served-gguf"):
+        engine = daemon.json("llm", "engine", "start", target, "--kv-quant", "f32")["engine_id"]
+        scores.append(daemon.json("llm", "score", "--engine", engine, "--ids-file", str(ids))["nll"])
+        texts.append(daemon.json("llm", "generate", "--engine", engine, "--prompt", "Once upon a time", "--max-tokens", "24",
+                                 "--temperature", "0")["choices"][0]["text"])
+        daemon.json("llm", "engine", "stop", engine)
+    assert scores[0] == pytest.approx(scores[1], rel=2e-4)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="no shared golden models")
+@pytest.mark.parametrize("method,fmt,scheme", [("gptq", "gguf_q4_0", "q4_0"), ("minmax", "gguf_q8_0", "q8_0"), ("awq", "gguf_q4_1", "q4_1"),
+                                               ("minmax", "gguf_q4_k_m", "q5_0")])
+def test_calibrated_gguf(daemon, tmp_path, method, fmt, scheme):
+    ids = tmp_path / "ids.jsonl"
+    ids.write_text("".join(json.dumps({"ids": [(7 * i + j * j) % 97 for j in range(64)]}) + "\n" for i in range(4)))
+    name = f"calibrated-{method}-{fmt}"
+    arguments = ["quant", "calibrate", "--model", "golden/03-llama3-rope", "--method", method, "--format", fmt, "--output", name]
+    if method != "minmax":
+        arguments += ["--dataset", str(ids), "--samples", "4", "--sequence-length", "32"]
+    made = daemon.json(*arguments)
+    assert made["format"] == "gguf" and made["quantization"] == fmt
+    manifest = json.loads((daemon.data / "artifacts" / name / "sage_quant.json").read_text())
+    assert manifest["conversion"]["types"]["blk.0.ffn_up.weight"] == scheme
+    assert not list((daemon.data / "artifacts").glob("*.staged"))
+    if fmt in ("gguf_q4_0", "gguf_q8_0"):
+        assert manifest["conversion"]["lossless"] is True and manifest["calibration_record"]["method"] == method
+    engine = daemon.json("llm", "engine", "start", name)
+    daemon.json("llm", "engine", "stop", engine["engine_id"])
+    again = daemon.json(*arguments)
+    assert again["path"] == made["path"]

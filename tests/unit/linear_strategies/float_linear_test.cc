@@ -108,7 +108,9 @@ TEST(FloatLinear, TablesMeanTheirCodes) {
           for (size_t j = block; j < end; ++j) absmax = std::max(absmax, std::fabs(weights[j]));
           // Half of the widest gap of the table (nf4 0.152, fp4 1/6), and the nested rounding of the maximum.
           ASSERT_LE(std::fabs(values[i] - weights[i]), absmax * (nested ? 0.20f : 0.168f)) << name << " " << i;
-          if (!nested && std::fabs(weights[i]) == absmax) ASSERT_EQ(values[i], weights[i]);
+          if (!nested && std::fabs(weights[i]) == absmax) {
+            ASSERT_EQ(values[i], weights[i]);
+          }
         }
         if (nested) {
           EXPECT_EQ(stored.tensors.at("weight.absmax").dtype, DType::kU8);
@@ -299,7 +301,9 @@ TEST(FloatLinear, HostileStoredTensorsAreRefused) {
       for (const auto& [tensor, view] : good.tensors) {
         StoredLinear bad = good;
         bad.tensors.erase(tensor);
-        if (tensor != "weight_format") EXPECT_TRUE(refused(bad)) << name << " " << tensor;
+        if (tensor != "weight_format") {
+          EXPECT_TRUE(refused(bad)) << name << " " << tensor;
+        }
         bad = good;
         bad.tensors[tensor].bytes -= 1;
         EXPECT_TRUE(refused(bad)) << name << " " << tensor;
@@ -308,8 +312,9 @@ TEST(FloatLinear, HostileStoredTensorsAreRefused) {
         EXPECT_TRUE(refused(bad)) << name << " " << tensor;
         bad = good;
         bad.tensors[tensor].shape.push_back(1);
-        if (!tensor.starts_with("weight.quant_state") && tensor != "weight_format")
+        if (!tensor.starts_with("weight.quant_state") && tensor != "weight_format") {
           EXPECT_TRUE(refused(bad)) << name << " " << tensor;
+        }
       }
       StoredLinear bad = good;
       bad.N = int64_t{1} << 40;

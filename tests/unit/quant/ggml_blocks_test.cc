@@ -118,10 +118,113 @@ TEST(GgmlBlocks, ReferenceQuantizerBytes) {
   EXPECT_EQ(Hex(q80), "083081899199a1a9b1b9c0c8d0d8e0e8f0f8000810182028303840474f575f676f77");
 }
 
+// The vectors of quantization.md 1.8, made by ggml's own quantizers.
+TEST(GgmlBlocks, ReferenceQuantizerBytesOfKQuants) {
+  std::vector<float> x(256), back(256);
+  for (int j = 0; j < 256; ++j) x[static_cast<size_t>(j)] = static_cast<float>((37 * j) % 256 - 128) / 64;
+  const auto mse = [&](GgmlType type, const std::vector<uint8_t>& blocks) {
+    EXPECT_TRUE(DequantizeBlocks(type, blocks.data(), 256, back.data()).ok());
+    double sum = 0;
+    for (size_t i = 0; i < 256; ++i)
+      sum += (static_cast<double>(back[i]) - x[i]) * (static_cast<double>(back[i]) - x[i]);
+    return sum / 256;
+  };
+  std::vector<uint8_t> q4k(144), q6k(210);
+  ASSERT_TRUE(QuantizeBlocks(GgmlType::kQ4_K, x.data(), 256, q4k.data()).ok());
+  EXPECT_EQ(Hex(q4k).substr(0, 48), "9c1c1c28f4f4fff5fef7fffb44df9423a0c2f5072a5c7fa0");
+  EXPECT_EQ(Fnv(q4k.data(), q4k.size()), 0x0f2267446d5a3765ull);
+  EXPECT_NEAR(mse(GgmlType::kQ4_K, q4k), 0.00439412374, 1e-10);
+  EXPECT_FLOAT_EQ(back[0], -1.990479f);
+  EXPECT_FLOAT_EQ(back[2], -0.8201294f);
+  ASSERT_TRUE(QuantizeBlocks(GgmlType::kQ6_K, x.data(), 256, q6k.data()).ok());
+  EXPECT_EQ(Hex(q6k).substr(2 * 192), "7f75738b85807a718f897f7b758d8b811010");
+  EXPECT_EQ(Fnv(q6k.data(), q6k.size()), 0xa17308c6ca756a42ull);
+  EXPECT_NEAR(mse(GgmlType::kQ6_K, q6k), 0.000230734753, 1e-11);
+  EXPECT_FLOAT_EQ(back[1], -1.448555f);
+}
+
+TEST(GgmlBlocks, EncodedCodesAreTheSameValuesOrRefused) {
+  uint32_t seed = 99;
+  const auto next = [&](int low, int high) {
+    seed = seed * 1664525u + 1013904223u;
+    return low + static_cast<int>((seed >> 8) % static_cast<uint32_t>(high - low + 1));
+  };
+  for (int round = 0; round < 200; ++round) {
+    const int zero = next(0, 15);
+    const float scale = std::ldexp(static_cast<float>(next(1, 255)), -14);  // as bf16 scales are
+    for (const GgmlType type : {GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ8_0}) {
+      int16_t codes[32];
+      for (int16_t& code : codes) {
+        code = static_cast<int16_t>(type == GgmlType::kQ4_0   ? next(-8, 7)
+                                    : type == GgmlType::kQ4_1 ? next(-zero, 15 - zero)
+                                                              : next(-128, 127));
+      }
+      std::vector<uint8_t> block(34);
+      float back[32];
+      if (!EncodeBlock(type, codes, scale, zero, block.data())) {
+        EXPECT_EQ(type, GgmlType::kQ4_1) << "a scale of 8 bits fits f16";  // scale * zero may not
+        continue;
+      }
+      ASSERT_TRUE(DequantizeBlocks(type, block.data(), 32, back).ok());
+      for (int i = 0; i < 32; ++i) ASSERT_EQ(back[i], static_cast<float>(codes[i]) * scale);
+    }
+  }
+  uint8_t block[34];
+  int16_t codes[32] = {};
+  EXPECT_FALSE(EncodeBlock(GgmlType::kQ8_0, codes, 1.0f / 3, 0, block));  // f16 would round it
+  EXPECT_FALSE(EncodeBlock(GgmlType::kQ8_0, codes, 1e6f, 0, block));
+  EXPECT_FALSE(EncodeBlock(GgmlType::kQ4_K, codes, 1, 0, block));
+  codes[7] = 8;
+  EXPECT_FALSE(EncodeBlock(GgmlType::kQ4_0, codes, 1, 0, block));
+  EXPECT_TRUE(EncodeBlock(GgmlType::kQ4_1, codes, 1, 0, block));
+  EXPECT_TRUE(EncodeBlock(GgmlType::kQ8_0, codes, 1, 0, block));
+}
+
+// What quantization costs, by type: the error of normal weights must order as the bits do.
+TEST(GgmlBlocks, ErrorsOfQuantizedNormals) {
+  std::vector<float> x(256 * 64), back(x.size());
+  uint32_t seed = 7;
+  for (float& value : x) {
+    float sum = 0;
+    for (int i = 0; i < 12; ++i) {
+      seed = seed * 1664525u + 1013904223u;
+      sum += static_cast<float>(seed >> 8) / 16777216.0f;
+    }
+    value = (sum - 6) * 0.02f;
+  }
+  const auto error = [&](GgmlType type) {
+    std::vector<uint8_t> blocks(static_cast<size_t>(GgmlRowBytes(type, static_cast<int64_t>(x.size()))));
+    EXPECT_TRUE(QuantizeBlocks(type, x.data(), static_cast<int64_t>(x.size()), blocks.data()).ok());
+    EXPECT_TRUE(DequantizeBlocks(type, blocks.data(), static_cast<int64_t>(x.size()), back.data()).ok());
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      difference += (x[i] - back[i]) * (x[i] - back[i]);
+      norm += x[i] * x[i];
+    }
+    return std::sqrt(difference / norm);
+  };
+  EXPECT_LT(error(GgmlType::kQ4_0), 0.12);
+  EXPECT_LT(error(GgmlType::kQ4_K), 0.85 * error(GgmlType::kQ4_0));
+  EXPECT_LT(error(GgmlType::kQ5_0), 0.6 * error(GgmlType::kQ4_0));
+  EXPECT_LT(error(GgmlType::kQ6_K), 0.5 * error(GgmlType::kQ5_0));
+  EXPECT_LT(error(GgmlType::kQ8_0), 0.5 * error(GgmlType::kQ6_K));
+}
+
 TEST(GgmlBlocks, QuantizerEdges) {
-  std::vector<uint8_t> out(34, 0xAA);
+  std::vector<uint8_t> out(210, 0xAA);
+  std::vector<float> zeros(256, 0.0f), all(256);
+  for (const GgmlType type : {GgmlType::kQ4_K, GgmlType::kQ6_K}) {
+    ASSERT_TRUE(QuantizeBlocks(type, zeros.data(), 256, out.data()).ok());
+    ASSERT_TRUE(DequantizeBlocks(type, out.data(), 256, all.data()).ok());
+    for (const float value : all) EXPECT_EQ(value, 0.0f);
+    std::vector<float> huge(256, 1e30f), tiny(256, 1e-42f);
+    huge[3] = 0;
+    EXPECT_EQ(GetErrorReason(QuantizeBlocks(type, huge.data(), 256, out.data())).reason, "SCALE_OUT_OF_RANGE");
+    EXPECT_TRUE(QuantizeBlocks(type, tiny.data(), 256, out.data()).ok());
+    EXPECT_FALSE(QuantizeBlocks(type, zeros.data(), 128, out.data()).ok());
+  }
   std::vector<float> x(32, 0.0f), back(32);
-  for (const GgmlType type : {GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ8_0}) {
+  for (const GgmlType type : {GgmlType::kQ4_0, GgmlType::kQ4_1, GgmlType::kQ5_0, GgmlType::kQ8_0}) {
     ASSERT_TRUE(QuantizeBlocks(type, x.data(), 32, out.data()).ok());
     ASSERT_TRUE(DequantizeBlocks(type, out.data(), 32, back.data()).ok());
     for (const float value : back) EXPECT_EQ(value, 0.0f);
@@ -131,7 +234,7 @@ TEST(GgmlBlocks, QuantizerEdges) {
     EXPECT_TRUE(QuantizeBlocks(type, tiny.data(), 32, out.data()).ok());
     EXPECT_FALSE(QuantizeBlocks(type, x.data(), 31, out.data()).ok());
   }
-  EXPECT_EQ(GetErrorReason(QuantizeBlocks(GgmlType::kQ4_K, x.data(), 32, out.data())).reason, "CANNOT_WRITE_BLOCKS");
+  EXPECT_EQ(GetErrorReason(QuantizeBlocks(GgmlType::kQ5_K, x.data(), 32, out.data())).reason, "CANNOT_WRITE_BLOCKS");
 }
 
 TEST(GgmlBlocks, SizesAndRefusals) {

@@ -10,29 +10,7 @@
 namespace sage {
 namespace {
 
-GenerateSpec Greedy(std::vector<int32_t> prompt, int64_t max_tokens) {
-  GenerateSpec spec;
-  spec.prompt_ids = std::move(prompt);
-  spec.sampling.temperature = 0;
-  spec.max_tokens = max_tokens;
-  spec.ignore_eos = true;
-  return spec;
-}
-std::vector<int32_t> Prompt(int length, int salt) {
-  std::vector<int32_t> out;
-  for (int i = 0; i < length; ++i) out.push_back(1 + (i * 7 + salt * 13) % 60);
-  return out;
-}
 std::string Reason(const absl::Status& status) { return GetErrorReason(status).reason; }
-// The pages are free once the step after the last event has looked.
-void ExpectNoPages(InferenceEngine& engine) {
-  const absl::Time until = absl::Now() + absl::Seconds(5);
-  while (engine.stats().kv_pages_used != 0 && absl::Now() < until) absl::SleepFor(absl::Milliseconds(1));
-  EXPECT_EQ(engine.stats().kv_pages_used, 0);
-  EXPECT_EQ(engine.stats().waiting, 0);
-  EXPECT_EQ(engine.stats().waiting_tokens, 0);
-}
-
 TEST(Engine, GreedyEqualsTheReferenceThroughChunks) {
   for (const int64_t step_tokens : {3, 16, 64}) {
     FakeEngineSpec fake;
@@ -416,34 +394,6 @@ TEST(Engine, SixtyFourClientsAThirdCancelled) {
   }
   ExpectNoPages(*e.engine);
 }
-
-class RecordingSink final : public MetricSink {
- public:
-  void Increment(std::string_view name, const MetricLabels& labels, double by) override { Add(name, labels, by); }
-  void SetGauge(std::string_view name, const MetricLabels& labels, double value) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    values_[std::string(name)] = value;
-  }
-  void Observe(std::string_view name, const MetricLabels& labels, double value) override {
-    EXPECT_GE(value, 0) << name;
-    Add(name, labels, 1);
-  }
-  double Get(const std::string& name) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return values_.contains(name) ? values_[name] : -1;
-  }
-
- private:
-  void Add(std::string_view name, const MetricLabels& labels, double by) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    std::string key(name);
-    EXPECT_EQ(labels.at(0), (std::pair<std::string, std::string>("engine", "fake")));
-    for (size_t i = 1; i < labels.size(); ++i) key += "," + labels[i].second;
-    values_[key] += by;
-  }
-  std::mutex mutex_;
-  std::map<std::string, double> values_;
-};
 
 TEST(Engine, MetricsCountWhatHappened) {
   RecordingSink sink;

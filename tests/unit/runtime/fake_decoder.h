@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "engine/decoder/decoder.h"
 #include "engine/runtime/engine_parts.h"
+#include "gtest/gtest.h"
 
 namespace sage {
 
@@ -40,6 +41,7 @@ class FakeDecoder final : public Decoder {
     config_.eos_ids = {0};
   }
   const DecoderConfig& config() const override { return config_; }
+  void set_rope_kind(const std::string& kind) { config_.rope.kind = kind; }
 
   absl::Status Forward(StepContext& ctx, const DecoderBatch& batch, KvArena& kv, float* hidden) override {
     ++steps;
@@ -210,7 +212,7 @@ struct FakeEngineSpec {
   AdmissionLimits admission;
   int64_t mixed_prompt_tokens = 0;
   MetricSink* metrics = nullptr;
-  bool tokenizer = false;
+  bool tokenizer = false, prefix_cache = true, drafts = false;
   int threads = 2;
   absl::Duration delay = absl::ZeroDuration();
   std::function<void(FakeDecoder&)> prepare;
@@ -228,8 +230,10 @@ inline FakeEngine StartFake(const FakeEngineSpec& spec = {}) {
   parts.kv = std::make_unique<KvArena>();
   parts.kv_pages = spec.pages;
   parts.kv_page_tokens = FakeDecoder::kPageTokens;
+  parts.prefix_cache = spec.prefix_cache;
   parts.make_arena = [](int64_t) -> absl::StatusOr<std::unique_ptr<KvArena>> { return std::make_unique<KvArena>(); };
   parts.scheduler = {spec.max_seqs, spec.max_step_tokens, spec.mixed_prompt_tokens};
+  parts.scheduler.drafts = spec.drafts;
   parts.metrics = spec.metrics;
   parts.admission = spec.admission;
   parts.max_model_len = spec.max_model_len;
@@ -254,5 +258,59 @@ inline std::vector<int32_t> GreedyReference(std::vector<int32_t> ids, int64_t co
   }
   return out;
 }
+
+// ---- What tests of the engine share ----
+
+inline GenerateSpec Greedy(std::vector<int32_t> prompt, int64_t max_tokens) {
+  GenerateSpec spec;
+  spec.prompt_ids = std::move(prompt);
+  spec.sampling.temperature = 0;
+  spec.max_tokens = max_tokens;
+  spec.ignore_eos = true;
+  return spec;
+}
+
+inline std::vector<int32_t> Prompt(int length, int salt) {
+  std::vector<int32_t> out;
+  for (int i = 0; i < length; ++i) out.push_back(1 + (i * 7 + salt * 13) % 60);
+  return out;
+}
+
+// The pages are free once the step after the last event has looked.
+inline void ExpectNoPages(InferenceEngine& engine) {
+  const absl::Time until = absl::Now() + absl::Seconds(5);
+  while (engine.stats().kv_pages_used != 0 && absl::Now() < until) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(engine.stats().kv_pages_used, 0);
+  EXPECT_EQ(engine.stats().waiting, 0);
+  EXPECT_EQ(engine.stats().waiting_tokens, 0);
+}
+
+class RecordingSink final : public MetricSink {
+ public:
+  void Increment(std::string_view name, const MetricLabels& labels, double by) override { Add(name, labels, by); }
+  void SetGauge(std::string_view name, const MetricLabels& labels, double value) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    values_[std::string(name)] = value;
+  }
+  void Observe(std::string_view name, const MetricLabels& labels, double value) override {
+    EXPECT_GE(value, 0) << name;
+    Add(name, labels, 1);
+  }
+  double Get(const std::string& name) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return values_.contains(name) ? values_[name] : -1;
+  }
+
+ private:
+  void Add(std::string_view name, const MetricLabels& labels, double by) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::string key(name);
+    EXPECT_EQ(labels.at(0), (std::pair<std::string, std::string>("engine", "fake")));
+    for (size_t i = 1; i < labels.size(); ++i) key += "," + labels[i].second;
+    values_[key] += by;
+  }
+  std::mutex mutex_;
+  std::map<std::string, double> values_;
+};
 
 }  // namespace sage

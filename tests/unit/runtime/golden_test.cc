@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/api/kv_strategy.h"
+#include "engine/base/status.h"
 #include "engine/runtime/start_engine.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
@@ -55,6 +57,115 @@ TEST_P(GoldenEngine, GreedyIdsInAMixedBatch) {
     (*engine)->Stop(absl::InfiniteFuture());
     EXPECT_EQ((*engine)->stats().kv_pages_used, 0);
   }
+}
+
+// A prompt whose pages are there already gives the same ids and the same bits of every probability.
+TEST_P(GoldenEngine, TakenOverPrefixesChangeNoBitUnderAnyKvStrategy) {
+  if (!HaveGolden()) GTEST_SKIP() << "shared golden data is absent";
+  const std::string name = GetParam();
+  const GoldenTensors want(GoldenFolder() + "/expected/" + name + ".safetensors");
+  for (const KvStrategyDef* kv : KvStrategies()) {
+    EngineSpec spec;
+    spec.model = GoldenFolder() + "/models/" + name;
+    spec.kv_quantization = std::string(kv->name);
+    spec.max_seqs = 2;
+    auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    GenerateSpec generate;
+    generate.prompt_ids = want.Get<int32_t>("long.ids");
+    generate.sampling.temperature = 0;
+    generate.max_tokens = 12;
+    generate.ignore_eos = true;
+    generate.logprobs = 3;
+    Collector first, second;
+    ASSERT_TRUE((*engine)->Submit(generate, first.sink()).ok());
+    EXPECT_EQ(first.Wait().usage.cached_tokens, 0);
+    ASSERT_TRUE((*engine)->Submit(generate, second.sink()).ok());
+    EXPECT_EQ(second.Wait().usage.cached_tokens, 80);  // of 96: the page with the last id is computed
+    for (size_t i = 0; i < first.choices[0].records.size(); ++i) {
+      const TokenRecord &a = first.choices[0].records[i], &b = second.choices[0].records[i];
+      EXPECT_EQ(a.id, b.id) << kv->name;
+      EXPECT_EQ(a.logprob, b.logprob) << kv->name << " token " << i;
+      EXPECT_EQ(a.top[2].logprob, b.top[2].logprob) << kv->name << " token " << i;
+    }
+  }
+}
+
+// Golden continuations of tiny models repeat themselves soon: many drafts are right, and the ids stay those of a lone
+// greedy run; with a seed they stay those without drafts.
+TEST_P(GoldenEngine, DraftsChangeTheTimeOnly) {
+  if (!HaveGolden()) GTEST_SKIP() << "shared golden data is absent";
+  const std::string name = GetParam();
+  const GoldenTensors want(GoldenFolder() + "/expected/" + name + ".safetensors");
+  std::vector<std::vector<int32_t>> sampled;
+  for (const char* mode : {"none", "ngram"}) {
+    EngineSpec spec;
+    spec.model = GoldenFolder() + "/models/" + name;
+    spec.kv_quantization = "f32";
+    spec.draft_mode = mode;
+    spec.max_seqs = 6;
+    spec.max_model_len = 128;
+    auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    RunMixedBatch(**engine, want);
+    GenerateSpec generate;
+    for (int i = 0; i < 40; ++i) generate.prompt_ids.push_back(5 + i % 4);
+    generate.max_tokens = 60;
+    generate.ignore_eos = true;
+    generate.sampling.temperature = 0.7;
+    generate.sampling.repetition_penalty = 1.1;
+    generate.sampling.seed = 7;
+    generate.logprobs = 0;
+    Collector collector;
+    ASSERT_TRUE((*engine)->Submit(generate, collector.sink()).ok());
+    EXPECT_EQ(collector.Wait().usage.completion_tokens, 60);
+    sampled.push_back(collector.choices[0].ids);
+  }
+  EXPECT_EQ(sampled[0], sampled[1]);
+}
+
+TEST(EngineProfile, CountsEveryOperatorBesideARequest) {
+  if (!HaveGolden()) GTEST_SKIP() << "shared golden data is absent";
+  EngineSpec spec;
+  spec.model = GoldenFolder() + "/models/02-llama-gqa-tied";
+  spec.max_step_tokens = 16;
+  spec.max_seqs = 4;
+  auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  GenerateSpec generate;
+  generate.prompt_ids = {1, 2, 3};
+  generate.max_tokens = 20;
+  generate.ignore_eos = true;
+  Collector beside;
+  ASSERT_TRUE((*engine)->Submit(generate, beside.sink()).ok());
+  ProfileSpec asked;
+  asked.prompt = 40;
+  asked.batch = 3;
+  asked.steps = 5;
+  const auto profile = (*engine)->Profile(asked, CancelToken());
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  EXPECT_EQ(beside.Wait().usage.completion_tokens, 20);
+  EXPECT_EQ(profile->prefill.tokens, 48);
+  EXPECT_EQ(profile->prefill.steps, 3);
+  EXPECT_EQ(profile->decode.tokens, 15);
+  EXPECT_EQ(profile->decode.steps, 5);
+  EXPECT_GT(profile->read_bytes_per_second, 0);
+  double seconds = 0;
+  int64_t layers = 0;
+  for (const ProfiledOperator& op : profile->decode.operators) {
+    seconds += op.seconds;
+    if (op.name == "attention") layers = op.calls / 5;
+    if (op.name == "down_proj" || op.name == "attention") {
+      EXPECT_GT(op.bytes, 0) << op.name;
+    }
+  }
+  EXPECT_GT(layers, 0);
+  EXPECT_LE(seconds, profile->decode.seconds);
+  asked.batch = 65;
+  EXPECT_EQ(GetErrorReason((*engine)->Profile(asked, CancelToken()).status()).reason, "OUT_OF_RANGE");
+  asked.batch = 1;
+  asked.prompt = 1 << 20;
+  EXPECT_EQ(GetErrorReason((*engine)->Profile(asked, CancelToken()).status()).reason, "CONTEXT_TOO_LONG");
 }
 
 TEST_P(GoldenEngine, ScoresEqualTheGoldenLogits) {

@@ -44,6 +44,110 @@ TEST(KvPool, GivesEachPageOnceAndTakesItBack) {
   EXPECT_EQ(pool.used(), 0);
 }
 
+TEST(KvPool, ALaterSequenceTakesOverThePagesItBeginsWith) {
+  KvPool pool(8, 4, true);
+  std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, a, b;
+  PrefixChain chain_a{kAnyPrefix, 0}, chain_b{kAnyPrefix, 0};
+  EXPECT_EQ(pool.Attach(ids, a, chain_a), 0);
+  ASSERT_TRUE(pool.Grow(a, 10));
+  pool.Register(ids, a, chain_a);
+  EXPECT_EQ(chain_a.pages, 2);
+  EXPECT_EQ(pool.Attach(ids, b, chain_b), 8);
+  ASSERT_EQ(b.size(), 2u);
+  EXPECT_EQ(b[0], a[0]);
+  EXPECT_EQ(b[1], a[1]);
+  EXPECT_EQ(pool.used(), 3);
+  ASSERT_TRUE(pool.Grow(b, 10));
+  EXPECT_NE(b[2], a[2]);
+  pool.Release(a);
+  EXPECT_EQ(pool.used(), 3);
+  pool.Release(b);
+  EXPECT_EQ(pool.used(), 0);
+  EXPECT_EQ(pool.cached(), 2);
+  EXPECT_EQ(pool.free(), 8);
+}
+
+TEST(KvPool, AtLeastOneIdIsComputedAndOtherBeginningsFindNothing) {
+  KvPool pool(8, 4, true);
+  std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8}, a, b;
+  PrefixChain chain{kAnyPrefix, 0};
+  ASSERT_TRUE(pool.Grow(a, 8));
+  pool.Register(ids, a, chain);
+  pool.Release(a);
+  chain = {kAnyPrefix, 0};
+  EXPECT_EQ(pool.Attach(ids, b, chain), 4);  // the second page holds the last id
+  pool.Release(b);
+  for (const std::vector<int32_t>& other : {std::vector<int32_t>{5, 6, 7, 8, 9}, {1, 2, 3, 5, 5, 6, 7, 8, 9}}) {
+    chain = {kAnyPrefix, 0};
+    EXPECT_EQ(pool.Attach(other, b, chain), 0);
+  }
+  chain = {kAnyPrefix - 9, 0};  // positions that mean something else
+  EXPECT_EQ(pool.Attach(ids, b, chain), 0);
+}
+
+TEST(KvPool, PagesOfNobodyGoWhenMemoryIsNeededTheOldestEndFirst) {
+  KvPool pool(4, 4, true);
+  std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}, a, b;
+  PrefixChain chain{kAnyPrefix, 0};
+  ASSERT_TRUE(pool.Grow(a, 13));
+  pool.Register(ids, a, chain);
+  pool.Release(a);
+  EXPECT_EQ(pool.cached(), 3);
+  ASSERT_TRUE(pool.Grow(b, 8));  // the free page and the end of the chain
+  EXPECT_EQ(pool.cached(), 2);
+  chain = {kAnyPrefix, 0};
+  EXPECT_EQ(pool.Attach(ids, a, chain), 8);
+  EXPECT_EQ(pool.free(), 0);
+  std::vector<int32_t> c;
+  EXPECT_FALSE(pool.Grow(c, 1));
+  pool.Release(a);
+  pool.Release(b);
+  ASSERT_TRUE(pool.Grow(c, 16));
+  EXPECT_EQ(pool.cached(), 0);
+  EXPECT_EQ(std::set<int32_t>(c.begin(), c.end()).size(), 4u);
+}
+
+TEST(KvPool, TwoThatComputedTheSameKeepOne) {
+  KvPool pool(4, 4, true);
+  std::vector<int32_t> ids = {1, 2, 3, 4, 5}, a, b;
+  PrefixChain first{kAnyPrefix, 0}, second{kAnyPrefix, 0};
+  ASSERT_TRUE(pool.Grow(a, 5) && pool.Grow(b, 5));
+  pool.Register(ids, a, first);
+  pool.Register(ids, b, second);
+  EXPECT_EQ(first.node, second.node);
+  pool.Release(a);
+  pool.Release(b);
+  EXPECT_EQ(pool.cached(), 1);
+  EXPECT_EQ(pool.free(), 4);
+}
+
+TEST(Scheduler, ChoicesOfARequestShareThePromptTheFirstComputed) {
+  KvPool pool(100, 4, true);
+  Scheduler scheduler(pool, {8, 6, 0});
+  std::vector<std::shared_ptr<Sequence>> all;
+  for (int i = 0; i < 3; ++i) {
+    all.push_back(MakeSequence(i, 10));
+    all.back()->request = all[0]->request;
+    scheduler.Add(all.back());
+  }
+  const auto step = [&] {
+    const StepPlan plan = scheduler.Schedule();
+    Finish(plan);
+    for (const auto& s : all) {
+      pool.Register(absl::MakeConstSpan(s->ids).first(static_cast<size_t>(s->computed)), s->pages, s->prefix);
+    }
+    return plan.slices.size();
+  };
+  EXPECT_EQ(step(), 1u);
+  EXPECT_EQ(step(), 1u);  // the prompt is computed
+  EXPECT_EQ(step(), 3u);
+  for (const auto& s : all) {
+    EXPECT_EQ(s->pages[0], all[0]->pages[0]);
+    EXPECT_EQ(s->pages[1], all[0]->pages[1]);
+  }
+  EXPECT_NE(all[1]->pages[2], all[2]->pages[2]);
+}
+
 TEST(Scheduler, ChunksPromptsAndMixesDecodeRows) {
   KvPool pool(100, 4);
   Scheduler scheduler(pool, {4, 8, 0});

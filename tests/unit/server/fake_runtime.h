@@ -40,6 +40,13 @@ class FakeEngine final : public InferenceEngine {
     return stats;
   }
   const TokenizerFiles* tokenizer() const override { return nullptr; }
+  absl::StatusOr<EngineProfile> Profile(const ProfileSpec& spec, const CancelToken&) override {
+    EngineProfile out;
+    out.threads = 2;
+    out.read_bytes_per_second = 1e9;
+    out.decode = {spec.steps, spec.steps * spec.batch, 0.5, {{"attention", spec.steps, 0.25, 1000}}};
+    return out;
+  }
   absl::StatusOr<std::shared_ptr<GenerationHandle>> Submit(GenerateSpec spec, GenerationSink sink) override {
     if (stopping_) return MakeError(absl::StatusCode::kUnavailable, "ENGINE_DRAINING", "stopping");
     if (spec.prompt_ids[0] == 999) return MakeError(absl::StatusCode::kResourceExhausted, "QUEUE_FULL", "full");

@@ -39,6 +39,12 @@ TEST(GgufVocabulary, KnowsEveryKind) {
   EXPECT_EQ(unknown.status().code(), absl::StatusCode::kUnimplemented);
 }
 
+// As a folder without tokenizer files: served by ids.
+TEST(GgufVocabulary, NoneIsNotFound) {
+  const auto none = LoadGgufTokenizer({{"tokenizer.ggml.model", "none"}});
+  EXPECT_EQ(none.status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST(GgufVocabulary, CutsWhereThePatternSays) {
   EXPECT_EQ(CountIds("llama-bpe", "o", "W", "oW"), 1u);
   EXPECT_EQ(CountIds("tekken", "o", "W", "oW"), 2u);  // lower case before upper case

@@ -1,0 +1,52 @@
+// A model small enough to be written by a test, tensor by tensor.
+#pragma once
+
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/runtime/artifact_shard.h"
+
+namespace sage {
+
+struct TinySizes {
+  int64_t V = 40, hidden = 32, ffn = 64;
+  int H = 2, KH = 1, D = 16;
+};
+
+// A llama of one layer with tied embeddings; all weights are small multiples of 1/64. `more` is stored beside them.
+inline bool WriteTinyModel(const std::string& folder, const TinySizes& sizes, std::vector<NamedTensor> more = {}) {
+  DecoderConfig config;
+  config.L = 1;
+  config.hidden = sizes.hidden;
+  config.ffn = sizes.ffn;
+  config.V = sizes.V;
+  config.H = sizes.H;
+  config.KH = sizes.KH;
+  config.D = sizes.D;
+  config.tied_embeddings = true;
+  std::vector<NamedTensor> tensors = std::move(more);
+  uint32_t seed = 1;
+  const auto add = [&](const std::string& name, const Shape& shape) {
+    int64_t count = 1;
+    for (const int64_t size : shape) count *= size;
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& value : values) {
+      seed = seed * 1664525u + 1013904223u;
+      value = static_cast<float>(static_cast<int>(seed >> 26) - 32) / 64;
+    }
+    tensors.push_back(*ConvertFloats(name, values.data(), shape, DType::kBF16));
+  };
+  for (const TensorSlot& slot : ListTensors(config)) add(slot.name, slot.shape);
+  for (const LinearSlot& slot : ListLinears(config)) add(slot.name + ".weight", {slot.N, slot.K});
+  const Json json = {
+      {"model_type", "llama"},           {"num_hidden_layers", 1},        {"hidden_size", sizes.hidden},
+      {"intermediate_size", sizes.ffn},  {"vocab_size", sizes.V},         {"num_attention_heads", sizes.H},
+      {"num_key_value_heads", sizes.KH}, {"head_dim", sizes.D},           {"tie_word_embeddings", true},
+      {"torch_dtype", "bfloat16"},       {"max_position_embeddings", 128}};
+  std::ofstream(folder + "/config.json") << json.dump();
+  return WriteShard(folder, "model.safetensors", std::move(tensors)).ok();
+}
+
+}  // namespace sage
