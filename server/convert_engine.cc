@@ -119,6 +119,9 @@ void FillEngine(const EngineRecord& record, bool full, pb::Engine* out) {
   out->set_engine_kind("llm");
   out->mutable_kv_plan()->set_dtype(info.kv_quant);
   out->mutable_kv_plan()->set_block_size(static_cast<int32_t>(stats.kv_page_tokens));
+  out->mutable_kv_plan()->set_scales(info.kv_calibrated ? "calibrated" : "dynamic");
+  for (const int64_t layer : info.kv_layers_16bit) out->mutable_kv_plan()->add_layers_16bit(layer);
+  out->mutable_kv_plan()->set_sink_tokens(info.kv_sink_tokens);
   out->set_has_tokenizer(record.has_tokenizer);
   out->set_has_chat_template(record.has_chat_template);
 }
@@ -167,6 +170,11 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   SAGE_ASSIGN_OR_RETURN(spec.attn_quantization, ResolveQuantization(request.attn_quantization(), paths));
   SAGE_ASSIGN_OR_RETURN(spec.mlp_quantization, ResolveQuantization(request.mlp_quantization(), paths));
   spec.kv_quantization = request.kv_quant();
+  if (request.kv_include_size() > 4096) return BadField("kv_include", "TOO_MANY", "at most 4096 patterns");
+  if (request.kv_exclude_size() > 4096) return BadField("kv_exclude", "TOO_MANY", "at most 4096 patterns");
+  spec.kv_include.assign(request.kv_include().begin(), request.kv_include().end());
+  spec.kv_exclude.assign(request.kv_exclude().begin(), request.kv_exclude().end());
+  SAGE_ASSIGN_OR_RETURN(spec.kv_sink_tokens, Bounded("kv_sink_tokens", request.kv_sink_tokens(), 0, 1024));
   if (!request.backend().empty()) spec.backend = request.backend();
   spec.draft_mode = request.draft_mode();
   spec.prefix_cache = !request.no_prefix_cache();

@@ -30,6 +30,8 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
   if (!(config.clip_ratio() >= 0 && config.clip_ratio() < 1)) {
     return BadField("clip_ratio", "OUT_OF_RANGE", absl::StrCat("must be in [0, 1), got ", config.clip_ratio()));
   }
+  if (config.kv_include_size() > 4096) return BadField("kv_include", "TOO_MANY", "at most 4096 patterns");
+  if (config.kv_exclude_size() > 4096) return BadField("kv_exclude", "TOO_MANY", "at most 4096 patterns");
   if (config.exclude_size() > 4096) return BadField("exclude", "TOO_MANY", "at most 4096 patterns");
   if (!config.draft_mode().empty() && config.draft_mode() != "none") {
     return BadField("draft_mode", "UNSUPPORTED", absl::StrCat("must be none, got \"", config.draft_mode(), "\""));
@@ -50,6 +52,14 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
   spec.clip_ratio = config.clip_ratio();
   spec.scale_precision = config.scale_precision();
   spec.kv_quantization = config.kv_dtype();
+  spec.activation_scheme = config.activation_scheme();
+  spec.activation_asymmetric = config.activation_asymmetric();
+  spec.kv_include.assign(config.kv_include().begin(), config.kv_include().end());
+  spec.kv_exclude.assign(config.kv_exclude().begin(), config.kv_exclude().end());
+  spec.kv_scales = config.kv_scales();
+  spec.kv_asymmetric = config.kv_asymmetric();
+  SAGE_RETURN_IF_ERROR(AtMost("kv_sink_tokens", config.kv_sink_tokens(), 1024));
+  spec.kv_sink_tokens = config.kv_sink_tokens();
   if (request.samples() > 0) spec.samples = request.samples();
   if (request.sequence_length() > 0) spec.sequence_length = request.sequence_length();
   spec.seed = request.seed();

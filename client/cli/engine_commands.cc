@@ -1,5 +1,6 @@
 // sage llm engine start | list | get | stop.
 #include <cstdio>
+#include <vector>
 
 #include "client/cli/command.h"
 #include "client/cli/progress.h"
@@ -17,12 +18,20 @@ std::string StateName(v1::EngineState state) {
   return name.rfind(kPrefix, 0) == 0 ? name.substr(kPrefix.size()) : name;
 }
 
+Json KvPlanJson(const v1::KVQuantPlan& plan) {
+  return {{"dtype", plan.dtype()},
+          {"scales", plan.scales()},
+          {"layers_16bit", std::vector<int64_t>(plan.layers_16bit().begin(), plan.layers_16bit().end())},
+          {"sink_tokens", plan.sink_tokens()}};
+}
+
 Json EngineJson(const v1::Engine& e) {
   Json out = {{"engine_id", e.engine_id()},
               {"state", StateName(e.state())},
               {"model", e.model()},
               {"quantization", e.quantization()},
               {"kv_quant", e.kv_quant()},
+              {"kv_plan", KvPlanJson(e.kv_plan())},
               {"backend", e.backend()},
               {"weight_bytes", e.weight_bytes()},
               {"kv_bytes", e.kv_bytes()},
@@ -106,6 +115,25 @@ void AddStart(CLI::App& engine, Context& context) {
        [request](const std::string& v) { request->set_quantization(v); });
   text("--kv-quant", "KV strategy: auto, f32, bf16, fp8, int8 or a strategy's name",
        [request](const std::string& v) { request->set_kv_quant(v); });
+  const auto patterns = [command](const char* flag, const char* help, std::function<void(const std::string&)> add) {
+    command
+        ->add_option_function<std::vector<std::string>>(
+            flag,
+            [add](const std::vector<std::string>& values) {
+              for (const std::string& value : values) add(value);
+            },
+            help)
+        ->take_all()
+        ->allow_extra_args(false)
+        ->delimiter(',');
+  };
+  patterns("--kv-include", "Layers that take an 8-bit KV strategy: globs as layers.3 or model.layers.*.self_attn (all)",
+           [request](const std::string& v) { request->add_kv_include(v); });
+  patterns("--kv-exclude", "Layers that keep a 16-bit KV cache, the same globs",
+           [request](const std::string& v) { request->add_kv_exclude(v); });
+  command->add_option_function<int64_t>(
+      "--kv-sink-tokens", [request](int64_t v) { request->set_kv_sink_tokens(v); },
+      "First positions of each sequence that keep 16 bits");
   text("--attn-quantization", "Strategy of q, k, v, o",
        [request](const std::string& v) { request->set_attn_quantization(v); });
   text("--mlp-quantization", "Strategy of gate, up, down",

@@ -77,14 +77,43 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
   const auto text = [&](const char* flag, const char* help, std::function<void(const std::string&)> set) {
     command.add_option_function<std::string>(flag, std::move(set), help);
   };
-  text("--method", "minmax, rtn, percentile, mse, smoothquant, awq, gptq, awq+smoothquant or autoround (minmax)",
+  text("--method", "minmax, rtn, percentile, mse, kl, smoothquant, awq, gptq, awq+smoothquant or autoround (minmax)",
        [&config](const std::string& v) { config.set_method(v); });
   text("--weight-dtype", "int4, int8, int3, int2, fp8, nf4 or a strategy (int4)",
        [&config](const std::string& v) { config.set_weight_dtype(v); });
   text("--activation-dtype", "bf16, int8, or composite as w8a8",
        [&config](const std::string& v) { config.set_activation_dtype(v); });
+  text("--activation-scheme", "Of 8-bit activations: dynamic, or static with a dataset (dynamic)",
+       [&config](const std::string& v) { config.set_activation_scheme(v); });
+  command.add_flag_function(
+      "--activation-asymmetric", [&config](int64_t) { config.set_activation_asymmetric(true); },
+      "A zero point beside the static scale");
   text("--kv-quant", "KV strategy to write into the artifact (bf16)",
        [&config](const std::string& v) { config.set_kv_dtype(v); });
+  text("--kv-scales", "static, dynamic or auto: static when a dataset is given (auto)",
+       [&config](const std::string& v) { config.set_kv_scales(v); });
+  const auto patterns = [&](const char* flag, const char* help, std::function<void(const std::string&)> add) {
+    command
+        .add_option_function<std::vector<std::string>>(
+            flag,
+            [add](const std::vector<std::string>& values) {
+              for (const std::string& value : values) add(value);
+            },
+            help)
+        ->take_all()
+        ->allow_extra_args(false)
+        ->delimiter(',');
+  };
+  patterns("--kv-include", "Layers that take the KV strategy: globs as layers.3 or model.layers.*.self_attn (all)",
+           [&config](const std::string& v) { config.add_kv_include(v); });
+  patterns("--kv-exclude", "Layers that keep a 16-bit KV cache, the same globs",
+           [&config](const std::string& v) { config.add_kv_exclude(v); });
+  command.add_flag_function(
+      "--kv-asymmetric", [&config](int64_t) { config.set_kv_asymmetric(true); },
+      "Zero points for static int8_per_channel");
+  command.add_option_function<int64_t>(
+      "--kv-sink-tokens", [&config](int64_t v) { config.set_kv_sink_tokens(v); },
+      "First positions that keep 16 bits and are left out of the statistics");
   text("--scale-precision", "f32, f16 or bf16", [&config](const std::string& v) { config.set_scale_precision(v); });
   command.add_option("--group-size", input.group_size, "Inputs that share a scale; -1 = per channel; auto = by layer");
   command.add_flag_function(

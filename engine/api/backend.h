@@ -52,6 +52,15 @@ struct LinearKernelQuery {
   std::string kernel;  // when set, only this kernel may answer
 };
 
+// Calibrated scales of the K or the V of one layer: x = (code - zero) * scale.
+struct KvScales {
+  std::vector<float> scale;  // [1] for all, [KH] by head, [KH * D] by channel
+  std::vector<float> zero;   // [KH * D] signed, with channel scales only; empty = 0
+};
+struct KvLayerScales {
+  KvScales k, v;
+};
+
 // One KV page holds `page_tokens` positions of one layer; how its bytes are laid out belongs to the KV strategy's
 // kernel.
 struct KvLayout {
@@ -59,7 +68,17 @@ struct KvLayout {
   int D = 0;   // head size
   int page_tokens = 16;
   int H = 0;  // query heads that will attend; 0 = not said
+  // The first pages of each sequence whose positions keep 16 bits under an 8-bit strategy. Such a page takes two of the
+  // page table, one for its K and one for its V, so that all pages have one size; see KvPageIndex.
+  int sink_pages = 0;
+  std::shared_ptr<const KvLayerScales> scales = nullptr;  // null: scales come from the data
 };
+
+// Where page `i` of a sequence stands in its page table, and how many entries `pages` pages need.
+constexpr int64_t KvPageIndex(int64_t i, int64_t sink_pages) { return i < sink_pages ? 2 * i : i + sink_pages; }
+constexpr int64_t KvPageEntries(int64_t pages, int64_t sink_pages) {
+  return pages + (pages < sink_pages ? pages : sink_pages);
+}
 
 // The rows of one sequence in a step: positions [context, context + rows) whose K/V are stored before attention runs.
 struct SequenceSlice {
@@ -69,7 +88,8 @@ struct SequenceSlice {
   // Length of the sequence's prompt. Dynamic rope reads it: positions below it were given at once and share the base of
   // that length, each later position has its own (so chunked prefill and recomputation change nothing).
   int64_t prompt_length = 0;
-  const int32_t* pages = nullptr;  // page table: page of position p is pages[p / page_tokens]
+  // Page table: page of position p is pages[KvPageIndex(p / page_tokens, sink_pages)].
+  const int32_t* pages = nullptr;
 };
 
 struct AttentionArgs {

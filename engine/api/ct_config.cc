@@ -24,7 +24,35 @@ Json DynamicActivations(const char* type) {
   return out;
 }
 
+// Keys of every configuration of ours.
+Json Configuration(const char* format, const std::vector<std::string>& ignore, const Json& groups) {
+  return {{"quant_method", "compressed-tensors"},
+          {"version", "0.12.0"},
+          {"format", format},
+          {"quantization_status", "compressed"},
+          {"global_compression_ratio", nullptr},
+          {"ignore", ignore},
+          {"config_groups", groups},
+          {"kv_cache_scheme", nullptr},
+          {"sparsity_config", Json::object()},
+          {"transform_config", Json::object()}};
+}
+
 }  // namespace
+
+Json CompressedTensorsKvScheme(bool floats, bool by_head) {
+  return Arguments(8, floats ? "float" : "int", true, by_head ? "attn_head" : "tensor");
+}
+
+Json CompressedTensorsStaticActivations(bool floats, bool symmetric) {
+  return Arguments(8, floats ? "float" : "int", symmetric, "tensor");
+}
+
+Json CompressedTensorsKvOnlyConfig(const Json& scheme) {
+  Json out = Configuration("dense", {}, Json::object());
+  out["kv_cache_scheme"] = scheme;
+  return out;
+}
 
 absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
                                              const std::vector<std::string>& ignored) {
@@ -51,16 +79,7 @@ absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const Linea
                       {"format", format}};
   std::vector<std::string> ignore = ignored;
   if (std::find(ignore.begin(), ignore.end(), "lm_head") == ignore.end()) ignore.push_back("lm_head");
-  return Json{{"quant_method", "compressed-tensors"},
-              {"version", "0.12.0"},
-              {"format", format},
-              {"quantization_status", "compressed"},
-              {"global_compression_ratio", nullptr},
-              {"ignore", ignore},
-              {"config_groups", {{"group_0", group}}},
-              {"kv_cache_scheme", nullptr},
-              {"sparsity_config", Json::object()},
-              {"transform_config", Json::object()}};
+  return Configuration(format, ignore, {{"group_0", group}});
 }
 
 }  // namespace sage

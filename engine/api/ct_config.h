@@ -13,4 +13,11 @@ namespace sage {
 absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
                                              const std::vector<std::string>& ignored);
 
+// kv_cache_scheme: static symmetric 8-bit floats or integers with a scale for each layer's K and V, or each kv head.
+Json CompressedTensorsKvScheme(bool floats, bool by_head);
+// input_activations with one scale for a linear's input.
+Json CompressedTensorsStaticActivations(bool floats, bool symmetric);
+// A folder of plain weights whose only quantized part is the KV cache.
+Json CompressedTensorsKvOnlyConfig(const Json& scheme);
+
 }  // namespace sage

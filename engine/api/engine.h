@@ -127,7 +127,9 @@ struct EngineSpec {
   std::string model_name;    // as the user wrote it
   std::string quantization;  // "" = as stored; strategy, short word, or path of an artifact
   std::string attn_quantization, mlp_quantization;
-  std::string kv_quantization;   // "" = bf16
+  std::string kv_quantization;  // "", auto = the checkpoint's own, else f32 for unquantized models and bf16 otherwise
+  std::vector<std::string> kv_include, kv_exclude;  // layers in and out of an 8-bit KV strategy; empty = as stored
+  int64_t kv_sink_tokens = 0;    // first positions of each sequence in 16 bits, whole pages; 0 = as stored
   std::string backend = "auto";  // cpu | cuda | auto
   int64_t max_seqs = 64;         // sequences in one step
   int64_t max_model_len = 0;     // 0 = the model's own, lowered to what the KV memory holds
@@ -148,6 +150,9 @@ struct LinearBinding {  // KernelBinding on the wire
 struct EngineInfo {
   std::string engine_id, model, model_path, state;  // STARTING RUNNING STOPPING STOPPED FAILED
   std::string quantization, kv_quant, backend, capability, architecture;
+  bool kv_calibrated = false;  // KV scales come from the checkpoint
+  std::vector<int64_t> kv_layers_16bit;
+  int64_t kv_sink_tokens = 0;
   int64_t weight_bytes = 0, kv_bytes = 0, max_model_len = 0, max_seqs = 0, vocab_size = 0;
   double load_ms = 0;
   absl::Time started_at;
@@ -224,9 +229,19 @@ struct CalibrationSpec {
   int64_t samples = 128, sequence_length = 512;
   uint64_t seed = 0;
   std::vector<std::string> exclude;  // glob patterns over module names
-  std::string format;                // "" = compressed_tensors
-  std::string output;                // artifact folder (resolved)
-  std::string work_dir;              // where the unfinished artifact lives; resumed when its spec matches
+  // 8-bit activations: "" and dynamic = a scale for each token, static = one for a layer's input, from the dataset; its
+  // range is cut by the method (percentile, mse, kl).
+  std::string activation_scheme;
+  bool activation_asymmetric = false;
+  // KV cache: layers in and out, scales (auto = static where a dataset is given, static, dynamic), zero points for
+  // channel scales, sink tokens that keep 16 bits and are left out of the statistics.
+  std::vector<std::string> kv_include, kv_exclude;
+  std::string kv_scales;
+  bool kv_asymmetric = false;
+  int64_t kv_sink_tokens = 0;
+  std::string format;    // "" = compressed_tensors
+  std::string output;    // artifact folder (resolved)
+  std::string work_dir;  // where the unfinished artifact lives; resumed when its spec matches
 };
 struct LayerResult {
   std::string name, scheme;

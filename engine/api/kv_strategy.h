@@ -1,8 +1,10 @@
 // How keys and values are kept in the paged cache. Plug-ins: engine/kv_strategies/<name>.cc.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -20,6 +22,23 @@ struct KvStrategyDef {
   size_t (*page_bytes)(const KvLayout& layout) = nullptr;
   absl::StatusOr<std::unique_ptr<KvKernel>> (*bind)(const KvLayout& layout, const Backend& backend) = nullptr;
 };
+
+// How every layer of an engine keeps its keys and values (KVQuantPlan on the wire).
+struct KvLayerPlan {
+  std::string strategy;                         // plug-in name
+  std::shared_ptr<const KvLayerScales> scales;  // null: from the data
+};
+struct KvPlan {
+  std::vector<KvLayerPlan> layers;
+  int sink_pages = 0;  // first pages of each sequence that keep 16 bits in layers of 8 bits
+
+  // "fp8_e4m3", or "fp8_e4m3+bf16" where layers differ, in order of appearance.
+  std::string Name() const;
+};
+// The same strategy in every layer, scales from the data.
+KvPlan UniformKvPlan(std::string_view strategy, int64_t layers);
+// Bytes of a page of all layers together. INVALID_ARGUMENT for an unknown strategy.
+absl::StatusOr<int64_t> KvPlanPageBytes(const KvPlan& plan, const KvLayout& layout);
 
 // Bytes of a page whose K and V take `value_bytes` a value (heads padded to 16 values), with `position_bytes` for each
 // position and head and `channel_bytes` for each channel of a head, for K and V each.

@@ -12,15 +12,16 @@ namespace sage {
 namespace {
 
 // Bytes of keys and values of one layer that the rows of a step have to read.
-int64_t CachedBytes(absl::Span<const SequenceSlice> sequences, const KvArena& kv, int64_t window) {
-  const int64_t tokens = kv.layout().page_tokens;
+int64_t CachedBytes(absl::Span<const SequenceSlice> sequences, const KvLayout& layout, const KvKernel& kernel,
+                    int64_t window) {
+  const int64_t tokens = layout.page_tokens;
   int64_t pages = 0;
   for (const SequenceSlice& slice : sequences) {
     const int64_t length = slice.context + slice.rows;
     const int64_t first = window > 0 ? std::max<int64_t>(0, slice.context + 1 - window) / tokens : 0;
     pages += (length + tokens - 1) / tokens - first;
   }
-  return pages * static_cast<int64_t>(kv.kernel().page_bytes());
+  return pages * static_cast<int64_t>(kernel.page_bytes());
 }
 
 }  // namespace
@@ -105,8 +106,10 @@ void BoundDecoder::Project(StepContext& ctx, size_t l, const DecoderBatch& batch
     ops.rope(ctx, k, stride, config_.KH, D, cos, sin, config_.rope.interleaved, M);
   });
 
-  Timed(ctx, "kv_store", 0,
-        [&] { kv.kernel().Store(ctx, kv.layer(static_cast<int64_t>(l)), k, stride, v, stride, batch.sequences); });
+  Timed(ctx, "kv_store", 0, [&] {
+    const auto layer_index = static_cast<int64_t>(l);
+    kv.kernel(layer_index).Store(ctx, kv.layer(layer_index), k, stride, v, stride, batch.sequences);
+  });
 }
 
 void BoundDecoder::Attend(StepContext& ctx, size_t l, absl::Span<const SequenceSlice> sequences, KvArena& kv,
@@ -123,8 +126,9 @@ void BoundDecoder::Attend(StepContext& ctx, size_t l, absl::Span<const SequenceS
   args.out = work_.attended.as<float>();
   args.out_stride = q_width;
   args.sequences = sequences;
-  Timed(ctx, "attention", CachedBytes(sequences, kv, config_.window[l]),
-        [&] { kv.kernel().Attend(ctx, kv.layer(static_cast<int64_t>(l)), args); });
+  const KvKernel& kernel = kv.kernel(static_cast<int64_t>(l));
+  Timed(ctx, "attention", CachedBytes(sequences, kv.layout(), kernel, config_.window[l]),
+        [&] { kernel.Attend(ctx, kv.layer(static_cast<int64_t>(l)), args); });
 
   const StepValue attended{ctx.NewValue(), work_.attended.as<float>(), M, q_width, q_width};
   Run(ctx, layer.o, attended, work_.projected.as<float>(), hidden);

@@ -19,19 +19,24 @@ namespace sage {
 // The paged KV memory of one engine: `pages` pages in each layer, one arena a layer, layers share page numbers.
 class KvArena {
  public:
+  // `layout` without what the plan says: sink pages and scales.
+  static absl::StatusOr<std::unique_ptr<KvArena>> Allocate(const KvPlan& plan, const KvLayout& layout, int64_t pages,
+                                                           const Backend& backend);
+  // One strategy for all layers.
   static absl::StatusOr<std::unique_ptr<KvArena>> Allocate(std::string_view kv_strategy, const KvLayout& layout,
                                                            int64_t layers, int64_t pages, const Backend& backend);
-  const KvKernel& kernel() const { return *kernel_; }
+  const KvKernel& kernel(int64_t l) const { return *kernels_[static_cast<size_t>(l)]; }
   const KvLayout& layout() const { return layout_; }
   int64_t pages() const { return pages_; }
   size_t bytes() const { return bytes_; }
+  size_t page_bytes() const { return pages_ == 0 ? 0 : bytes_ / static_cast<size_t>(pages_); }  // of all layers
   uint8_t* layer(int64_t l) { return arenas_[static_cast<size_t>(l)].as<uint8_t>(); }
 
  private:
   KvLayout layout_;
   int64_t pages_ = 0;
   size_t bytes_ = 0;
-  std::unique_ptr<KvKernel> kernel_;
+  std::vector<std::unique_ptr<KvKernel>> kernels_;
   std::vector<Tensor> arenas_;
 };
 

@@ -155,11 +155,12 @@ absl::Status ReportRun::Prepare() {
   if (spec_.windows > 0) windows_ = std::min(windows_, spec_.windows);
   capacity_ = spec_.tasks.empty() ? window_ : std::max(window_, std::min(kTaskWindow, config.max_position));
   SAGE_RETURN_IF_ERROR(ReadTasks());
-  std::string kv = spec_.kv_quantization;
-  SAGE_ASSIGN_OR_RETURN(kv, ResolveKvStrategy(kv));
+  SAGE_RETURN_IF_ERROR(ResolveKvStrategy(spec_.kv_quantization).status());
+  const KvAsked kv{spec_.kv_quantization, "bf16", {}, {}, 0};
   if (progress_) progress_({"load", 0, windows_, "windows"});
   SAGE_ASSIGN_OR_RETURN(quantized_, ReportModel::Load(spec_.artifact, kv, capacity_, threads_, cancel_));
-  SAGE_ASSIGN_OR_RETURN(reference_, ReportModel::Load(reference_path_, "f32", capacity_, threads_, cancel_));
+  SAGE_ASSIGN_OR_RETURN(reference_,
+                        ReportModel::Load(reference_path_, {"f32", "f32", {}, {}, 0}, capacity_, threads_, cancel_));
   if (quantized_->decoder().config().V != reference_->decoder().config().V) {
     return MakeError(absl::StatusCode::kInvalidArgument, "VOCABULARY_MISMATCH",
                      absl::StrCat("report: both models must have one vocabulary, got ",
@@ -212,7 +213,8 @@ Json ReportRun::Memory() const {
                 {"file_bytes", m.checkpoint().file_bytes()},
                 {"kv_bytes_per_token", m.kv_bytes_per_token()},
                 {"quantization", m.decoder().quantization()},
-                {"kv_quant", m.kv_strategy()}};
+                {"kv_quant", m.kv_strategy()},
+                {"kv_scales", m.kv().calibrated ? "calibrated" : "dynamic"}};
   };
   const double ratio = static_cast<double>(quantized_->decoder().weight_bytes()) /
                        static_cast<double>(std::max<size_t>(1, reference_->decoder().weight_bytes()));

@@ -37,6 +37,7 @@ struct ShardProgress {
   ShardRecord shard;
   std::vector<LinearRecord> linears;
   int64_t source_bytes = 0;
+  Json kv;  // static scales of the layer's KV cache, null without
 };
 
 std::string StoredSha256(const StoredLinear& stored) {
@@ -72,6 +73,7 @@ absl::StatusOr<ShardProgress> ProgressFromJson(const Json& json) {
   }
   SAGE_ASSIGN_OR_RETURN(out.shard, ShardFromJson(json["shard"]));
   SAGE_ASSIGN_OR_RETURN(out.source_bytes, JsonInt(json, "source_bytes", 0));
+  out.kv = json.value("kv", Json());
   for (const Json& entry : json["linears"]) {
     SAGE_ASSIGN_OR_RETURN(LinearRecord record, LinearFromJson(entry));
     out.linears.push_back(std::move(record));
@@ -102,14 +104,13 @@ class Calibration {
   absl::Status AddCalibrated(int64_t shard, ShardProgress& out, std::vector<NamedTensor>& tensors);
   absl::Status OpenStream(const CancelToken& cancel, const ProgressFn& progress);
   Json Manifest(const Json& side_files) const;
-  Json KvQuantPlan() const;
 
   const CalibrationSpec& spec_;
   CalibrationPlan plan_;
   ThreadPool& threads_;
   std::string folder_;
   std::unique_ptr<FolderLock> lock_;
-  std::unique_ptr<LayerStream> stream_;  // only for methods that need activations
+  std::unique_ptr<LayerStream> stream_;  // only where texts run through the layers
   std::vector<ShardProgress> done_;
   bool resumed_ = false;
 };
@@ -148,7 +149,10 @@ absl::Status Calibration::SaveProgress() const {
   for (const ShardProgress& shard : done_) {
     Json linears = Json::array();
     for (const LinearRecord& record : shard.linears) linears.push_back(ToJson(record));
-    shards.push_back({{"shard", ShardToJson(shard.shard)}, {"linears", linears}, {"source_bytes", shard.source_bytes}});
+    shards.push_back({{"shard", ShardToJson(shard.shard)},
+                      {"linears", linears},
+                      {"source_bytes", shard.source_bytes},
+                      {"kv", shard.kv}});
   }
   const Json out = {{"spec_hash", plan_.spec_hash}, {"shards", std::move(shards)}};
   return WriteFileAtomic(progress_path(), DumpJson(out));
@@ -186,6 +190,8 @@ absl::Status Calibration::AddCalibrated(int64_t shard, ShardProgress& out, std::
     return absl::OkStatus();
   };
   for (NamedTensor& tensor : tensors) SAGE_RETURN_IF_ERROR(replace(tensor));
+  for (NamedTensor& tensor : layer.kv_scales) tensors.push_back(std::move(tensor));
+  out.kv = std::move(layer.kv);
   for (const LinearSlot& slot : plan_.source->ShardLinears(shard)) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear source, plan_.source->Stored(slot));
     out.source_bytes += static_cast<int64_t>(source.weight_bytes());
@@ -265,7 +271,7 @@ absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
 
 absl::Status Calibration::RunShards(const CancelToken& cancel, const ProgressFn& progress) {
   const int64_t total = shard_count();
-  if (plan_.calibrator->needs_activations && static_cast<int64_t>(done_.size()) + 1 < total) {
+  if (plan_.needs_stream() && static_cast<int64_t>(done_.size()) + 1 < total) {
     SAGE_RETURN_IF_ERROR(OpenStream(cancel, progress));
   }
   for (int64_t shard = static_cast<int64_t>(done_.size()); shard < total; ++shard) {
@@ -280,24 +286,13 @@ absl::Status Calibration::RunShards(const CancelToken& cancel, const ProgressFn&
   return cancel.Check();
 }
 
-Json Calibration::KvQuantPlan() const {
-  const std::string& name = plan_.kv_strategy;
-  const bool fp8 = name.compare(0, 3, "fp8") == 0, int8 = name.compare(0, 4, "int8") == 0;
-  return {{"strategy", name},
-          {"dtype", fp8    ? "fp8"
-                    : int8 ? "int8"
-                           : "none"},
-          {"block_size", 16},
-          {"group_size", 0},
-          {"scale_precision", "fp32"}};
-}
-
 Json Calibration::Manifest(const Json& side_files) const {
-  Json layers = Json::array(), bindings = Json::array(), files = Json::array();
+  Json layers = Json::array(), bindings = Json::array(), files = Json::array(), kv = Json::array();
   int64_t weight_bytes = 0, source_bytes = 0, quantized_bytes = 0, quantized_parameters = 0;
   for (const ShardProgress& shard : done_) {
     files.push_back(ShardToJson(shard.shard));
     source_bytes += shard.source_bytes;
+    if (!shard.kv.is_null()) kv.push_back(shard.kv);
     for (const TensorRecord& tensor : shard.shard.tensors) weight_bytes += tensor.bytes;
     for (const LinearRecord& record : shard.linears) {
       layers.push_back(ToJson(record));
@@ -313,37 +308,39 @@ Json Calibration::Manifest(const Json& side_files) const {
     }
   }
   const Checkpoint& source = plan_.source->checkpoint();
-  return {
-      {"format_version", kArtifactFormatVersion},
-      {"producer", absl::StrCat("sagequant ", kEngineVersion)},
-      {"spec_hash", plan_.spec_hash},
-      {"quantization", plan_.linear.strategy},
-      {"checkpoint_format", std::string(plan_.format->name)},
-      {"calibration_record",
-       {{"method", std::string(plan_.calibrator->name)},
-        {"spec", plan_.spec},
-        {"dataset", plan_.dataset},
-        {"samples", spec_.samples},
-        {"sequence_length", spec_.sequence_length},
-        {"seed", spec_.seed},
-        {"layers", std::move(layers)}}},
-      {"kernel_bindings", std::move(bindings)},
-      {"kv_quant_plan", KvQuantPlan()},
-      {"provenance",
-       {{"model", spec_.model_name},
-        {"path", source.path()},
-        {"format", std::string(source.format())},
-        {"sha256", plan_.source_sha256},
-        {"file_bytes", static_cast<int64_t>(source.file_bytes())},
-        {"notes", source.notes()}}},
-      {"totals",
-       {{"weight_bytes", weight_bytes},
-        {"source_bytes", source_bytes},
-        {"quantized_bytes", quantized_bytes},
-        {"quantized_parameters", quantized_parameters},
-        {"bits_per_weight", 8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(quantized_parameters)}}},
-      {"files", std::move(files)},
-      {"side_files", side_files}};
+  return {{"format_version", kArtifactFormatVersion},
+          {"producer", absl::StrCat("sagequant ", kEngineVersion)},
+          {"spec_hash", plan_.spec_hash},
+          {"quantization", plan_.linear.strategy},
+          {"checkpoint_format", std::string(plan_.format->name)},
+          {"calibration_record",
+           {{"method", std::string(plan_.calibrator->name)},
+            {"spec", plan_.spec},
+            {"dataset", plan_.dataset},
+            {"samples", spec_.samples},
+            {"sequence_length", spec_.sequence_length},
+            {"seed", spec_.seed},
+            {"layers", std::move(layers)}}},
+          {"kernel_bindings", std::move(bindings)},
+          {"kv_quant_plan", plan_.kv.Manifest(kv)},
+          {"provenance",
+           {{"model", spec_.model_name},
+            {"path", source.path()},
+            {"format", std::string(source.format())},
+            {"sha256", plan_.source_sha256},
+            {"file_bytes", static_cast<int64_t>(source.file_bytes())},
+            {"notes", source.notes()}}},
+          {"totals",
+           {{"weight_bytes", weight_bytes},
+            {"source_bytes", source_bytes},
+            {"quantized_bytes", quantized_bytes},
+            {"quantized_parameters", quantized_parameters},
+            {"bits_per_weight",
+             quantized_parameters == 0
+                 ? 8.0 * static_cast<double>(DTypeSize(plan_.source->float_dtype()))
+                 : 8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(quantized_parameters)}}},
+          {"files", std::move(files)},
+          {"side_files", side_files}};
 }
 
 absl::StatusOr<Json> Calibration::Finish() {

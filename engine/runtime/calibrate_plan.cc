@@ -7,7 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "engine/api/kv_strategy.h"
+#include "engine/api/ct_config.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
@@ -135,10 +135,57 @@ absl::StatusOr<DType> ResolveScaleDType(const std::string& word, const Calibrati
   return wanted;
 }
 
+// How static ranges of what a model computes (not of weights) are cut, by the method's name.
+RangeSpec RangeOf(const CalibrationSpec& spec) {
+  RangeSpec out;
+  if (spec.method == "percentile") out.rule = RangeRule::kPercentile;
+  if (spec.method == "mse") out.rule = RangeRule::kMse;
+  if (spec.method == "kl") out.rule = RangeRule::kKl;
+  if (spec.clip_ratio > 0) out.percentile = 100.0 * (1.0 - spec.clip_ratio);
+  return out;
+}
+
+// Weights stay as they are: only the KV cache is calibrated.
+absl::Status PlanKvOnly(const CalibrationSpec& spec, CalibrationPlan& plan) {
+  const std::vector<LinearSlot>& slots = plan.source->linears();
+  for (const LinearSlot& slot : slots) {
+    SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, plan.source->Stored(slot));
+    SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(stored.spec.strategy));
+    if (plan.strategy->quantizes) {
+      return Invalid("KV_ONLY_NEEDS_FLOAT_WEIGHTS", absl::StrCat("weight_dtype: none keeps weights as they are, and ",
+                                                                 slot.name, " is stored as ", stored.spec.strategy));
+    }
+    plan.ignored.push_back(slot.name);
+  }
+  const std::string& format = spec.format;
+  if (!format.empty() && format != "compressed_tensors" && format != "compressed-tensors") {
+    return Invalid("UNSUPPORTED_OUTPUT_FORMAT",
+                   absl::StrCat("format: plain weights with a KV plan are compressed_tensors, got '", format, "'"));
+  }
+  plan.linear.strategy = std::string(plan.strategy->name);
+  plan.linear.group_size = -1;
+  const Json scheme = plan.kv.Scheme();
+  if (!scheme.is_null()) plan.quantization_config = CompressedTensorsKvOnlyConfig(scheme);
+  for (const CheckpointFormatDef* def : CheckpointFormats()) {
+    if (def->name == (scheme.is_null() ? "safetensors" : "compressed_tensors")) plan.format = def;
+  }
+  if (plan.format == nullptr) return absl::InternalError("calibrate: this build lacks a format for plain weights");
+  return absl::OkStatus();
+}
+
+// Empty when weights stay as they are.
+absl::StatusOr<std::string> WeightStrategy(const CalibrationSpec& spec) {
+  if (spec.weight_dtype == "none" && spec.activation_dtype.empty()) return std::string();
+  return ResolveLinearStrategy(spec.weight_dtype, spec.activation_dtype);
+}
+
 absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
-  SAGE_ASSIGN_OR_RETURN(plan.calibrator, FindCalibrator(spec.method.empty() ? "minmax" : spec.method));
-  SAGE_ASSIGN_OR_RETURN(const std::string name, ResolveLinearStrategy(spec.weight_dtype, spec.activation_dtype));
-  if (name.empty()) return Invalid("NOTHING_TO_QUANTIZE", "weight_dtype: 'none' leaves nothing to quantize");
+  SAGE_ASSIGN_OR_RETURN(const std::string name, WeightStrategy(spec));
+  if (name.empty()) {
+    if (plan.kv.calibrates) return PlanKvOnly(spec, plan);
+    return Invalid("NOTHING_TO_QUANTIZE",
+                   "weight_dtype: 'none' leaves nothing to quantize; a static 8-bit kv_quantization needs a dataset");
+  }
   SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(name));
   if (!plan.strategy->quantizes || plan.strategy->quantize == nullptr) {
     return Invalid(
@@ -161,9 +208,6 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
     return Invalid("ACT_ORDER_NEEDS_GPTQ",
                    absl::StrCat("act_order: is an order of gptq's, got method ", std::string(plan.calibrator->name)));
   }
-  absl::StatusOr<std::string> kv = ResolveKvStrategy(spec.kv_quantization);
-  if (!kv.ok()) return Annotate(kv.status(), "kv_quantization");
-  plan.kv_strategy = *std::move(kv);
   return absl::OkStatus();
 }
 
@@ -188,7 +232,10 @@ Json CanonicalSpec(const CalibrationSpec& spec, const CalibrationPlan& plan) {
           {"act_order", plan.act_order},
           {"clip_ratio", plan.linear.clip_ratio},
           {"scale_precision", std::string(DTypeName(plan.linear.scale_dtype))},
-          {"kv_strategy", plan.kv_strategy},
+          {"kv", plan.kv.Manifest(nullptr)},
+          {"static_activations", plan.static_activations},
+          {"activation_asymmetric", plan.activation_asymmetric},
+          {"range", {{"rule", static_cast<int>(plan.range.rule)}, {"percentile", plan.range.percentile}}},
           {"ignored", plan.ignored},
           {"format", std::string(plan.format->name)},
           {"dataset", plan.dataset},
@@ -246,11 +293,38 @@ bool CalibrationPlan::Quantizes(const LinearSlot& slot) const {
   return std::find(ignored.begin(), ignored.end(), slot.name) == ignored.end();
 }
 
-absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
-  CalibrationPlan plan;
-  SAGE_RETURN_IF_ERROR(CheckNumbers(spec));
-  SAGE_RETURN_IF_ERROR(CheckKnown(spec, plan));
-  SAGE_ASSIGN_OR_RETURN(plan.source, ArtifactSource::Open(spec.model));
+namespace {
+
+// Static 8-bit activations are one scale of each linear's input, in compressed-tensors' words.
+absl::Status PlanActivations(const CalibrationSpec& spec, CalibrationPlan& plan) {
+  const std::string& word = spec.activation_scheme;
+  if (!word.empty() && word != "dynamic" && word != "static") {
+    return Invalid("BAD_ACTIVATION_SCHEME",
+                   absl::StrCat("activation_scheme: must be dynamic or static, got '", word, "'"));
+  }
+  const bool floats = plan.strategy->weight_dtype == "fp8";
+  if (spec.activation_asymmetric && (word != "static" || floats)) {
+    return Invalid("ACTIVATION_ZERO_POINT_NOT_SUPPORTED",
+                   "activation_asymmetric: zero points belong to static integer activations");
+  }
+  if (word != "static") return absl::OkStatus();
+  if (plan.strategy->activation_bits != 8 || plan.format->name != "compressed_tensors") {
+    return Invalid("STATIC_ACTIVATIONS_NOT_SUPPORTED",
+                   absl::StrCat("activation_scheme: static is for 8-bit activations in compressed_tensors, got ",
+                                std::string(plan.strategy->name), " in ", std::string(plan.format->name)));
+  }
+  if (spec.dataset.empty()) {
+    return Invalid("DATASET_NEEDED", "dataset: must be given, static activation scales come from what layers read");
+  }
+  plan.static_activations = true;
+  plan.activation_asymmetric = spec.activation_asymmetric;
+  plan.quantization_config["config_groups"]["group_0"]["input_activations"] =
+      CompressedTensorsStaticActivations(floats, !spec.activation_asymmetric);
+  return absl::OkStatus();
+}
+
+// Everything about the weights: which, to what, in which groups, stored how.
+absl::Status PlanLinears(const CalibrationSpec& spec, CalibrationPlan& plan) {
   SAGE_ASSIGN_OR_RETURN(plan.ignored, ResolveExclude(plan.source->linears(), spec.exclude));
   std::vector<LinearSlot> slots;
   for (const LinearSlot& slot : plan.source->linears()) {
@@ -268,6 +342,24 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
                         ResolveGroupSize(*plan.strategy, plan.linear, slots, spec.group_size, spec.group_size_auto));
   SAGE_RETURN_IF_ERROR(CheckAll(*plan.strategy, plan.linear, slots));
   SAGE_ASSIGN_OR_RETURN(plan.quantization_config, plan.format->write_config(plan.linear, *plan.strategy, plan.ignored));
+  SAGE_RETURN_IF_ERROR(PlanActivations(spec, plan));
+  const Json scheme = plan.kv.Scheme();
+  if (plan.format->name == "compressed_tensors") plan.quantization_config["kv_cache_scheme"] = scheme;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
+  CalibrationPlan plan;
+  SAGE_RETURN_IF_ERROR(CheckNumbers(spec));
+  SAGE_ASSIGN_OR_RETURN(plan.calibrator, FindCalibrator(spec.method.empty() ? "minmax" : spec.method));
+  SAGE_RETURN_IF_ERROR(WeightStrategy(spec).status());
+  SAGE_ASSIGN_OR_RETURN(plan.source, ArtifactSource::Open(spec.model));
+  plan.range = RangeOf(spec);
+  SAGE_ASSIGN_OR_RETURN(plan.kv, PlanKvCalibration(spec, plan.range, plan.source->config().L));
+  SAGE_RETURN_IF_ERROR(CheckKnown(spec, plan));
+  if (plan.strategy->quantizes) SAGE_RETURN_IF_ERROR(PlanLinears(spec, plan));
   SAGE_RETURN_IF_ERROR(ReadDatasetSummary(spec, plan));
   SAGE_ASSIGN_OR_RETURN(plan.source_sha256, plan.source->checkpoint().Fingerprint());
   plan.spec = CanonicalSpec(spec, plan);

@@ -12,6 +12,7 @@
 #include "engine/api/engine.h"
 #include "engine/api/linear_strategy.h"
 #include "engine/runtime/artifact_source.h"
+#include "engine/runtime/kv_calibration.h"
 
 namespace sage {
 
@@ -19,9 +20,12 @@ struct CalibrationPlan {
   std::unique_ptr<ArtifactSource> source;
   const LinearStrategyDef* strategy = nullptr;
   const CalibratorDef* calibrator = nullptr;
-  LinearSpec linear;                 // group size resolved
-  bool act_order = false;            // asked of the solver; linear.act_order says whether g_idx is stored
-  std::string kv_strategy;           // plug-in name
+  LinearSpec linear;                // group size resolved
+  bool act_order = false;           // asked of the solver; linear.act_order says whether g_idx is stored
+  RangeSpec range;                  // how static ranges are cut
+  bool static_activations = false;  // one scale (and zero point) of each layer's 8-bit input
+  bool activation_asymmetric = false;
+  KvCalibration kv;
   const CheckpointFormatDef* format = nullptr;
   Json quantization_config;          // of config.json
   std::vector<std::string> ignored;  // modules that stay as they are: lm_head and what `exclude` names
@@ -31,6 +35,8 @@ struct CalibrationPlan {
   std::string spec_hash;  // sha256 of `spec`
 
   bool Quantizes(const LinearSlot& slot) const;
+  // Whether the texts must run through the layers.
+  bool needs_stream() const { return calibrator->needs_activations || static_activations || kv.calibrates; }
 };
 
 absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec);

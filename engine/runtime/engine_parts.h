@@ -23,8 +23,9 @@ struct EngineParts {
   std::unique_ptr<KvArena> kv;
   int64_t kv_pages = 0;
   int kv_page_tokens = 16;
+  int kv_sink_pages = 0;
   bool prefix_cache = false;
-  // KV memory of a scoring window, apart from that of generation.
+  // KV memory of a scoring window of `pages` pages of positions, apart from that of generation.
   std::function<absl::StatusOr<std::unique_ptr<KvArena>>(int64_t pages)> make_arena;
   std::optional<TokenizerFiles> tokenizer;
   SchedulerLimits scheduler;

@@ -21,14 +21,18 @@ uint64_t HashPage(uint64_t parent, absl::Span<const int32_t> ids) {
 
 }  // namespace
 
-KvPool::KvPool(int64_t pages, int page_tokens, bool keeps_prefixes)
-    : pages_(pages), page_tokens_(page_tokens), keeps_prefixes_(keeps_prefixes), state_(static_cast<size_t>(pages)) {
+KvPool::KvPool(int64_t pages, int page_tokens, int sink_pages, bool keeps_prefixes)
+    : pages_(pages),
+      page_tokens_(page_tokens),
+      sink_pages_(sink_pages),
+      keeps_prefixes_(keeps_prefixes),
+      state_(static_cast<size_t>(pages)) {
   free_.reserve(static_cast<size_t>(pages));
   for (int64_t page = pages - 1; page >= 0; --page) free_.push_back(static_cast<int32_t>(page));
 }
 
 void KvPool::PublishFigures() {
-  const auto idle = static_cast<int64_t>(idle_.size());
+  const int64_t idle = static_cast<int64_t>(idle_.size()) + idle_partners_;
   used_.store(pages_ - static_cast<int64_t>(free_.size()) - idle, std::memory_order_relaxed);
   cached_.store(idle, std::memory_order_relaxed);
 }
@@ -42,7 +46,9 @@ int32_t KvPool::Find(uint64_t parent, uint64_t hash, absl::Span<const int32_t> i
 
 void KvPool::Hold(int32_t number) {
   Page& page = state_[static_cast<size_t>(number)];
-  if (page.holders++ == 0 && page.node != 0) idle_.erase(page.idle);
+  if (page.holders++ > 0 || page.node == 0) return;
+  idle_.erase(page.idle);
+  if (page.partner >= 0) --idle_partners_;
 }
 
 int32_t KvPool::TakeFree() {
@@ -56,6 +62,12 @@ int32_t KvPool::TakeFree() {
     Page& page = state_[static_cast<size_t>(number)];
     known_.erase(page.hash);
     page.node = 0;
+    if (page.partner >= 0) {
+      state_[static_cast<size_t>(page.partner)].is_partner = false;
+      free_.push_back(page.partner);
+      page.partner = -1;
+      --idle_partners_;
+    }
   }
   state_[static_cast<size_t>(number)].holders = 1;
   return number;
@@ -68,9 +80,13 @@ int64_t KvPool::Attach(absl::Span<const int32_t> ids, std::vector<int32_t>& tabl
     const absl::Span<const int32_t> part = ids.subspan(begin, step);
     const int32_t page = Find(chain.node, HashPage(chain.node, part), part);
     if (page < 0) break;
-    Hold(page);
-    table.push_back(page);
-    chain.node = state_[static_cast<size_t>(page)].node;
+    const Page& state = state_[static_cast<size_t>(page)];
+    for (const int32_t number : {page, state.partner}) {
+      if (number < 0) continue;
+      Hold(number);
+      table.push_back(number);
+    }
+    chain.node = state.node;
     ++chain.pages;
   }
   PublishFigures();
@@ -86,8 +102,13 @@ void KvPool::Register(absl::Span<const int32_t> ids, absl::Span<const int32_t> t
     int32_t known = Find(chain.node, hash, part);  // another sequence may have computed the same
     if (known < 0) {
       if (known_.contains(hash)) return;  // a collision: this sequence's later pages stay unknown
-      known = table[index];
+      const auto entry = static_cast<size_t>(KvPageIndex(static_cast<int64_t>(index), sink_pages_));
+      known = table[entry];
       Page& page = state_[static_cast<size_t>(known)];
+      if (static_cast<int64_t>(index) < sink_pages_) {
+        page.partner = table[entry + 1];
+        state_[static_cast<size_t>(page.partner)].is_partner = true;
+      }
       page.parent = chain.node;
       page.hash = hash;
       page.ids.assign(part.begin(), part.end());
@@ -113,11 +134,13 @@ void KvPool::Release(std::vector<int32_t>& table) {
   for (auto number = table.rbegin(); number != table.rend(); ++number) {
     Page& page = state_[static_cast<size_t>(*number)];
     if (--page.holders > 0) continue;
+    if (page.is_partner) continue;  // it stays or goes with the page it belongs to
     if (page.node == 0) {
       free_.push_back(*number);
-    } else {
-      page.idle = idle_.insert(idle_.end(), *number);
+      continue;
     }
+    page.idle = idle_.insert(idle_.end(), *number);
+    if (page.partner >= 0) ++idle_partners_;
   }
   table.clear();
   PublishFigures();

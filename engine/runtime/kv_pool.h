@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "engine/api/backend.h"
 
 namespace sage {
 
@@ -24,7 +25,7 @@ struct PrefixChain {
 
 class KvPool {
  public:
-  KvPool(int64_t pages, int page_tokens, bool keeps_prefixes = false);
+  KvPool(int64_t pages, int page_tokens, int sink_pages = 0, bool keeps_prefixes = false);
 
   bool keeps_prefixes() const { return keeps_prefixes_; }
   int page_tokens() const { return page_tokens_; }
@@ -32,7 +33,10 @@ class KvPool {
   int64_t used() const { return used_.load(std::memory_order_relaxed); }      // held by sequences
   int64_t cached() const { return cached_.load(std::memory_order_relaxed); }  // held by nobody, still of use
   int64_t free() const { return pages_ - used(); }                            // cached pages among them
-  int64_t PagesFor(int64_t positions) const { return (positions + page_tokens_ - 1) / page_tokens_; }
+  // Entries of a page table that holds `positions`.
+  int64_t PagesFor(int64_t positions) const {
+    return KvPageEntries((positions + page_tokens_ - 1) / page_tokens_, sink_pages_);
+  }
 
   // Takes over the known pages that begin `ids` into the empty `table`; returns the positions they hold. At least one
   // id is left to compute.
@@ -50,6 +54,8 @@ class KvPool {
     uint64_t node = 0;  // 0 = not known
     uint64_t parent = 0, hash = 0;
     std::vector<int32_t> ids;
+    int32_t partner = -1;     // the second page of a known sink page: it is held and given back with the first
+    bool is_partner = false;  // of a known one
     std::list<int32_t>::iterator idle;  // in idle_, while known and held by nobody
   };
 
@@ -60,13 +66,14 @@ class KvPool {
   void PublishFigures();
 
   const int64_t pages_;
-  const int page_tokens_;
+  const int page_tokens_, sink_pages_;
   const bool keeps_prefixes_;
   std::vector<Page> state_;
   std::vector<int32_t> free_;
   std::list<int32_t> idle_;                      // known pages without a holder, longest ago first
   std::unordered_map<uint64_t, int32_t> known_;  // hash of (parent, ids) -> page; a collision is a miss
   uint64_t last_node_ = 0;
+  int64_t idle_partners_ = 0;
   std::atomic<int64_t> used_{0}, cached_{0};
 };
 

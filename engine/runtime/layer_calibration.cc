@@ -14,9 +14,12 @@
 #include "absl/strings/str_cat.h"
 #include "engine/api/grid_plan.h"
 #include "engine/base/status.h"
+#include "engine/quant/fp8.h"
 #include "engine/quant/integer_grid.h"
+#include "engine/solvers/activation_range.h"
 #include "engine/solvers/dense_algebra.h"
 #include "engine/solvers/scale_search.h"
+#include "engine/tensor/float_convert.h"
 #include "engine/tensor/safetensors_file.h"
 
 namespace sage {
@@ -76,7 +79,7 @@ class LayerWork {
     if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("v_proj", "o_proj"));
     SAGE_RETURN_IF_ERROR(
         Solve({"q_proj", "k_proj", "v_proj"}, [&](auto visit) { return stream_.VisitAttentionInputs(w, visit); }));
-    SAGE_RETURN_IF_ERROR(stream_.RunAttention(w, layer_));
+    SAGE_RETURN_IF_ERROR(RunAttention());
     SAGE_RETURN_IF_ERROR(Solve({"o_proj"}, [&](auto visit) { return stream_.VisitAttended(visit); }));
     SAGE_RETURN_IF_ERROR(stream_.AddAttention(w));
     if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.post_norm, false, {"gate_proj", "up_proj"}));
@@ -88,6 +91,22 @@ class LayerWork {
   }
 
  private:
+  // Attention of the layer as it will run; the static scales of what it caches are solved on the way.
+  absl::Status RunAttention() {
+    const KvCalibration& plan = plan_.kv;
+    if (!plan.calibrates) return stream_.RunAttention(out_.weights, layer_);
+    const DecoderConfig& c = plan_.source->config();
+    KvStatistics statistics(plan, c.KH, c.D, threads_);
+    absl::Status status = stream_.RunAttention(out_.weights, layer_, &statistics);
+    if (!status.ok()) return Annotate(status, absl::StrCat("model.layers.", layer_, ".self_attn"));
+    const DType dtype = plan.ScaleDType(plan_.source->float_dtype());
+    absl::StatusOr<KvLayerScales> scales = statistics.Solve(dtype);
+    if (!scales.ok()) return Annotate(scales.status(), absl::StrCat("model.layers.", layer_, ".self_attn"));
+    SAGE_ASSIGN_OR_RETURN(out_.kv_scales, KvScaleTensors(plan, *scales, layer_, dtype));
+    out_.kv = DescribeKvScales(*scales, layer_, statistics.absmax(true), statistics.absmax(false));
+    return absl::OkStatus();
+  }
+
   LayerWeights::Linear& Linear(std::string_view kind) { return *out_.weights.Find(kind); }
   bool Quantizes(std::string_view kind) const {
     LinearSlot slot;
@@ -95,10 +114,14 @@ class LayerWork {
     return plan_.Quantizes(slot);
   }
 
+  // `range` sees the values too, where it is given.
   template <typename Visit>
-  absl::StatusOr<InputStatistics> Collect(int64_t K, const Visit& stage) {
+  absl::StatusOr<InputStatistics> Collect(int64_t K, const Visit& stage, RangeObserver* range = nullptr) {
     StatisticsSum sum(K, stream_.tokens(), threads_);
-    const absl::Status status = stage([&](const float* x, int64_t M) { return sum.Add(x, M); });
+    const absl::Status status = stage([&](const float* x, int64_t M) {
+      if (range != nullptr) SAGE_RETURN_IF_ERROR(range->Add(x, M * K));
+      return sum.Add(x, M);
+    });
     if (!status.ok()) return Annotate(status, absl::StrCat("model.layers.", layer_));
     return sum.Take();
   }
@@ -206,16 +229,46 @@ class LayerWork {
     if (std::none_of(kinds.begin(), kinds.end(), [&](std::string_view kind) { return Quantizes(kind); })) {
       return absl::OkStatus();
     }
-    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(Linear(kinds[0]).weight.shape()[1], stage));
+    // An 8-bit float keeps its relative precision whatever the scale: cutting its range by error would gain nothing.
+    const bool floats = plan_.strategy->weight_dtype == "fp8";
+    RangeObserver range(floats ? RangeSpec{} : plan_.range);
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(Linear(kinds[0]).weight.shape()[1], stage,
+                                                               plan_.static_activations ? &range : nullptr));
+    StaticGrid grid;  // no scale: activations are dynamic
+    if (plan_.static_activations) {
+      SAGE_ASSIGN_OR_RETURN(const ActivationRange found, range.Solve());
+      const DType dtype = plan_.linear.scale_dtype;
+      grid = GridOfRange(found, !plan_.activation_asymmetric, dtype);
+      if (floats) grid.scale = FloatScaleOfRange(found, kMaxE4M3, dtype);
+    }
     for (const std::string_view kind : kinds) {
       if (!Quantizes(kind)) continue;
-      const absl::Status status = SolveOne(kind, input);
+      const absl::Status status = SolveOne(kind, input, grid);
       if (!status.ok()) return Annotate(status, ModuleName(layer_, kind));
     }
     return absl::OkStatus();
   }
 
-  absl::Status SolveOne(std::string_view kind, const InputStatistics& input) {
+  // input_scale and input_zero_point of compressed-tensors.
+  absl::Status AddStaticInput(const StaticGrid& grid, StoredLinear& stored) {
+    const DType dtype = plan_.linear.scale_dtype;
+    SAGE_ASSIGN_OR_RETURN(Tensor scale, Tensor::Allocate(dtype, {1}));
+    if (dtype == DType::kF32) {
+      *scale.as<float>() = grid.scale;
+    } else {
+      *scale.as<uint16_t>() = dtype == DType::kF16 ? FloatToF16(grid.scale) : FloatToBF16(grid.scale);
+    }
+    stored.owned.push_back(std::make_shared<Tensor>(std::move(scale)));
+    stored.tensors["input_scale"] = stored.owned.back()->view();
+    if (!plan_.activation_asymmetric) return absl::OkStatus();
+    SAGE_ASSIGN_OR_RETURN(Tensor zero, Tensor::Allocate(DType::kI8, {1}));
+    *zero.as<int8_t>() = static_cast<int8_t>(grid.zero);
+    stored.owned.push_back(std::make_shared<Tensor>(std::move(zero)));
+    stored.tensors["input_zero_point"] = stored.owned.back()->view();
+    return absl::OkStatus();
+  }
+
+  absl::Status SolveOne(std::string_view kind, const InputStatistics& input, const StaticGrid& grid) {
     Tensor& weight = Linear(kind).weight;
     const std::string name = ModuleName(layer_, kind);
     LinearSpec asked = plan_.linear;
@@ -224,6 +277,7 @@ class LayerWork {
                           plan_.calibrator->solve(input, weight.view(), asked, *plan_.strategy, threads_));
     SAGE_ASSIGN_OR_RETURN(StoredLinear stored,
                           plan_.strategy->quantize(weight.view(), plan_.linear, layer_plan, threads_));
+    if (grid.scale > 0) SAGE_RETURN_IF_ERROR(AddStaticInput(grid, stored));
     SAGE_ASSIGN_OR_RETURN(Tensor back, Dequantize(stored));
     out_.error[name] = RelativeError(weight, back, threads_);
     const int64_t N = weight.shape()[0], K = weight.shape()[1];

@@ -18,6 +18,8 @@ struct CalibratedLayer {
   std::map<std::string, double> output_error;                   // ||x dW|| / ||x W|| over all tokens
   std::map<std::string, std::vector<float>> plain;              // norms and biases that folding changed, by name
   std::map<std::string, std::string> notes;                     // by module: what was folded into it
+  std::vector<NamedTensor> kv_scales;                           // static scales of the KV cache
+  Json kv;                                                      // what the manifest says of them; null without
 };
 
 // A layer as the source has it.

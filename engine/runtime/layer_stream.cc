@@ -98,17 +98,18 @@ absl::Status LayerStream::VisitAttentionInputs(const LayerWeights& w, VisitRows 
   return absl::OkStatus();
 }
 
-absl::Status LayerStream::RunAttention(const LayerWeights& w, int64_t l) {
+absl::Status LayerStream::RunAttention(const LayerWeights& w, int64_t l, KvStatistics* kv) {
   int64_t begin = 0;
   for (size_t s = 0; s < samples_.size(); ++s) {
     SAGE_RETURN_IF_ERROR(cancel_.Check());
-    SAGE_RETURN_IF_ERROR(AttendSample(w, l, s, begin));
+    SAGE_RETURN_IF_ERROR(AttendSample(w, l, s, begin, kv));
     begin += static_cast<int64_t>(samples_[s].size());
   }
   return absl::OkStatus();
 }
 
-absl::Status LayerStream::AttendSample(const LayerWeights& w, int64_t l, size_t sample, int64_t begin) {
+absl::Status LayerStream::AttendSample(const LayerWeights& w, int64_t l, size_t sample, int64_t begin,
+                                       KvStatistics* kv) {
   const Kernels& ops = backend_->kernels();
   const int64_t M = static_cast<int64_t>(samples_[sample].size()), hidden = config_.hidden, D = config_.D;
   const int64_t q_width = config_.H * D, kv_width = config_.KH * D;
@@ -129,7 +130,8 @@ absl::Status LayerStream::AttendSample(const LayerWeights& w, int64_t l, size_t 
   rope_.FillTables(slice, cos.data(), sin.data());
   ops.rope(ctx_, q.data(), q_width, config_.H, D, cos.data(), sin.data(), false, M);
   ops.rope(ctx_, k.data(), kv_width, config_.KH, D, cos.data(), sin.data(), false, M);
-  kv_->kernel().Store(ctx_, kv_->layer(0), k.data(), kv_width, v.data(), kv_width, slice);
+  if (kv != nullptr) SAGE_RETURN_IF_ERROR(kv->AddSample(k.data(), v.data(), M));
+  kv_->kernel(0).Store(ctx_, kv_->layer(0), k.data(), kv_width, v.data(), kv_width, slice);
   AttentionArgs args;
   args.H = config_.H;
   args.layout = kv_->layout();
@@ -140,7 +142,7 @@ absl::Status LayerStream::AttendSample(const LayerWeights& w, int64_t l, size_t 
   args.out = attended_.as<float>() + begin * q_width;
   args.out_stride = q_width;
   args.sequences = slice;
-  kv_->kernel().Attend(ctx_, kv_->layer(0), args);
+  kv_->kernel(0).Attend(ctx_, kv_->layer(0), args);
   return absl::OkStatus();
 }
 

@@ -11,6 +11,7 @@
 #include "engine/decoder/decoder.h"
 #include "engine/decoder/rope.h"
 #include "engine/runtime/artifact_source.h"
+#include "engine/runtime/kv_calibration.h"
 
 namespace sage {
 
@@ -41,7 +42,8 @@ class LayerStream {
 
   // The stages of layer l, to be called in this order; each Visit shows what the next linear layers read.
   absl::Status VisitAttentionInputs(const LayerWeights& w, VisitRows visit);  // of q, k, v
-  absl::Status RunAttention(const LayerWeights& w, int64_t l);
+  // Shows the keys (after rope) and values of every sample to `kv` where it is given.
+  absl::Status RunAttention(const LayerWeights& w, int64_t l, KvStatistics* kv = nullptr);
   absl::Status VisitAttended(VisitRows visit);  // of o
   absl::Status AddAttention(const LayerWeights& w);
   absl::Status VisitMlpInputs(const LayerWeights& w, VisitRows visit);  // of gate, up
@@ -55,7 +57,7 @@ class LayerStream {
   LayerStream(const DecoderConfig& config, ThreadPool& threads, const CancelToken& cancel);
   absl::Status Embed(const ArtifactSource& source);
   void Multiply(const float* x, int64_t M, const LayerWeights::Linear& linear, float* out);
-  absl::Status AttendSample(const LayerWeights& w, int64_t l, size_t sample, int64_t begin);
+  absl::Status AttendSample(const LayerWeights& w, int64_t l, size_t sample, int64_t begin, KvStatistics* kv);
 
   DecoderConfig config_;
   ThreadPool& threads_;

@@ -83,12 +83,15 @@ absl::StatusOr<std::unique_ptr<ProfileRun>> ProfileRun::Start(std::shared_ptr<Pr
   const int64_t shared = (spec.prompt + page_tokens - 1) / page_tokens;
   const int64_t own = (spec.steps + page_tokens - 1) / page_tokens;
   run->prompt_ = shared * page_tokens;
-  SAGE_ASSIGN_OR_RETURN(run->kv_, make_arena(shared + own * spec.batch));
-  auto next = static_cast<int32_t>(shared);
+  // Twice as many as without sink pages are enough; those not touched cost no memory.
+  SAGE_ASSIGN_OR_RETURN(run->kv_, make_arena(2 * (shared + own * spec.batch)));
+  const int sinks = run->kv_->layout().sink_pages;
+  const int64_t common = KvPageEntries(shared, sinks), all = KvPageEntries(shared + own, sinks);
+  auto next = static_cast<int32_t>(common);
   for (int64_t b = 0; b < spec.batch; ++b) {
-    std::vector<int32_t> table(static_cast<size_t>(shared));
+    std::vector<int32_t> table(static_cast<size_t>(common));
     std::iota(table.begin(), table.end(), 0);
-    for (int64_t i = 0; i < own; ++i) table.push_back(next++);
+    for (int64_t i = common; i < all; ++i) table.push_back(next++);
     run->pages_.push_back(std::move(table));
     run->ids_.push_back(static_cast<int32_t>((b * 7919 + 13) % config.V));
   }

@@ -71,9 +71,9 @@ absl::StatusOr<std::unique_ptr<ScoreRun>> ScoreRun::Start(std::shared_ptr<ScoreJ
   const DecoderConfig& config = decoder.config();
   run->chunk_rows_ = std::min(chunk_rows, window);
   run->windows_ = WindowCount(run->job_->spec);
-  run->pages_.resize(static_cast<size_t>((window + page_tokens - 1) / page_tokens));
+  SAGE_ASSIGN_OR_RETURN(run->kv_, make_arena((window + page_tokens - 1) / page_tokens));
+  run->pages_.resize(static_cast<size_t>(run->kv_->pages()));
   std::iota(run->pages_.begin(), run->pages_.end(), 0);
-  SAGE_ASSIGN_OR_RETURN(run->kv_, make_arena(static_cast<int64_t>(run->pages_.size())));
   SAGE_ASSIGN_OR_RETURN(run->hidden_, Tensor::Allocate(DType::kF32, {run->chunk_rows_, config.hidden}));
   SAGE_ASSIGN_OR_RETURN(run->logits_,
                         Tensor::Allocate(DType::kF32, {std::min(run->chunk_rows_, kLogitRows), config.V}));

@@ -32,6 +32,7 @@ struct ScoreJob {
 
 class ScoreRun {
  public:
+  // Memory for one sequence of `pages` pages of positions.
   using MakeArena = std::function<absl::StatusOr<std::unique_ptr<KvArena>>(int64_t pages)>;
   static absl::StatusOr<std::unique_ptr<ScoreRun>> Start(std::shared_ptr<ScoreJob> job, Decoder& decoder,
                                                          const MakeArena& make_arena, int page_tokens,

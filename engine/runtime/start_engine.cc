@@ -8,11 +8,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
-#include "engine/api/kv_strategy.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/runtime/engine_metrics.h"
 #include "engine/runtime/engine_parts.h"
+#include "engine/runtime/kv_plan.h"
 #include "engine/runtime/memory_limit.h"
 
 namespace sage {
@@ -127,7 +127,7 @@ absl::StatusOr<std::optional<TokenizerFiles>> FindTokenizer(const std::string& l
 struct Start {
   const EngineSpec& spec;
   std::string path;  // what is loaded: the model, or the artifact that `quantization` names
-  std::string kv_strategy;
+  KvChoice kv_choice;
   std::shared_ptr<Checkpoint> checkpoint;
   DecoderConfig config;
   DecoderLoadSpec load;
@@ -135,10 +135,9 @@ struct Start {
   EngineParts parts;
 };
 
-// "" and auto: an unquantized model keeps an exact f32 cache, a quantized one takes bf16.
-absl::StatusOr<std::string> ChooseKv(const Start& start) {
-  const std::string& word = start.spec.kv_quantization;
-  if (!word.empty() && word != "auto" && word != "none") return ResolveKvStrategy(word);
+// Where neither the request nor the checkpoint says: an unquantized model keeps an exact f32 cache, a quantized one
+// takes bf16.
+absl::StatusOr<std::string> DefaultKv(const Start& start) {
   if (!start.load.strategy.empty() || !start.load.attn_strategy.empty() || !start.load.mlp_strategy.empty()) {
     return ResolveKvStrategy("");
   }
@@ -161,7 +160,9 @@ absl::Status OpenModel(Start& start) {
   SAGE_ASSIGN_OR_RETURN(start.checkpoint, OpenCheckpoint(start.path));
   SAGE_ASSIGN_OR_RETURN(start.config,
                         ParseModelConfig(start.checkpoint->config(), start.checkpoint->generation_config()));
-  SAGE_ASSIGN_OR_RETURN(start.kv_strategy, ChooseKv(start));
+  KvAsked kv{spec.kv_quantization, {}, spec.kv_include, spec.kv_exclude, spec.kv_sink_tokens};
+  SAGE_ASSIGN_OR_RETURN(kv.fallback, DefaultKv(start));
+  SAGE_ASSIGN_OR_RETURN(start.kv_choice, ChooseKvPlan(*start.checkpoint, start.config, kv, kPageTokens));
   if (is_path && start.path != spec.model) {
     start.parts.info.notes.push_back(absl::StrCat("quantization: weights come from the artifact ", start.path));
   }
@@ -170,9 +171,10 @@ absl::Status OpenModel(Start& start) {
 
 absl::Status PlanMemory(Start& start) {
   const KvLayout layout{start.config.KH, start.config.D, kPageTokens, start.config.H};
-  SAGE_ASSIGN_OR_RETURN(const KvStrategyDef* kv, FindKvStrategy(start.kv_strategy));
-  const int64_t page_bytes = static_cast<int64_t>(kv->page_bytes(layout)) * start.config.L;
-  SAGE_ASSIGN_OR_RETURN(start.kv, SizeKv(start.spec, ContextLimit(start.config), page_bytes, kPageTokens));
+  const KvPlan& plan = start.kv_choice.plan;
+  SAGE_ASSIGN_OR_RETURN(const int64_t page_bytes, KvPlanPageBytes(plan, layout));
+  SAGE_ASSIGN_OR_RETURN(start.kv,
+                        SizeKv(start.spec, ContextLimit(start.config), page_bytes, kPageTokens, plan.sink_pages));
   SAGE_ASSIGN_OR_RETURN(const int64_t weights, PredictWeights(*start.checkpoint, start.config, start.load));
   const int64_t rows = std::max(start.spec.max_step_tokens, start.spec.max_seqs);
   const bool quantizes =
@@ -186,10 +188,10 @@ absl::Status LoadParts(Start& start, int threads, const CancelToken& cancel, con
   SAGE_ASSIGN_OR_RETURN(parts.decoder,
                         Decoder::Load(start.checkpoint, start.load, *parts.backend, *parts.threads, cancel, progress));
   const KvLayout layout = parts.decoder->kv_layout(kPageTokens);
-  SAGE_ASSIGN_OR_RETURN(parts.kv,
-                        KvArena::Allocate(start.kv_strategy, layout, start.config.L, start.kv.pages, *parts.backend));
-  parts.make_arena = [strategy = start.kv_strategy, layout, L = start.config.L, backend = parts.backend.get()](
-                         int64_t pages) { return KvArena::Allocate(strategy, layout, L, pages, *backend); };
+  SAGE_ASSIGN_OR_RETURN(parts.kv, KvArena::Allocate(start.kv_choice.plan, layout, start.kv.pages, *parts.backend));
+  parts.make_arena = [plan = start.kv_choice.plan, layout, backend = parts.backend.get()](int64_t pages) {
+    return KvArena::Allocate(plan, layout, KvPageEntries(pages, plan.sink_pages), *backend);
+  };
   SAGE_ASSIGN_OR_RETURN(parts.tokenizer, FindTokenizer(start.path, start.spec.model));
   return cancel.Check();
 }
@@ -202,7 +204,10 @@ void FillInfo(Start& start, absl::Time begun) {
   info.model = spec.model_name.empty() ? spec.model : spec.model_name;
   info.model_path = start.path;
   info.quantization = parts.decoder->quantization();
-  info.kv_quant = start.kv_strategy;
+  info.kv_quant = start.kv_choice.plan.Name();
+  info.kv_calibrated = start.kv_choice.calibrated;
+  info.kv_layers_16bit = start.kv_choice.wide;
+  info.kv_sink_tokens = int64_t{start.kv_choice.plan.sink_pages} * kPageTokens;
   info.backend = std::string(parts.backend->name());
   info.capability = parts.backend->capability();
   info.architecture = start.config.architecture;
@@ -217,6 +222,7 @@ void FillInfo(Start& start, absl::Time begun) {
     info.bindings.push_back({b.layer, b.strategy, b.kernel, b.weight_bytes});
   }
   for (const std::string& note : start.checkpoint->notes()) info.notes.push_back(note);
+  for (const std::string& note : start.kv_choice.notes) info.notes.push_back(note);
   if (start.kv.lowered) {
     info.notes.push_back(absl::StrCat("max_model_len: lowered from the model's ", ContextLimit(start.config), " to ",
                                       start.kv.max_model_len, ", what the KV memory of ", info.kv_bytes,
@@ -240,7 +246,8 @@ int64_t ContextLimit(const DecoderConfig& config) {
   return config.max_position;
 }
 
-absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, int64_t page_bytes, int page_tokens) {
+absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, int64_t page_bytes, int page_tokens,
+                                int sink_pages) {
   if (spec.max_model_len > context_limit) {
     return Invalid("CONTEXT_TOO_LONG", absl::StrCat("max_model_len must be at most the model's ", context_limit,
                                                     " positions, got ", spec.max_model_len));
@@ -254,10 +261,12 @@ absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, i
     const int64_t most = std::max(kDefaultKvTokens, spec.max_model_len);
     const int64_t tokens = wanted >= most / spec.max_seqs ? most : wanted * spec.max_seqs;
     out.pages = (tokens + page_tokens - 1) / page_tokens;
+    out.pages += sink_pages * std::min(spec.max_seqs, out.pages);
   }
-  const int64_t held = out.pages * page_tokens;
+  const int64_t held = std::max<int64_t>(0, out.pages - sink_pages) * page_tokens;
   if (held < 2 || spec.max_model_len > held) {
-    const int64_t needed = (std::max<int64_t>(2, spec.max_model_len) + page_tokens - 1) / page_tokens * page_bytes;
+    const int64_t pages = (std::max<int64_t>(2, spec.max_model_len) + page_tokens - 1) / page_tokens;
+    const int64_t needed = (pages + sink_pages) * page_bytes;
     return Invalid("KV_MEMORY_TOO_SMALL",
                    absl::StrCat("kv memory must hold max_model_len of ", spec.max_model_len, " positions (", needed,
                                 " bytes), got ", spec.kv_bytes, " bytes"));
@@ -297,6 +306,7 @@ absl::StatusOr<std::shared_ptr<InferenceEngine>> StartLlmEngine(const EngineSpec
   parts.kv_pages = start.kv.pages;
   parts.kv_page_tokens = kPageTokens;
   parts.prefix_cache = spec.prefix_cache;
+  parts.kv_sink_pages = start.kv_choice.plan.sink_pages;
   parts.scheduler = {spec.max_seqs, std::max(spec.max_step_tokens, spec.max_seqs),
                      std::max<int64_t>(16, spec.max_step_tokens / 4)};
   parts.scheduler.drafts = spec.draft_mode == "ngram";

@@ -16,7 +16,8 @@ struct KvSizing {
   bool lowered = false;  // the context was cut to what the KV memory holds
 };
 // INVALID_ARGUMENT (KV_MEMORY_TOO_SMALL, CONTEXT_TOO_LONG) with the figures. `page_bytes` counts all layers.
-absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, int64_t page_bytes, int page_tokens);
+absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, int64_t page_bytes, int page_tokens,
+                                int sink_pages = 0);
 
 // The longest sequence a model supports: max_position, stretched by the rope scalings that extend it.
 int64_t ContextLimit(const DecoderConfig& config);

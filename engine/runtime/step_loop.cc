@@ -42,7 +42,7 @@ SchedulerLimits Limits(const EngineParts& parts) {
 StepLoop::StepLoop(EngineParts& parts, Inbox& inbox)
     : parts_(parts),
       inbox_(inbox),
-      pool_(parts.kv_pages, parts.kv_page_tokens, parts.prefix_cache),
+      pool_(parts.kv_pages, parts.kv_page_tokens, parts.kv_sink_pages, parts.prefix_cache),
       scheduler_(pool_, Limits(parts)),
       metrics_(*parts.metrics, parts.info.engine_id),
       samplers_(static_cast<size_t>(parts.threads->size())) {

@@ -42,6 +42,7 @@ absl::StatusOr<pb::StartEngineRequest> ReadStart(const std::string& body) {
       {"max_seqs", &pb::StartEngineRequest::set_max_seqs},
       {"max_model_len", &pb::StartEngineRequest::set_max_model_len},
       {"kv_memory_bytes", &pb::StartEngineRequest::set_kv_memory_bytes},
+      {"kv_sink_tokens", &pb::StartEngineRequest::set_kv_sink_tokens},
       {"max_concurrent_requests", &pb::StartEngineRequest::set_max_queue_requests},
   };
   for (const auto& [key, set] : numbers) {

@@ -171,7 +171,7 @@ absl::Status Door::Open(const std::string& path) {
 absl::StatusOr<bool> Door::Reload() {
   if (path_.empty()) return false;
   const std::string stamp = FileStamp(path_);
-  if (stamp == seen_) return false;
+  if (stamp == seen_ && table() != nullptr) return false;  // without a table nothing has been read: never an open door
   seen_ = stamp;
   SAGE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path_, 1 << 20));
   SAGE_ASSIGN_OR_RETURN(std::shared_ptr<TokenTable> fresh, TokenTable::Parse(text));

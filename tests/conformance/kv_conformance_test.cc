@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/api/kv_strategy.h"
+#include "engine/base/status.h"
 #include "gtest/gtest.h"
 
 namespace sage {
@@ -60,11 +61,12 @@ struct Cache {
   Tensor arena;
   std::vector<int32_t> table;
 
-  Cache(const KvStrategyDef& def, const Backend& backend, const Case& c, int64_t total, int32_t first_page = 0) {
-    const KvLayout layout{c.KH, c.D, c.page_tokens, c.H};
+  Cache(const KvStrategyDef& def, const Backend& backend, const Case& c, int64_t total, int32_t first_page = 0,
+        int sink_pages = 0, std::shared_ptr<const KvLayerScales> scales = nullptr) {
+    const KvLayout layout{c.KH, c.D, c.page_tokens, c.H, sink_pages, std::move(scales)};
     kernel = def.bind(layout, backend).value();
     EXPECT_EQ(kernel->page_bytes(), def.page_bytes(layout));
-    const int64_t pages = (total + c.page_tokens - 1) / c.page_tokens;
+    const int64_t pages = KvPageEntries((total + c.page_tokens - 1) / c.page_tokens, sink_pages);
     arena =
         Tensor::Allocate(DType::kU8, {(pages + 2 + first_page) * static_cast<int64_t>(kernel->page_bytes())}).value();
     // What was there before must not matter.
@@ -160,9 +162,10 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
 // A prompt in random cuts, each attended as it comes, on `threads` threads and other pages.
 std::vector<float> InChunks(const KvStrategyDef& def, const Backend& backend, const Case& c, int64_t total, int threads,
                             int64_t longest, const std::vector<float>& q, const std::vector<float>& k,
-                            const std::vector<float>& v) {
+                            const std::vector<float>& v, int sink_pages = 0,
+                            std::shared_ptr<const KvLayerScales> scales = nullptr) {
   Threads t(threads);
-  Cache cache(def, backend, c, total, threads);
+  Cache cache(def, backend, c, total, threads, sink_pages, std::move(scales));
   std::mt19937 random(static_cast<uint32_t>(threads + longest));
   std::vector<float> out(q.size());
   for (int64_t begin = 0; begin < total;) {
@@ -280,6 +283,150 @@ TEST(KvConformance, NothingNotFiniteIsHidden) {
       }
     }
   });
+}
+
+// Calibrated scales of x [rows, KH * D]: one, one a head or one a channel, the last with zero points when asked.
+KvScales ScalesOf(const Case& c, const std::vector<float>& x, int64_t count, float largest, bool asymmetric) {
+  const int64_t width = static_cast<int64_t>(c.KH) * c.D, own = width / count;
+  KvScales out;
+  for (int64_t unit = 0; unit < count; ++unit) {
+    float low = 0, high = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (static_cast<int64_t>(i) % width / own != unit) continue;
+      low = std::min(low, x[i]);
+      high = std::max(high, x[i]);
+    }
+    out.scale.push_back(asymmetric ? (high - low) / 255.0f : std::max(-low, high) / largest);
+    if (asymmetric) out.zero.push_back(std::nearbyint(-low / out.scale.back()) - 128.0f);
+  }
+  return out;
+}
+
+struct Variant {
+  std::string name;
+  int sink_pages = 0;
+  std::shared_ptr<const KvLayerScales> scales;
+};
+
+// Every way in which calibrated scales and sinks go together for a strategy of 8 bits.
+std::vector<Variant> VariantsOf(const KvStrategyDef& def, const Case& c, const std::vector<float>& k,
+                                const std::vector<float>& v) {
+  const float largest = def.name == "fp8_e4m3" ? 448.0f : def.name == "fp8_e5m2" ? 57344.0f : 127.0f;
+  std::vector<Variant> out = {{"sinks", 1, nullptr}, {"two pages of sinks", 2, nullptr}};
+  const auto add = [&](const char* name, int64_t count, bool asymmetric) {
+    const auto scales = std::make_shared<const KvLayerScales>(
+        KvLayerScales{ScalesOf(c, k, count, largest, asymmetric), ScalesOf(c, v, count, largest, asymmetric)});
+    out.push_back({name, 0, scales});
+    out.push_back({std::string(name) + " and sinks", 1, scales});
+  };
+  add("one scale", 1, false);
+  add("a scale a head", c.KH, false);
+  if (def.name != "int8_per_channel") return out;
+  add("a scale a channel", static_cast<int64_t>(c.KH) * c.D, false);
+  add("a scale and a zero point a channel", static_cast<int64_t>(c.KH) * c.D, true);
+  return out;
+}
+
+template <typename Check>
+void ForEachVariant(const Check& check) {
+  ForEachStrategy([&](const KvStrategyDef& def, const Backend& backend, const Case& c) {
+    // Head sizes that 16 divides and does not, groups of one and more, windows within and beyond the sinks.
+    if (def.bits > 8 || (c.D != 64 && c.D != 33 && c.D != 8 && c.window != 20)) return;
+    const int64_t total = std::min<int64_t>(c.context + c.rows, 300), width = static_cast<int64_t>(c.KH) * c.D;
+    std::vector<float> k = Normal(total * width, 21), v = Normal(total * width, 22);
+    // One channel that stands out and one whose values have an offset; the first position is far out, as sinks are.
+    for (int64_t p = 0; p < total; ++p) {
+      for (int h = 0; h < c.KH; ++h) {
+        k[static_cast<size_t>(p * width + h * c.D + 3)] *= 8.0f;
+        v[static_cast<size_t>(p * width + h * c.D + 5)] += 4.0f;
+      }
+    }
+    for (const Variant& variant : VariantsOf(def, c, k, v)) {
+      SCOPED_TRACE(variant.name);
+      check(def, backend, c, variant, total, k, v);
+    }
+  });
+}
+
+// Attention equals the naive one over the values that the cache was given, within what 8 bits of the range lose.
+TEST(KvConformance, CalibratedScalesAndSinksAttend) {
+  Threads threads(3);
+  ForEachVariant([&](const KvStrategyDef& def, const Backend& backend, Case c, const Variant& variant, int64_t total,
+                     const std::vector<float>& k, const std::vector<float>& v) {
+    c.rows = std::min(c.rows, total);
+    c.context = total - c.rows;
+    const int64_t width = static_cast<int64_t>(c.KH) * c.D;
+    Cache cache(def, backend, c, total, 0, variant.sink_pages, variant.scales);
+    const std::vector<float> q = Normal(total * c.H * c.D, 23);
+    cache.Store(threads.ctx, c, k, v, 0, total);
+    std::vector<float> k2 = k, v2 = v, out(q.size());
+    const int64_t sinks = static_cast<int64_t>(variant.sink_pages) * c.page_tokens;
+    for (int64_t p = sinks; p < total; ++p) {
+      const int32_t page = cache.table[static_cast<size_t>(KvPageIndex(p / c.page_tokens, variant.sink_pages))];
+      cache.kernel->Load(cache.arena.as<uint8_t>(), page, static_cast<int>(p % c.page_tokens), k2.data() + p * width,
+                         v2.data() + p * width);
+    }
+    EXPECT_FALSE(!(RelativeError(k2, std::vector<double>(k.begin(), k.end())) <= 0.09));
+    EXPECT_FALSE(!(RelativeError(v2, std::vector<double>(v.begin(), v.end())) <= 0.09));
+    cache.Attend(threads.ctx, c, q, c.context, c.rows, &out);
+    out.erase(out.begin(), out.begin() + c.context * c.H * c.D);
+    // f16 keeps eleven bits of a sink, which k2 and v2 hold exactly.
+    EXPECT_FALSE(!(RelativeError(out, NaiveRows(c, q, k2, v2)) <= (sinks > 0 ? 4e-3 : 2e-5)));
+  });
+}
+
+TEST(KvConformance, CalibratedScalesAndSinksKeepTheBits) {
+  ForEachVariant([&](const KvStrategyDef& def, const Backend& backend, const Case& c, const Variant& variant,
+                     int64_t total, const std::vector<float>& k, const std::vector<float>& v) {
+    const std::vector<float> q = Normal(total * c.H * c.D, 24);
+    const auto run = [&](int threads, int64_t longest) {
+      return InChunks(def, backend, c, total, threads, longest, q, k, v, variant.sink_pages, variant.scales);
+    };
+    const std::vector<float> whole = run(1, 1);
+    EXPECT_TRUE(SameBits(whole, run(3, 1 << 20)));
+    EXPECT_TRUE(SameBits(whole, run(4, 7)));
+  });
+}
+
+// msModelSlim's arithmetic (seed-systems.md C2): code = clamp(round_half_even(x / scale + offset)), x = (code - offset)
+// scale.
+TEST(KvConformance, ChannelCodesFollowTheFormula) {
+  const auto backend = OpenBackend("cpu");
+  ASSERT_TRUE(backend.ok());
+  const KvStrategyDef& def = **FindKvStrategy("int8_per_channel");
+  const Case c{1, 1, 4, 16, 0, 1, 0};
+  const auto scales = std::make_shared<const KvLayerScales>(
+      KvLayerScales{{{2.0f, 0.5f, 1.0f, 0.25f}, {0, -128, 10, 127}}, {{2.0f, 1.0f, 1.0f, 1.0f}, {}}});
+  Cache cache(def, **backend, c, 1, 0, 0, scales);
+  Threads threads(1);
+  const std::vector<float> k = {4.0f, 100.0f, 2.5f, -63.0f}, v = {4.0f, 200.0f, -300.0f, 0.5f};
+  cache.Store(threads.ctx, c, k, v, 0, 1);
+  std::vector<float> k2(4), v2(4);
+  cache.Load(c, 0, k2.data(), v2.data());
+  EXPECT_EQ(k2, (std::vector<float>{4.0f, 100.0f, 2.0f, -63.0f}));
+  EXPECT_EQ(v2, (std::vector<float>{4.0f, 127.0f, -128.0f, 0.0f}));
+}
+
+TEST(KvConformance, BadCalibratedScalesAreRefused) {
+  const auto backend = OpenBackend("cpu");
+  ASSERT_TRUE(backend.ok());
+  const auto bind = [&](const char* strategy, const KvScales& scales) {
+    KvLayout layout{2, 8, 16, 2};
+    layout.scales = std::make_shared<const KvLayerScales>(KvLayerScales{scales, scales});
+    return (*FindKvStrategy(strategy))->bind(layout, **backend).status();
+  };
+  EXPECT_TRUE(bind("fp8_e4m3", {{1.0f}, {}}).ok());
+  EXPECT_TRUE(bind("int8_per_token", {{1.0f, 2.0f}, {}}).ok());
+  const std::vector<float> channels(16, 1.0f);
+  EXPECT_TRUE(bind("int8_per_channel", {channels, channels}).ok());
+  for (const absl::Status& status :
+       {bind("bf16", {{1.0f}, {}}), bind("fp8_e4m3", {channels, {}}), bind("fp8_e4m3", {{}, {}}),
+        bind("int8_per_token", {{1.0f, 1.0f, 1.0f}, {}}), bind("fp8_e5m2", {{0.0f}, {}}),
+        bind("fp8_e4m3", {{std::nanf("")}, {}}), bind("int8_per_channel", {{1.0f}, {1.0f}}),
+        bind("int8_per_channel", {channels, std::vector<float>(16, 0.5f)}),
+        bind("int8_per_channel", {channels, std::vector<float>(16, 128.0f)})}) {
+    EXPECT_EQ(GetErrorReason(status).reason, "BAD_KV_SCALES") << status;
+  }
 }
 
 }  // namespace

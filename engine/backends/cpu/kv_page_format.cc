@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
 #include "engine/quant/fp8.h"
 #include "engine/tensor/float_convert.h"
 
@@ -28,6 +29,10 @@ uint16_t SaturateBF16(float value) {
   const uint16_t bits = FloatToBF16(value);
   const bool overflowed = (bits & 0x7fffu) == 0x7f80u && std::fabs(value) <= kLargest;
   return overflowed ? static_cast<uint16_t>(bits - 1) : bits;
+}
+
+uint16_t SaturateF16(float value) {
+  return FloatToF16(std::fabs(value) <= kLargest ? std::clamp(value, -65504.0f, 65504.0f) : value);
 }
 
 uint8_t EncodeInt8(float value) {
@@ -63,11 +68,61 @@ std::string RefuseKvLayout(const KvLayout& layout) {
   if (layout.page_tokens < 16 || layout.page_tokens % 16 != 0 || kPartKeys % layout.page_tokens != 0) {
     return absl::StrCat("needs page_tokens of 16, 32, 64, 128 or 256, got page_tokens=", layout.page_tokens);
   }
+  if (layout.sink_pages < 0 || layout.sink_pages > 1 << 16) {
+    return absl::StrCat("needs sink_pages in [0, 65536], got sink_pages=", layout.sink_pages);
+  }
   return "";
+}
+
+absl::Status CheckKvScales(const KvLayout& layout, KvFormat format) {
+  if (layout.scales == nullptr) return absl::OkStatus();
+  const auto bad = [](const std::string& rule) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "BAD_KV_SCALES", absl::StrCat("kv scales: ", rule));
+  };
+  if (!HasScales(format)) return bad("a cache of floats has none");
+  const size_t heads = static_cast<size_t>(layout.KH), channels = heads * static_cast<size_t>(layout.D);
+  for (const KvScales* scales : {&layout.scales->k, &layout.scales->v}) {
+    const size_t count = scales->scale.size();
+    const bool by_channel = format == KvFormat::kInt8Channel && count == channels;
+    if (count != 1 && count != heads && !by_channel) {
+      return bad(absl::StrCat("must be 1, ", heads, " (kv heads)",
+                              format == KvFormat::kInt8Channel ? absl::StrCat(" or ", channels, " (channels)") : "",
+                              ", got ", count));
+    }
+    if (!scales->zero.empty() && (!by_channel || scales->zero.size() != channels)) {
+      return bad(absl::StrCat("zero points must come with a scale for each channel, got ", scales->zero.size(),
+                              " beside ", count, " scales"));
+    }
+    for (const float scale : scales->scale) {
+      if (!(scale > 0 && scale <= kLargest)) return bad(absl::StrCat("must be positive and finite, got ", scale));
+    }
+    for (const float zero : scales->zero) {
+      if (!(zero >= -128 && zero <= 127 && zero == std::nearbyint(zero))) {
+        return bad(absl::StrCat("zero points must be integers in [-128, 127], got ", zero));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+// An int8_per_channel cache given a scale for all or for each head spreads it over the channels.
+KvPageFormat::Calibrated::Calibrated(const KvScales& scales, const KvLayout& layout, KvFormat format) {
+  const size_t count = scales.scale.size(), KH = static_cast<size_t>(layout.KH), D = static_cast<size_t>(layout.D);
+  std::vector<float>& to = format == KvFormat::kInt8Channel ? factors : heads;
+  to.resize(format == KvFormat::kInt8Channel ? KH * D : KH);
+  for (size_t i = 0; i < to.size(); ++i) to[i] = scales.scale[i * count / to.size()];
+  if (format != KvFormat::kInt8Channel) return;
+  zeros = scales.zero;
+  zeros.resize(KH * D);
 }
 
 KvPageFormat::KvPageFormat(const KvLayout& layout, KvFormat format)
     : layout_(layout), format_(format), Dp_((layout.D + 15) / 16 * 16) {
+  if (HasScales(format) && layout.sink_pages > 0) sink_head_ = layout.page_tokens * Dp_ * int64_t{sizeof(uint16_t)};
+  if (layout.scales != nullptr) {
+    k_ = Calibrated(layout.scales->k, layout, format);
+    v_ = Calibrated(layout.scales->v, layout, format);
+  }
   const int64_t half = layout.page_tokens * Dp_ * ElementBytes(format);
   const int64_t scales = HasScales(format) ? layout.page_tokens * int64_t{sizeof(float)} : 0;
   const int64_t shifts = format == KvFormat::kInt8Channel ? Dp_ : 0;
@@ -91,8 +146,37 @@ KvPageFormat::Half KvPageFormat::HalfOf(uint8_t* page, int head, int slot, bool 
   return half;
 }
 
-void KvPageFormat::StoreHalf(const Half& half, int slot, const float* x) const {
+// `row` / scale as codes, all zero when the scale is NaN.
+void KvPageFormat::StoreCodes(const Half& half, int slot, const float* row, float scale) const {
+  half.scale[slot] = scale;
+  uint8_t* const to = half.values + half.base;
+  for (int64_t d = 0; d < layout_.D; ++d) {
+    const float value = std::isnan(scale) ? 0.0f : row[d] / scale;
+    to[d * half.step] = format_ == KvFormat::kE4M3   ? EncodeE4M3(value)
+                        : format_ == KvFormat::kE5M2 ? EncodeE5M2(value)
+                                                     : EncodeInt8(value);
+  }
+}
+
+// Codes by calibrated channel: the position's scale only says whether it is finite.
+void KvPageFormat::StoreChannels(const Half& half, int slot, int head, const Calibrated& by, const float* x) const {
   const int64_t D = layout_.D;
+  if (slot == 0) std::fill_n(half.shift, D, int8_t{0});
+  bool finite = true;
+  uint8_t* const to = half.values + half.base;
+  for (int64_t d = 0; d < D; ++d) {
+    const size_t at = static_cast<size_t>(head * D + d);
+    finite = finite && std::fabs(x[d]) <= kLargest;
+    const float code = std::nearbyint(x[d] / by.factors[at] + by.zeros[at]);
+    to[d * half.step] = static_cast<uint8_t>(static_cast<int8_t>(finite ? std::clamp(code, -128.0f, 127.0f) : 0.0f));
+  }
+  half.scale[slot] = finite ? 1.0f : std::numeric_limits<float>::quiet_NaN();
+}
+
+void KvPageFormat::StoreHalf(const Half& half, int slot, int head, bool key, const float* x) const {
+  const int64_t D = layout_.D;
+  const Calibrated& calibrated = key ? k_ : v_;
+  if (!calibrated.factors.empty()) return StoreChannels(half, slot, head, calibrated, x);
   if (format_ == KvFormat::kF32) {
     float* const to = reinterpret_cast<float*>(half.values) + half.base;
     for (int64_t d = 0; d < D; ++d) to[d * half.step] = x[d];
@@ -110,29 +194,27 @@ void KvPageFormat::StoreHalf(const Half& half, int slot, const float* x) const {
   bool finite = true;
   for (int64_t d = 0; d < D; ++d) {
     row[d] = shifted ? std::ldexp(x[d], -half.shift[d]) : x[d];
-    const float magnitude = std::fabs(row[d]);
     finite = finite && std::fabs(x[d]) <= kLargest;
-    most = std::max(most, magnitude);
+    most = std::max(most, std::fabs(row[d]));
   }
   // A hair below the largest float, so that the largest code times the scale is one too.
-  const float scale = std::max(std::min(most, 0.99999f * kLargest) / LargestCode(format_), kSmallestScale);
-  half.scale[slot] = finite ? scale : std::numeric_limits<float>::quiet_NaN();
-  uint8_t* const to = half.values + half.base;
-  for (int64_t d = 0; d < D; ++d) {
-    const float value = finite ? row[d] / scale : 0.0f;
-    to[d * half.step] = format_ == KvFormat::kE4M3   ? EncodeE4M3(value)
-                        : format_ == KvFormat::kE5M2 ? EncodeE5M2(value)
-                                                     : EncodeInt8(value);
-  }
+  float scale = std::max(std::min(most, 0.99999f * kLargest) / LargestCode(format_), kSmallestScale);
+  if (!calibrated.heads.empty()) scale = calibrated.heads[static_cast<size_t>(head)];
+  StoreCodes(half, slot, row, finite ? scale : std::numeric_limits<float>::quiet_NaN());
 }
 
-void KvPageFormat::LoadHalf(const Half& half, int slot, float* x) const {
+void KvPageFormat::LoadHalf(const Half& half, int slot, int head, bool key, float* x) const {
+  const Calibrated& calibrated = key ? k_ : v_;
   for (int64_t d = 0; d < layout_.D; ++d) {
     const int64_t i = half.base + d * half.step;
+    const size_t channel = static_cast<size_t>(head * layout_.D + d);
     if (format_ == KvFormat::kF32) {
       x[d] = reinterpret_cast<const float*>(half.values)[i];
     } else if (format_ == KvFormat::kBF16) {
       x[d] = BF16ToFloat(reinterpret_cast<const uint16_t*>(half.values)[i]);
+    } else if (!calibrated.factors.empty()) {
+      const float code = static_cast<float>(static_cast<int8_t>(half.values[i])) - calibrated.zeros[channel];
+      x[d] = code * calibrated.factors[channel] * half.scale[slot];
     } else {
       const float value = DecodeCode(format_, half.values[i]) * half.scale[slot];
       x[d] = format_ == KvFormat::kInt8Channel ? std::ldexp(value, half.shift[d]) : value;
@@ -142,16 +224,28 @@ void KvPageFormat::LoadHalf(const Half& half, int slot, float* x) const {
 
 void KvPageFormat::StoreRow(uint8_t* page, int slot, const float* k, const float* v) const {
   for (int h = 0; h < layout_.KH; ++h) {
-    StoreHalf(HalfOf(page, h, slot, true), slot, k + int64_t{h} * layout_.D);
-    StoreHalf(HalfOf(page, h, slot, false), slot, v + int64_t{h} * layout_.D);
+    StoreHalf(HalfOf(page, h, slot, true), slot, h, true, k + int64_t{h} * layout_.D);
+    StoreHalf(HalfOf(page, h, slot, false), slot, h, false, v + int64_t{h} * layout_.D);
   }
 }
 
 void KvPageFormat::LoadRow(const uint8_t* page, int slot, float* k, float* v) const {
   uint8_t* const bytes = const_cast<uint8_t*>(page);  // LoadHalf only reads
   for (int h = 0; h < layout_.KH; ++h) {
-    LoadHalf(HalfOf(bytes, h, slot, true), slot, k + int64_t{h} * layout_.D);
-    LoadHalf(HalfOf(bytes, h, slot, false), slot, v + int64_t{h} * layout_.D);
+    LoadHalf(HalfOf(bytes, h, slot, true), slot, h, true, k + int64_t{h} * layout_.D);
+    LoadHalf(HalfOf(bytes, h, slot, false), slot, h, false, v + int64_t{h} * layout_.D);
+  }
+}
+
+void KvPageFormat::StoreSink(uint8_t* k_page, uint8_t* v_page, int slot, const float* k, const float* v) const {
+  for (int h = 0; h < layout_.KH; ++h) {
+    uint16_t* const k_to = reinterpret_cast<uint16_t*>(k_page + h * sink_head_) + slot / 16 * 16 * Dp_ + slot % 16;
+    uint16_t* const v_to = reinterpret_cast<uint16_t*>(v_page + h * sink_head_) + slot * Dp_;
+    for (int64_t d = 0; d < layout_.D; ++d) {
+      const size_t at = static_cast<size_t>(h * layout_.D + d);
+      k_to[d * 16] = SaturateF16(k_.factors.empty() ? k[at] : k[at] / k_.factors[at] + k_.zeros[at]);
+      v_to[d] = SaturateF16(v_.factors.empty() ? v[at] : v[at] / v_.factors[at] + v_.zeros[at]);
+    }
   }
 }
 

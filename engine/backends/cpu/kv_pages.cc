@@ -8,6 +8,7 @@
 
 #include "engine/backends/cpu/kv_page_format.h"
 #include "engine/backends/cpu/tiers.h"
+#include "engine/base/status.h"
 
 namespace sage::cpu {
 namespace {
@@ -26,7 +27,8 @@ class KvPages final : public KvKernel {
       : layout_(layout),
         format_(layout, format),
         offsets_(format_.offsets()),
-        attend_(tier.attend[static_cast<int>(format)]),
+        // Codes by calibrated channel are plain integers; their factors are in q and in what comes out.
+        attend_(tier.attend[static_cast<int>(format_.factors(true).empty() ? format : KvFormat::kInt8)]),
         combine_(tier.combine_parts),
         kernel_(std::move(kernel)) {}
 
@@ -43,9 +45,17 @@ class KvPages final : public KvKernel {
         const int64_t last = std::min(s.rows, (s.context / tokens + end) * tokens - s.context);
         for (int64_t r = first; r < last; ++r) {
           const int64_t position = s.context + r;
-          uint8_t* const page = arena + int64_t{s.pages[position / tokens]} * offsets_.page;
-          format_.StoreRow(page, static_cast<int>(position % tokens), k + (s.row_begin + r) * k_stride,
-                           v + (s.row_begin + r) * v_stride);
+          const int64_t i = position / tokens;
+          const int slot = static_cast<int>(position % tokens);
+          const float* const k_row = k + (s.row_begin + r) * k_stride;
+          const float* const v_row = v + (s.row_begin + r) * v_stride;
+          const auto page = [&](int64_t entry) { return arena + int64_t{s.pages[entry]} * offsets_.page; };
+          const int64_t entry = KvPageIndex(i, layout_.sink_pages);
+          if (i < layout_.sink_pages && format_.sink_head() > 0) {
+            format_.StoreSink(page(entry), page(entry + 1), slot, k_row, v_row);
+          } else {
+            format_.StoreRow(page(entry), slot, k_row, v_row);
+          }
         }
       };
       if (s.rows == 0) continue;
@@ -59,6 +69,45 @@ class KvPages final : public KvKernel {
   }
 
   void Attend(StepContext& ctx, const uint8_t* arena, const AttentionArgs& args) const override {
+    if (format_.factors(true).empty()) return AttendCodes(ctx, arena, args);
+    // q . ((c - z) s) is (q s) . c less what is the same for every position, which a softmax does not see.
+    int64_t M = 0;
+    for (const SequenceSlice& s : args.sequences) M = std::max(M, s.row_begin + s.rows);
+    const int64_t width = int64_t{args.H} * layout_.D;
+    const auto scaled = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(M * width));
+    AttentionArgs codes = args;
+    codes.q = scaled.get();
+    codes.q_stride = width;
+    ForEachChannel(args, [&](int64_t row, int64_t column, size_t channel) {
+      scaled[static_cast<size_t>(row * width + column)] =
+          args.q[row * args.q_stride + column] * format_.factors(true)[channel];
+    });
+    AttendCodes(ctx, arena, codes);
+    ForEachChannel(args, [&](int64_t row, int64_t column, size_t channel) {
+      float& out = args.out[row * args.out_stride + column];
+      out = (out - format_.zeros(false)[channel]) * format_.factors(false)[channel];
+    });
+  }
+
+  void Load(const uint8_t* arena, int32_t page, int slot, float* k, float* v) const override {
+    format_.LoadRow(arena + int64_t{page} * offsets_.page, slot, k, v);
+  }
+
+ private:
+  // visit(row, column of q and out, channel of the kv head) for every row of the sequences.
+  template <typename Visit>
+  void ForEachChannel(const AttentionArgs& args, const Visit& visit) const {
+    const int64_t group = args.H / layout_.KH, D = layout_.D;
+    for (const SequenceSlice& s : args.sequences) {
+      for (int64_t row = s.row_begin; row < s.row_begin + s.rows; ++row) {
+        for (int64_t h = 0; h < args.H; ++h) {
+          for (int64_t d = 0; d < D; ++d) visit(row, h * D + d, static_cast<size_t>(h / group * D + d));
+        }
+      }
+    }
+  }
+
+  void AttendCodes(StepContext& ctx, const uint8_t* arena, const AttentionArgs& args) const {
     int64_t work = 0;
     std::vector<Piece> pieces = Cut(args, &work);
     const int group = args.H / layout_.KH, threads = work < 64 * 1024 ? 1 : ctx.threads->size();
@@ -107,11 +156,6 @@ class KvPages final : public KvKernel {
     }
   }
 
-  void Load(const uint8_t* arena, int32_t page, int slot, float* k, float* v) const override {
-    format_.LoadRow(arena + int64_t{page} * offsets_.page, slot, k, v);
-  }
-
- private:
   std::vector<Piece> Cut(const AttentionArgs& args, int64_t* work) const {
     std::vector<Piece> pieces;
     const int64_t most = RowsPerTask(args.H / layout_.KH);
@@ -150,6 +194,8 @@ class KvPages final : public KvKernel {
     task.pages = s.pages;
     task.offsets = offsets_;
     task.page_tokens = layout_.page_tokens;
+    task.sink_pages = layout_.sink_pages;
+    task.sinks = arena + p.head * format_.sink_head();
     task.scratch = scratch;
     return task;
   }
@@ -166,6 +212,7 @@ class KvPages final : public KvKernel {
 
 absl::StatusOr<std::unique_ptr<KvKernel>> BindKvPages(const KvLayout& layout, KvFormat format, const TierFns& tier,
                                                       std::string kernel) {
+  SAGE_RETURN_IF_ERROR(CheckKvScales(layout, format));
   return std::make_unique<KvPages>(layout, format, tier, std::move(kernel));
 }
 

@@ -45,7 +45,7 @@ TEST(KvPool, GivesEachPageOnceAndTakesItBack) {
 }
 
 TEST(KvPool, ALaterSequenceTakesOverThePagesItBeginsWith) {
-  KvPool pool(8, 4, true);
+  KvPool pool(8, 4, 0, true);
   std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, a, b;
   PrefixChain chain_a{kAnyPrefix, 0}, chain_b{kAnyPrefix, 0};
   EXPECT_EQ(pool.Attach(ids, a, chain_a), 0);
@@ -68,7 +68,7 @@ TEST(KvPool, ALaterSequenceTakesOverThePagesItBeginsWith) {
 }
 
 TEST(KvPool, AtLeastOneIdIsComputedAndOtherBeginningsFindNothing) {
-  KvPool pool(8, 4, true);
+  KvPool pool(8, 4, 0, true);
   std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8}, a, b;
   PrefixChain chain{kAnyPrefix, 0};
   ASSERT_TRUE(pool.Grow(a, 8));
@@ -86,7 +86,7 @@ TEST(KvPool, AtLeastOneIdIsComputedAndOtherBeginningsFindNothing) {
 }
 
 TEST(KvPool, PagesOfNobodyGoWhenMemoryIsNeededTheOldestEndFirst) {
-  KvPool pool(4, 4, true);
+  KvPool pool(4, 4, 0, true);
   std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}, a, b;
   PrefixChain chain{kAnyPrefix, 0};
   ASSERT_TRUE(pool.Grow(a, 13));
@@ -107,8 +107,32 @@ TEST(KvPool, PagesOfNobodyGoWhenMemoryIsNeededTheOldestEndFirst) {
   EXPECT_EQ(std::set<int32_t>(c.begin(), c.end()).size(), 4u);
 }
 
+TEST(KvPool, SinkPagesAreSharedInPairs) {
+  KvPool pool(6, 4, 1, true);
+  std::vector<int32_t> ids = {1, 2, 3, 4, 5, 6, 7, 8, 9}, a, b;
+  PrefixChain first{kAnyPrefix, 0}, second{kAnyPrefix, 0};
+  ASSERT_TRUE(pool.Grow(a, 9));
+  ASSERT_EQ(a.size(), 4u);  // the first page takes two
+  pool.Register(ids, a, first);
+  const std::vector<int32_t> kept = a;
+  pool.Release(a);
+  EXPECT_EQ(pool.used(), 0);
+  EXPECT_EQ(pool.cached(), 3);
+  EXPECT_EQ(pool.Attach(ids, b, second), 8);
+  ASSERT_EQ(b.size(), 3u);
+  EXPECT_TRUE(std::equal(b.begin(), b.end(), kept.begin()));
+  EXPECT_EQ(pool.used(), 3);
+  pool.Release(b);
+  std::vector<int32_t> c;
+  ASSERT_TRUE(pool.Grow(c, 20));  // six entries: everything that was kept goes
+  EXPECT_EQ(std::set<int32_t>(c.begin(), c.end()).size(), 6u);
+  EXPECT_EQ(pool.cached(), 0);
+  pool.Release(c);
+  EXPECT_EQ(pool.free(), 6);
+}
+
 TEST(KvPool, TwoThatComputedTheSameKeepOne) {
-  KvPool pool(4, 4, true);
+  KvPool pool(4, 4, 0, true);
   std::vector<int32_t> ids = {1, 2, 3, 4, 5}, a, b;
   PrefixChain first{kAnyPrefix, 0}, second{kAnyPrefix, 0};
   ASSERT_TRUE(pool.Grow(a, 5) && pool.Grow(b, 5));
@@ -122,7 +146,7 @@ TEST(KvPool, TwoThatComputedTheSameKeepOne) {
 }
 
 TEST(Scheduler, ChoicesOfARequestShareThePromptTheFirstComputed) {
-  KvPool pool(100, 4, true);
+  KvPool pool(100, 4, 0, true);
   Scheduler scheduler(pool, {8, 6, 0});
   std::vector<std::shared_ptr<Sequence>> all;
   for (int i = 0; i < 3; ++i) {

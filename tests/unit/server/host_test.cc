@@ -25,7 +25,7 @@ class HostLimitsTest : public testing::Test {
     std::filesystem::create_directories(std::filesystem::path(root_ + path).parent_path());
     std::ofstream(root_ + path) << text;
   }
-  const std::string root_ = testing::TempDir() + "/host_limits_test";
+  const std::string root_ = testing::TempDir() + "/host_limits_test_" + std::to_string(getpid());
 };
 
 TEST_F(HostLimitsTest, Version2TakesTheStrictestUpwards) {
@@ -101,7 +101,7 @@ class NotifySocket {
 };
 
 TEST(Systemd, SpeaksToPathsAndAbstractNames) {
-  const std::string path = testing::TempDir() + "/notify_test";
+  const std::string path = testing::TempDir() + "/notify_test_" + std::to_string(getpid());
   for (const std::string& name : {path, "@sage-notify-test-" + std::to_string(getpid())}) {
     std::filesystem::remove(path);
     NotifySocket listener(name);

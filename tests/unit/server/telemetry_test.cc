@@ -1,6 +1,7 @@
 // Trace context, OTLP bodies and their bounded queue, the audit file, counters that begin at zero.
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <filesystem>
@@ -119,17 +120,18 @@ TEST(Otlp, AnAbsentCollectorCostsABoundedQueue) {
 }
 
 TEST(Audit, LinesAreAppendedForTheOwnerOnly) {
-  const std::string path = testing::TempDir() + "/audit_test.log";
+  const std::string path = testing::TempDir() + "/audit_test_" + std::to_string(getpid()) + ".log";
   std::filesystem::remove(path);
   AuditLog log(path);
   log.Write({{"method", "StartEngine"}, {"caller", "ops\nfake"}});
   std::filesystem::remove(path);  // rotated away
   log.Write({{"method", "StopEngine"}});
   log.Write({{"method", "Calibrate"}});
-  std::ostringstream text;
-  text << std::ifstream(path).rdbuf();
-  EXPECT_EQ(std::count(text.str().begin(), text.str().end(), '\n'), 2);
-  EXPECT_EQ(Json::parse(text.str().substr(0, text.str().find('\n')))["method"], "StopEngine");
+  std::ostringstream read;
+  read << std::ifstream(path).rdbuf();
+  const std::string text = read.str();
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2);
+  EXPECT_EQ(Json::parse(text.substr(0, text.find('\n')))["method"], "StopEngine");
   struct stat info;
   ASSERT_EQ(stat(path.c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);

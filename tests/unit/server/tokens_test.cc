@@ -1,6 +1,8 @@
 // Bearer tokens: the file's grammar, roles per method, rates, reloads; nothing of a token shows in a message.
 #include "server/security/tokens.h"
 
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 
@@ -88,7 +90,7 @@ TEST(Tokens, MethodsThatAreNotListedNeedAdmin) {
 }
 
 TEST(Tokens, TheDoorTakesUpAChangedFileAndKeepsAGoodOne) {
-  const std::string path = testing::TempDir() + "/tokens_test";
+  const std::string path = testing::TempDir() + "/tokens_test_" + std::to_string(getpid());
   const auto write = [&](const std::string& text) {  // as an editor and as Kubernetes do: a new file under the name
     std::ofstream(path + ".new") << text;
     std::filesystem::rename(path + ".new", path);

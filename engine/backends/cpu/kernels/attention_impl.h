@@ -16,38 +16,45 @@ namespace sage::cpu::SAGE_TIER {
 struct PageF32 {
   using Stored = float;
   using Tile = TileF32;
-  static constexpr bool kPlain = true, kScales = false, kShifts = false, kHalves = false;
+  static constexpr bool kPlain = true, kScales = false, kShifts = false, kHalves = false, kSinks = false;
   static constexpr float kUnit = 1;
 };
 struct PageBF16 {
   using Stored = uint16_t;
   using Tile = TileBF16;
-  static constexpr bool kPlain = false, kScales = false, kShifts = false, kHalves = false;
+  static constexpr bool kPlain = false, kScales = false, kShifts = false, kHalves = false, kSinks = false;
+  static constexpr float kUnit = 1;
+};
+// The first positions of a sequence beside 8-bit pages: f16, K in one page and V in the next.
+struct PageSinks {
+  using Stored = uint16_t;
+  using Tile = TileF16;
+  static constexpr bool kPlain = false, kScales = false, kShifts = false, kHalves = false, kSinks = true;
   static constexpr float kUnit = 1;
 };
 struct PageInt8 {
   using Stored = int8_t;
   using Tile = TileI8;
-  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = false;
+  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = false, kSinks = false;
   static constexpr float kUnit = 1;
 };
 struct PageInt8Channel {
   using Stored = int8_t;
   using Tile = TileI8Factors;
-  static constexpr bool kPlain = false, kScales = true, kShifts = true, kHalves = false;
+  static constexpr bool kPlain = false, kScales = true, kShifts = true, kHalves = false, kSinks = false;
   static constexpr float kUnit = 1;
 };
 struct PageE4M3 {
   using Stored = uint8_t;
   using Tile = TileF16;
-  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true;
+  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true, kSinks = false;
   static constexpr float kUnit = 256;
   static void Expand32(const uint8_t* from, uint16_t* to) { ExpandE4M3(from, to); }
 };
 struct PageE5M2 {
   using Stored = uint8_t;
   using Tile = TileF16;
-  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true;
+  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true, kSinks = false;
   static constexpr float kUnit = 1;
   static void Expand32(const uint8_t* from, uint16_t* to) { ExpandE5M2(from, to); }
 };
@@ -117,9 +124,14 @@ struct Walk {
     return end < kPartKeys ? end : kPartKeys;
   }
   const uint8_t* PageOf(int64_t position) const {
-    return t.arena + static_cast<int64_t>(t.pages[position / t.page_tokens]) * t.offsets.page;
+    const int64_t i = position / t.page_tokens;
+    return t.arena + static_cast<int64_t>(t.pages[i < t.sink_pages ? 2 * i : i + t.sink_pages]) * t.offsets.page;
   }
   const Stored* Block(int64_t position, bool key) const {
+    if constexpr (Page::kSinks) {
+      const int64_t page = t.pages[position / t.page_tokens * 2 + (key ? 0 : 1)];
+      return reinterpret_cast<const Stored*>(t.sinks + page * t.offsets.page) + position % t.page_tokens * Dp;
+    }
     const auto* values = reinterpret_cast<const Stored*>(PageOf(position) + (key ? 0 : t.offsets.v));
     return values + position % t.page_tokens * Dp;
   }
@@ -277,7 +289,7 @@ void WeighValues(const Walk<Page>& w, const TileBlocks<T>& blocks, int64_t origi
   for (int64_t r = 0; r < w.t.rows; ++r) values(r, 1, common_end, w.End(r, origin));
 }
 
-// One part for all rows of the task: blocks [first, last) of it.
+// Blocks [first, last) of one part for all rows of the task.
 template <class Page>
 void AttendPart(const Walk<Page>& w, int64_t origin, int64_t first, int64_t last) {
   // A few queries read the stored values once where they lie; more share one expansion.
@@ -300,7 +312,9 @@ void AttendPart(const Walk<Page>& w, int64_t origin, int64_t first, int64_t last
   for (int64_t i = 0; i < w.queries; ++i) {
     float* const state = w.part + i * w.state;
     for (int64_t d = 0; d < w.Dp + 16; d += 16) F::Zero().Store(state + d);
-    const int64_t begin = w.Begin(i / w.t.group, origin), end = w.End(i / w.t.group, origin);
+    int64_t begin = w.Begin(i / w.t.group, origin), end = w.End(i / w.t.group, origin);
+    if (begin < first * 16) begin = first * 16;
+    if (end > last * 16) end = last * 16;
     if (begin < end) Soften(w, i, begin, end);
   }
   for (int64_t b = first; b < last; b += kStageBlocks) {
@@ -315,6 +329,18 @@ void AttendPart(const Walk<Page>& w, int64_t origin, int64_t first, int64_t last
   }
 }
 
+// The states of the part that was attended last, to those before.
+template <class Page>
+void CombinePart(const Walk<Page>& w) {
+  for (int64_t i = 0; i < w.queries; ++i) CombineStates(w.running + i * w.state, w.part + i * w.state, w.Dp);
+}
+
+// Blocks of the part at `origin` that lie in sink pages.
+inline int64_t SinkBlocks(const AttentionTask& t, int64_t origin) {
+  const int64_t positions = static_cast<int64_t>(t.sink_pages) * t.page_tokens - origin;
+  return positions <= 0 ? 0 : (positions < kPartKeys ? positions : kPartKeys) / 16;
+}
+
 template <class Page>
 void Attend(const AttentionTask& t) {
   const Walk<Page> w(t);
@@ -326,10 +352,15 @@ void Attend(const AttentionTask& t) {
   for (int64_t p = t.part_begin; p < t.part_end; ++p) {
     const int64_t origin = p * kPartKeys;
     const int64_t first = w.Begin(0, origin) / 16, last = (w.End(t.rows - 1, origin) + 15) / 16;
-    AttendPart(w, origin, first, last);
-    for (int64_t i = 0; i < w.queries; ++i) {
-      CombineStates(w.running + i * w.state, w.part + i * w.state, w.Dp);
+    // Positions in 16 bits come first, as a part of their own.
+    const int64_t sinks = Page::kScales ? SinkBlocks(t, origin) : 0, middle = sinks < last ? sinks : last;
+    if (first < middle) {
+      AttendPart(Walk<PageSinks>(t), origin, first, middle);
+      CombinePart(w);
     }
+    if (first < middle && middle == last) continue;
+    AttendPart(w, origin, first > middle ? first : middle, last);
+    CombinePart(w);
   }
   for (int64_t i = 0; i < w.queries; ++i) {
     const float* const state = w.running + i * w.state;

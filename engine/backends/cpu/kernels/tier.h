@@ -89,7 +89,9 @@ struct AttentionTask {
   const int32_t* pages;
   KvOffsets offsets;
   int page_tokens;
-  float* scratch;  // AttentionScratchFloats(group, D)
+  int sink_pages;        // see KvPageIndex
+  const uint8_t* sinks;  // of this kv head in sink pages
+  float* scratch;        // AttentionScratchFloats(group, D)
 };
 
 constexpr int64_t RowsPerTask(int group) { return group >= 32 ? 1 : group <= 2 ? 16 : 32 / group; }
