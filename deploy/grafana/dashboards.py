@@ -67,6 +67,13 @@ BOARDS = {
             ("Rows in a step", "short", quantiles("sage_step_rows"), "line"),
             ("Sequences in a step", "short", quantiles("sage_batch_sequences"), "line"),
             ("Age of the last step", "s", value("sage_engine_step_age_seconds"), "line")]),
+        ("What saves steps", [
+            ("Prompt tokens found in the prefix cache", "percentunit", [(
+                f"sum by (engine) (rate(sage_prefix_cache_hit_tokens_total{{{ENGINE}}}{RATE})) / "
+                f"sum by (engine) (rate(sage_prefix_cache_queried_tokens_total{{{ENGINE}}}{RATE}))", "{{engine}}")], "line"),
+            ("Guessed tokens that were right", "percentunit", [(
+                f"sum by (engine) (rate(sage_draft_accepted_tokens_total{{{ENGINE}}}{RATE})) / "
+                f"sum by (engine) (rate(sage_drafted_tokens_total{{{ENGINE}}}{RATE}))", "{{engine}}")], "line")]),
         ("Engines", [
             ("What runs", "short", [(f"sage_engine_info{{{ENGINE}}}", "")], "table"),
             ("Version and threads", "short", [(f"sage_build_info{{{ONE}}} * on (instance) group_left () sage_compute_threads{{{ONE}}}", "")],
@@ -96,7 +103,8 @@ BOARDS = {
     "memory": ("SageQuant: KV and memory", [
         ("KV cache", [
             ("KV pages in use", "percentunit", value("sage_kv_used_ratio"), "line"),
-            ("KV pages", "short", value("sage_kv_pages_used", "used {{engine}}") + value("sage_kv_pages_total", "all {{engine}}"), "line"),
+            ("KV pages", "short", value("sage_kv_pages_used", "used {{engine}}") + value("sage_kv_pages_total", "all {{engine}}")
+             + value("sage_kv_pages_cached", "cached {{engine}}"), "line"),
             ("Sequences computed again", "short", rate("sage_preemptions_total", "engine"), "line"),
             ("Tokens the cache holds", "short", [(f"sage_kv_pages_total{{{ENGINE}}} * sage_kv_page_tokens{{{ENGINE}}}", "{{engine}}")],
              "line")]),

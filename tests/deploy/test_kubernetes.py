@@ -167,6 +167,14 @@ def test_kubectl_reads_the_manifests(tools, name):
     assert len([d for d in yaml.safe_load_all(run.stdout) if d]) >= 7
 
 
+def test_engines_of_the_values_are_start_requests():
+    """The daemon refuses unknown fields in its engines file, so the schema must know no others."""
+    message = re.search(r"message StartEngineRequest \{.*?^\}", (ROOT / "proto/sage/quant/v1/engine.proto").read_text(), re.M | re.S)[0]
+    fields = set(re.findall(r"^  (?:optional )?\w+ (\w+) = \d+", message, re.M))
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["engines"]["items"]["properties"]
+    assert set(schema) <= fields, set(schema) - fields
+
+
 def test_engines_file_matches_the_values(tools):
     documents = [d for d in yaml.safe_load_all(render(tools, ["values-production.yaml"]).stdout) if d]
     assert json.loads(daemon_config(documents)["engines.json"])[0]["engine_id"] == "chat"
