@@ -69,6 +69,13 @@ absl::Status ReadNumbers(const Json& json, Request* out) {
   return absl::OkStatus();
 }
 
+absl::Status ReadFlags(const Json& json, Request* out) {
+  if (!json.contains("no_prefix_cache") || json["no_prefix_cache"].is_null()) return absl::OkStatus();
+  if (!json["no_prefix_cache"].is_boolean()) return BadField("no_prefix_cache", "WRONG_TYPE", "must be true or false");
+  out->set_no_prefix_cache(json["no_prefix_cache"].get<bool>());
+  return absl::OkStatus();
+}
+
 // What the gateway says about a process of its own that it would start; here an engine lives in the daemon.
 absl::Status ReadGatewayWords(const Json& json, Request* out) {
   for (const char* key : {"host", "port"}) {
@@ -134,7 +141,8 @@ absl::Status RefuseUnknown(const Json& json) {
                                                "required_memory_gb",
                                                "engine_label",
                                                "use_gpu",
-                                               "metadata"};
+                                               "metadata",
+                                               "no_prefix_cache"};
   for (const auto& [key, value] : json.items()) {
     if (kKnown.count(key) > 0) continue;
     if (absl::StrContains(key, "finetune")) {
@@ -156,6 +164,7 @@ absl::StatusOr<Request> ParseStartRequest(const std::string& body) {
   Request out;
   SAGE_RETURN_IF_ERROR(ReadTexts(json, &out));
   SAGE_RETURN_IF_ERROR(ReadNumbers(json, &out));
+  SAGE_RETURN_IF_ERROR(ReadFlags(json, &out));
   SAGE_RETURN_IF_ERROR(ReadGatewayWords(json, &out));
   SAGE_RETURN_IF_ERROR(RefuseUnknown(json));
   return out;
