@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/api/checkpoint_format.h"
 #include "engine/api/linear_strategy.h"
 
 namespace sage {
@@ -12,5 +13,8 @@ namespace sage {
 // float-quantized (fp8). UNIMPLEMENTED for a strategy that compressed-tensors has no format for.
 absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
                                              const std::vector<std::string>& ignored);
+
+// One config group for each part, its modules named: readers prefer a name to the class "Linear" of group_0.
+absl::StatusOr<Json> MergeCompressedTensorsConfigs(Json config, const std::vector<MixedModules>& mixed);
 
 }  // namespace sage

@@ -224,9 +224,13 @@ struct CalibrationSpec {
   int64_t samples = 128, sequence_length = 512;
   uint64_t seed = 0;
   std::vector<std::string> exclude;  // glob patterns over module names
-  std::string format;                // "" = compressed_tensors
-  std::string output;                // artifact folder (resolved)
-  std::string work_dir;              // where the unfinished artifact lives; resumed when its spec matches
+  int64_t max_memory = 0;            // bytes that the calibration may take beside the mapped model; 0 = no cap
+  int tensor_parallel = 1;           // shards that every layer must be cut into without splitting a group
+  // "PATTERN=key:value,...", later ones win: bits, group_size, symmetric or exclude of the modules that match.
+  std::vector<std::string> overrides;
+  std::string format;    // "" = compressed_tensors
+  std::string output;    // artifact folder (resolved)
+  std::string work_dir;  // where the unfinished artifact lives; resumed when its spec matches
 };
 struct LayerResult {
   std::string name, scheme;
@@ -239,6 +243,9 @@ struct CalibrationResult {
   int64_t weight_bytes = 0, source_bytes = 0;
   double bits_per_weight = 0, seconds = 0;
   bool resumed = false;
+  // Said before the start: memory at the peak, time, and activations that were kept in a file.
+  int64_t estimated_bytes = 0, spilled_bytes = 0;
+  double estimated_seconds = 0;
   std::vector<LayerResult> layers;
 };
 

@@ -11,8 +11,10 @@
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
+#include "engine/runtime/calibrate_overrides.h"
 #include "engine/runtime/dataset.h"
 #include "engine/runtime/output_format.h"
+#include "engine/runtime/tensor_parallel_check.h"
 
 namespace sage {
 namespace {
@@ -40,6 +42,9 @@ absl::Status CheckNumbers(const CalibrationSpec& spec) {
   if (spec.sequence_length < 1 || spec.sequence_length > 1'048'576) {
     return Invalid("BAD_SEQUENCE_LENGTH",
                    absl::StrCat("sequence_length: must be in [1, 1048576], got ", spec.sequence_length));
+  }
+  if (spec.max_memory < 0) {
+    return Invalid("BAD_MAX_MEMORY", absl::StrCat("max_memory: must be 0 (no cap) or bytes, got ", spec.max_memory));
   }
   if (spec.exclude.size() > 1000) return Invalid("TOO_MANY_PATTERNS", "exclude: at most 1000 patterns");
   return absl::OkStatus();
@@ -190,6 +195,7 @@ Json CanonicalSpec(const CalibrationSpec& spec, const CalibrationPlan& plan) {
           {"scale_precision", std::string(DTypeName(plan.linear.scale_dtype))},
           {"kv_strategy", plan.kv_strategy},
           {"ignored", plan.ignored},
+          {"overrides", OverridesRecord(plan)},
           {"format", std::string(plan.format->name)},
           {"dataset", plan.dataset},
           {"samples", spec.samples},
@@ -246,12 +252,19 @@ bool CalibrationPlan::Quantizes(const LinearSlot& slot) const {
   return std::find(ignored.begin(), ignored.end(), slot.name) == ignored.end();
 }
 
+LinearChoice CalibrationPlan::ChoiceOf(std::string_view module) const {
+  const auto it = overrides.find(module);
+  return it != overrides.end() ? it->second : LinearChoice{strategy, linear, act_order};
+}
+
 absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
   CalibrationPlan plan;
   SAGE_RETURN_IF_ERROR(CheckNumbers(spec));
   SAGE_RETURN_IF_ERROR(CheckKnown(spec, plan));
   SAGE_ASSIGN_OR_RETURN(plan.source, ArtifactSource::Open(spec.model));
+  SAGE_ASSIGN_OR_RETURN(const std::vector<LinearOverride> overrides, ParseOverrides(spec.overrides));
   SAGE_ASSIGN_OR_RETURN(plan.ignored, ResolveExclude(plan.source->linears(), spec.exclude));
+  ExcludeOverridden(overrides, plan.source->linears(), &plan.ignored);
   std::vector<LinearSlot> slots;
   for (const LinearSlot& slot : plan.source->linears()) {
     if (plan.Quantizes(slot)) slots.push_back(slot);
@@ -266,8 +279,13 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
   SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ResolveScaleDType(spec.scale_precision, plan, slots[0]));
   SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,
                         ResolveGroupSize(*plan.strategy, plan.linear, slots, spec.group_size, spec.group_size_auto));
+  SAGE_ASSIGN_OR_RETURN(plan.overrides, ResolveOverrides(overrides, plan, slots));
+  SAGE_RETURN_IF_ERROR(CheckTensorParallel(plan, slots, spec.tensor_parallel));
+  slots.erase(std::remove_if(slots.begin(), slots.end(),
+                             [&](const LinearSlot& slot) { return plan.overrides.count(slot.name) > 0; }),
+              slots.end());
   SAGE_RETURN_IF_ERROR(CheckAll(*plan.strategy, plan.linear, slots));
-  SAGE_ASSIGN_OR_RETURN(plan.quantization_config, plan.format->write_config(plan.linear, *plan.strategy, plan.ignored));
+  SAGE_ASSIGN_OR_RETURN(plan.quantization_config, MixedQuantizationConfig(plan));
   SAGE_RETURN_IF_ERROR(ReadDatasetSummary(spec, plan));
   SAGE_ASSIGN_OR_RETURN(plan.source_sha256, plan.source->checkpoint().Fingerprint());
   plan.spec = CanonicalSpec(spec, plan);

@@ -2,6 +2,7 @@
 // hashed.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,15 +16,30 @@
 
 namespace sage {
 
+// How one linear layer is stored.
+struct LinearChoice {
+  const LinearStrategyDef* strategy = nullptr;
+  LinearSpec linear;       // group size resolved
+  bool act_order = false;  // asked of the solver; linear.act_order says whether g_idx is stored
+
+  // What the solver is asked for.
+  LinearSpec Asked() const {
+    LinearSpec out = linear;
+    out.act_order = act_order;
+    return out;
+  }
+};
+
 struct CalibrationPlan {
   std::unique_ptr<ArtifactSource> source;
   const LinearStrategyDef* strategy = nullptr;
   const CalibratorDef* calibrator = nullptr;
-  LinearSpec linear;                 // group size resolved
-  bool act_order = false;            // asked of the solver; linear.act_order says whether g_idx is stored
-  std::string kv_strategy;           // plug-in name
+  LinearSpec linear;        // group size resolved
+  bool act_order = false;   // asked of the solver; linear.act_order says whether g_idx is stored
+  std::string kv_strategy;  // plug-in name
   const CheckpointFormatDef* format = nullptr;
-  Json quantization_config;          // of config.json
+  Json quantization_config;                                    // of config.json
+  std::map<std::string, LinearChoice, std::less<>> overrides;  // modules that are stored otherwise than the rest
   std::vector<std::string> ignored;  // modules that stay as they are: lm_head and what `exclude` names
   Json dataset;                      // {name, sha256, kind, entries} or null
   std::string source_sha256;
@@ -31,6 +47,7 @@ struct CalibrationPlan {
   std::string spec_hash;  // sha256 of `spec`
 
   bool Quantizes(const LinearSlot& slot) const;
+  LinearChoice ChoiceOf(std::string_view module) const;
 };
 
 absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec);
