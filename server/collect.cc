@@ -7,16 +7,29 @@ namespace sage::server {
 
 GenerationSink EventQueue::Sink(std::shared_ptr<EventQueue> self) {
   return [self](const GenerationEvent& event) {
+    std::shared_ptr<GenerationHandle> cancel;
     {
       std::lock_guard lock(self->mutex_);
-      if (self->events_.size() >= kMaxEvents && !event.last) {
+      if ((self->overflowed_ || self->events_.size() >= self->max_events_) && !event.last) {
+        if (!self->overflowed_) cancel = self->handle_;
         self->overflowed_ = true;
-        return;
+      } else {
+        self->events_.push_back(event);
       }
-      self->events_.push_back(event);
     }
+    if (cancel != nullptr) cancel->Cancel();
     self->wake_.notify_one();
   };
+}
+
+void EventQueue::SetHandle(std::shared_ptr<GenerationHandle> handle) {
+  bool cancel;
+  {
+    std::lock_guard lock(mutex_);
+    handle_ = handle;
+    cancel = overflowed_;
+  }
+  if (cancel) handle->Cancel();
 }
 
 std::optional<GenerationEvent> EventQueue::Next(absl::Time until) {

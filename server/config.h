@@ -36,7 +36,7 @@ struct DaemonConfig {
   std::string log_format = "json", log_level = "info";
   double drain_delay_seconds = 0, drain_timeout_seconds = 30;
   int operation_workers = 1;
-  int http_threads = 16;
+  int http_threads = 128;
   int max_streams = 1024;
   double watchdog_seconds = 120;  // a step older than this makes the daemon NOT_SERVING
   bool check_config = false;

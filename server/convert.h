@@ -33,6 +33,7 @@ namespace pb = ::sage::quant::v1;
 void FillOperation(const OperationRecord& record, pb::Operation* out);
 // `full` adds the kernel bindings.
 void FillEngine(const EngineRecord& record, bool full, pb::Engine* out);
+void FillProfile(const EngineProfile& profile, pb::EngineProfile* out);
 void FillUpdate(const GenerationEvent& event, const Tokenizer* tokenizer, bool logprobs, pb::GenerationUpdate* out);
 void FillScore(const ScoreResult& result, pb::ScoreResponse* out);
 

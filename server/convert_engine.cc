@@ -190,4 +190,23 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   return spec;
 }
 
+void FillProfile(const EngineProfile& profile, pb::EngineProfile* out) {
+  const auto fill = [](const ProfiledPhase& phase, pb::ProfiledPhase* to) {
+    to->set_steps(phase.steps);
+    to->set_tokens(phase.tokens);
+    to->set_seconds(phase.seconds);
+    for (const ProfiledOperator& op : phase.operators) {
+      pb::ProfiledOperator* entry = to->add_operators();
+      entry->set_name(op.name);
+      entry->set_calls(op.calls);
+      entry->set_seconds(op.seconds);
+      entry->set_bytes(op.bytes);
+    }
+  };
+  fill(profile.prefill, out->mutable_prefill());
+  fill(profile.decode, out->mutable_decode());
+  out->set_read_bytes_per_second(profile.read_bytes_per_second);
+  out->set_threads(profile.threads);
+}
+
 }  // namespace sage::server

@@ -54,6 +54,7 @@ int RunCommandLine(int argc, char** argv) {
   AddQuantCommands(*quant, context);
   AddReportCommands(*quant, context);
   AddOperationCommands(*AddGroup(app, "operations", "Long work: what runs and what ran"), context);
+  AddTopCommand(app, context);
   AddCompletionCommand(app, context);
 
   Session session(context.options);

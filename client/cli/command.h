@@ -22,11 +22,14 @@ struct Context {
 };
 
 void AddEngineCommands(CLI::App& llm, Context& context);
+void AddProfileCommand(CLI::App& engine, Context& context);
 void AddGenerateCommands(CLI::App& llm, Context& context);
 void AddTextCommands(CLI::App& llm, Context& context);
 void AddQuantCommands(CLI::App& quant, Context& context);
+void AddCapabilityCommand(CLI::App& quant, Context& context);
 void AddReportCommands(CLI::App& quant, Context& context);
 void AddOperationCommands(CLI::App& operations, Context& context);
+void AddTopCommand(CLI::App& app, Context& context);
 void AddCompletionCommand(CLI::App& app, Context& context);
 
 // Reads a local file; Failure on errors. `most` bounds its size in bytes.

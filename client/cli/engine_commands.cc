@@ -1,10 +1,14 @@
 // sage llm engine start | list | get | stop.
+#include <chrono>
 #include <cstdio>
+#include <thread>
 #include <vector>
 
 #include "client/cli/command.h"
+#include "client/cli/operations.h"
 #include "client/cli/progress.h"
 #include "sage/quant/v1/engine.grpc.pb.h"
+#include "sage/quant/v1/operation.grpc.pb.h"
 
 namespace sage::cli {
 namespace {
@@ -87,13 +91,58 @@ void Show(const Context& context, const v1::Engine& engine) {
   }
 }
 
-// Answers when the engine serves; Ctrl-C cancels the load.
-std::optional<Failure> Start(Context& context, const v1::StartEngineRequest& request) {
+std::optional<Failure> GetEngine(Context& context, const std::string& id, v1::Engine* engine) {
   auto stub = v1::EngineService::NewStub(context.session->channel());
   Session::Call call(*context.session);
-  v1::Engine engine;
-  const grpc::Status status = stub->StartEngine(call.get(), request, &engine);
+  v1::GetEngineRequest request;
+  request.set_engine_id(id);
+  const grpc::Status status = stub->GetEngine(call.get(), request, engine);
   if (!status.ok()) return context.session->ToFailure(status);
+  return std::nullopt;
+}
+
+// Follows the load's operation with a progress bar. Ctrl-C and --timeout cancel the load.
+std::optional<Failure> FollowLoad(Context& context, const v1::Engine& engine) {
+  v1::Operation operation;
+  operation.set_id(engine.operation());
+  operation.set_kind("start_engine");
+  auto failure = WaitForOperation(context, "loading " + engine.engine_id(), &operation);
+  if (failure && failure->code == "DEADLINE_EXCEEDED") {
+    auto stub = v1::OperationService::NewStub(context.session->channel());
+    grpc::ClientContext late;
+    context.session->Authorize(&late);
+    v1::CancelOperationRequest request;
+    request.set_id(operation.id());
+    (void)stub->CancelOperation(&late, request, &operation);
+  }
+  return failure;
+}
+
+// Answers when the engine serves.
+std::optional<Failure> Start(Context& context, v1::StartEngineRequest request) {
+  auto stub = v1::EngineService::NewStub(context.session->channel());
+  v1::Engine engine;
+  {
+    Session::Call call(*context.session);
+    request.set_no_wait(true);
+    const grpc::Status status = stub->StartEngine(call.get(), request, &engine);
+    if (!status.ok()) return context.session->ToFailure(status);
+  }
+  if (engine.state() == v1::ENGINE_STATE_STARTING && !engine.operation().empty()) {
+    if (auto failure = FollowLoad(context, engine)) return failure;
+  }
+  const std::string id = engine.engine_id();
+  if (auto failure = GetEngine(context, id, &engine)) return failure;
+  // Without an operation (all of the daemon's workers were busy) the engine itself says how far it is.
+  while (engine.state() == v1::ENGINE_STATE_STARTING) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    if (auto failure = GetEngine(context, id, &engine)) return failure;
+  }
+  if (engine.state() == v1::ENGINE_STATE_FAILED) {  // before there was anything to watch
+    Failure failure = StatusFailure(engine.error());
+    failure.metadata["operation"] = engine.operation();
+    return failure;
+  }
   Show(context, engine);
   return std::nullopt;
 }
@@ -189,13 +238,8 @@ void AddGetAndStop(CLI::App& engine, Context& context) {
   get->add_option("id", *id, "Engine id")->required();
   get->callback([id, &context] {
     context.Run([&]() -> std::optional<Failure> {
-      auto stub = v1::EngineService::NewStub(context.session->channel());
-      Session::Call call(*context.session);
-      v1::GetEngineRequest request;
-      request.set_engine_id(*id);
       v1::Engine answer;
-      const grpc::Status status = stub->GetEngine(call.get(), request, &answer);
-      if (!status.ok()) return context.session->ToFailure(status);
+      if (auto failure = GetEngine(context, *id, &answer)) return failure;
       Show(context, answer);
       return std::nullopt;
     });
@@ -231,6 +275,7 @@ void AddEngineCommands(CLI::App& llm, Context& context) {
   AddStart(*engine, context);
   AddList(*engine, context);
   AddGetAndStop(*engine, context);
+  AddProfileCommand(*engine, context);
 }
 
 }  // namespace sage::cli

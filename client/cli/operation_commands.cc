@@ -23,6 +23,7 @@ void Show(const Context& context, const v1::Operation& operation) {
 std::optional<Failure> List(Context& context, const std::string& kind) {
   auto stub = v1::OperationService::NewStub(context.session->channel());
   Json all = Json::array();
+  const int columns = TerminalColumns(stdout);
   v1::ListOperationsRequest request;
   request.set_kind(kind);
   do {
@@ -33,8 +34,11 @@ std::optional<Failure> List(Context& context, const std::string& kind) {
     for (const v1::Operation& operation : answer.operations()) {
       if (context.options.json) {
         all.push_back(OperationJson(operation));
-      } else {
-        PrintOperation(operation);
+        continue;
+      }
+      std::printf("%s\n", OperationLine(operation, columns).c_str());
+      if (operation.has_error()) {
+        std::printf("%s\n", CutToColumns("  error: " + operation.error().message(), columns).c_str());
       }
     }
     request.set_page_token(answer.next_page_token());

@@ -1,6 +1,7 @@
 // Watching, cancelling and printing operations.
 #include "client/cli/operations.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
@@ -87,6 +88,32 @@ Json OperationJson(const v1::Operation& operation) {
   if (operation.has_start_time()) out["start_time"] = TimeUtil::ToString(operation.start_time());
   if (operation.has_end_time()) out["end_time"] = TimeUtil::ToString(operation.end_time());
   return out;
+}
+
+std::string CutToColumns(const std::string& text, int columns) {
+  if (columns <= 0) return text;
+  int seen = 0;
+  size_t last = 0;  // where the last character but one begins that still fits
+  for (size_t i = 0; i < text.size(); ++i) {
+    if ((static_cast<unsigned char>(text[i]) & 0xC0) == 0x80) continue;
+    if (seen == columns - 1) last = i;
+    if (++seen > columns) return text.substr(0, last) + "…";
+  }
+  return text;
+}
+
+// The id begins with the kind, so the kind has no column.
+std::string OperationLine(const v1::Operation& operation, int columns) {
+  const v1::OperationProgress& p = operation.progress();
+  std::string share = "-", eta;
+  if (p.total() > 0) share = std::to_string(std::clamp<int64_t>(100 * p.done() / p.total(), 0, 100)) + "%";
+  if (!Ended(operation) && operation.has_progress() && p.eta_seconds() >= 0 && p.done() > 0) {
+    eta = "ETA " + FormatSeconds(p.eta_seconds()) + " ";
+  }
+  char head[160];
+  std::snprintf(head, sizeof head, "%-36s %-9s %4s  ", operation.id().c_str(), StateName(operation.state()).c_str(),
+                share.c_str());
+  return CutToColumns(head + eta + operation.target(), columns);
 }
 
 void PrintOperation(const v1::Operation& operation) {

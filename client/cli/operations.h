@@ -15,6 +15,11 @@ nlohmann::ordered_json OperationJson(const ::sage::quant::v1::Operation& operati
 // One line for people.
 void PrintOperation(const ::sage::quant::v1::Operation& operation);
 
+// One line of a list, cut to `columns` characters (0 = not cut).
+std::string OperationLine(const ::sage::quant::v1::Operation& operation, int columns);
+// `text` without what does not fit; "…" stands for it. Counts UTF-8 characters.
+std::string CutToColumns(const std::string& text, int columns);
+
 // Follows `operation` until it has ended, progress on stderr. Ctrl-C cancels it on the server (exit code 130). A
 // failed or cancelled operation's own error is the failure; on success `operation` holds the result.
 std::optional<Failure> WaitForOperation(Context& context, const std::string& title,

@@ -12,13 +12,13 @@ namespace {
 
 constexpr int kPipeStepPercent = 10;
 
-int TerminalColumns() {
-  winsize size{};
-  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
-}
-
 }  // namespace
+
+int TerminalColumns(FILE* stream) {
+  winsize size{};
+  if (isatty(fileno(stream)) != 1) return 0;
+  return ioctl(fileno(stream), TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
 
 std::string FormatSeconds(double seconds) {
   char text[32];
@@ -69,7 +69,7 @@ void ProgressPrinter::PrintBar(const std::string& stage, int64_t done, int64_t t
                 static_cast<long long>(done), static_cast<long long>(total), unit.c_str(), eta >= 0 ? ", ETA " : "",
                 eta >= 0 ? FormatSeconds(eta).c_str() : "");
   const std::string head = title_ + (stage.empty() ? "" : " " + stage) + " ";
-  const int room = TerminalColumns() - static_cast<int>(head.size() + std::string(tail).size()) - 3;
+  const int room = TerminalColumns(stderr) - static_cast<int>(head.size() + std::string(tail).size()) - 3;
   const int width = std::clamp(room, 5, 40);
   const int filled = static_cast<int>(share * width + 0.5);
   std::string bar;

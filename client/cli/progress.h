@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <string>
 
 namespace sage::cli {
@@ -32,6 +33,8 @@ class ProgressPrinter {
   std::string last_stage_;
 };
 
+// The width of the terminal that `stream` goes to; 0 when it is none.
+int TerminalColumns(FILE* stream);
 // "1m 05s", "3.2s".
 std::string FormatSeconds(double seconds);
 // "135.2 MB".

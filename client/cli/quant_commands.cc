@@ -265,74 +265,13 @@ void AddKernel(CLI::App& quant, Context& context) {
   command->callback([request, &context] { context.Run([&] { return Kernel(context, *request); }); });
 }
 
-template <typename Plugins>
-Json PluginsJson(const Plugins& plugins) {
-  Json out = Json::array();
-  for (const auto& p : plugins) out.push_back(Json{{"name", p.name()}, {"summary", p.summary()}});
-  return out;
-}
-
-Json CapabilitiesJson(const v1::ListCapabilitiesResponse& all) {
-  Json out = {{"linear_strategies", PluginsJson(all.linear_strategies())},
-              {"kv_strategies", PluginsJson(all.kv_strategies())},
-              {"calibrators", PluginsJson(all.calibrators())},
-              {"checkpoint_formats", PluginsJson(all.checkpoint_formats())},
-              {"models", PluginsJson(all.models())},
-              {"backends", PluginsJson(all.backends())},
-              {"version", all.version()},
-              {"threads", all.threads()}};
-  for (int i = 0; i < all.linear_strategies_size(); ++i) {
-    const v1::LinearStrategyInfo& s = all.linear_strategies(i);
-    out["linear_strategies"][i].update(Json{{"weight_dtype", s.weight_dtype()},
-                                            {"weight_bits", s.weight_bits()},
-                                            {"activation_bits", s.activation_bits()},
-                                            {"quantizes", s.quantizes()}});
-  }
-  for (int i = 0; i < all.kv_strategies_size(); ++i) out["kv_strategies"][i]["bits"] = all.kv_strategies(i).bits();
-  for (int i = 0; i < all.calibrators_size(); ++i) {
-    out["calibrators"][i]["needs_activations"] = all.calibrators(i).needs_activations();
-  }
-  for (int i = 0; i < all.backends_size(); ++i) {
-    const v1::BackendInfo& b = all.backends(i);
-    const std::vector<std::string> kernels(b.kernels().begin(), b.kernels().end());
-    out["backends"][i].update(Json{
-        {"available", b.available()}, {"capability", b.capability()}, {"reason", b.reason()}, {"kernels", kernels}});
-  }
-  return out;
-}
-
-std::optional<Failure> Capabilities(Context& context) {
-  auto stub = v1::QuantizationService::NewStub(context.session->channel());
-  Session::Call call(*context.session);
-  v1::ListCapabilitiesResponse answer;
-  const grpc::Status status = stub->ListCapabilities(call.get(), {}, &answer);
-  if (!status.ok()) return context.session->ToFailure(status);
-  const Json all = CapabilitiesJson(answer);
-  if (context.options.json) {
-    PrintJson(all);
-    return std::nullopt;
-  }
-  for (const auto& [list, plugins] : all.items()) {
-    if (!plugins.is_array()) continue;
-    std::printf("%s\n", list.c_str());
-    for (const Json& plugin : plugins) {
-      const bool missing = plugin.contains("available") && !plugin.value("available", false);
-      std::printf("  %-24s %s%s\n", Text(plugin, "name").c_str(), Text(plugin, "summary").c_str(),
-                  missing ? (" (not here: " + Text(plugin, "reason") + ")").c_str() : "");
-    }
-  }
-  return std::nullopt;
-}
-
 }  // namespace
 
 void AddQuantCommands(CLI::App& quant, Context& context) {
   AddCalibrate(quant, context);
   AddConvert(quant, context);
   AddKernel(quant, context);
-  quant.add_subcommand("capabilities", "Every plug-in of the server")->callback([&context] {
-    context.Run([&] { return Capabilities(context); });
-  });
+  AddCapabilityCommand(quant, context);
 }
 
 }  // namespace sage::cli

@@ -12,6 +12,7 @@
 
 #include "client/cli/options.h"
 #include "google/rpc/status.pb.h"
+#include "sagequant/client.h"
 
 namespace sage::cli {
 
@@ -22,7 +23,9 @@ class Session {
 
   // Connects, or says why not (exit code 3). Called by the first RPC of a command.
   std::optional<Failure> Connect();
-  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+  const std::shared_ptr<grpc::Channel>& channel() const { return client_->channel(); }
+  // Adds the token to a call that Ctrl-C and --timeout do not end.
+  void Authorize(grpc::ClientContext* context) const { client_->Authorize(context); }
 
   // A context with the token and the deadline of --timeout; Ctrl-C cancels it while it lives.
   class Call {
@@ -48,11 +51,8 @@ class Session {
 
  private:
   friend class Call;
-  std::shared_ptr<grpc::ChannelCredentials> Credentials(std::string* error) const;
-
   const GlobalOptions& options_;
-  std::string token_;
-  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<client::Client> client_;
   std::mutex mutex_;
   std::set<grpc::ClientContext*> calls_;
   std::atomic<bool> interrupted_ = false;

@@ -281,20 +281,19 @@ absl::StatusOr<CtIntegerSchemes::Codes> CtIntegerSchemes::Unpack(const HfFolder&
   }
   SAGE_ASSIGN_OR_RETURN(const TensorView packed, folder.Get(module + ".weight_packed"));
   const int64_t words = packed.dim(1);
+  const bool dense = words == PackedWords(K, group.bits);
   for (int64_t n = 0; n < N; ++n) {
-    UnpackWords(packed.as<uint8_t>() + 4 * n * words, 1, K, group.bits, words == PackedWords(K, group.bits),
-                result.codes.data() + n * K, 1);
+    UnpackWords(packed.as<uint8_t>() + 4 * n * words, 1, K, group.bits, dense, result.codes.data() + n * K, 1);
   }
   if (zero == nullptr) return result;
-  const int64_t dense = PackedWords(N, group.bits);
-  const bool fits = zero->dtype == DType::kI32 && zero->shape.size() == 2 && zero->dim(1) == G &&
-                    (zero->dim(0) == dense || zero->dim(0) == SparseWords(N, group.bits));
-  if (!fits) {
+  // Packed the same way; for few rows the height alone would not tell.
+  const int64_t height = dense ? PackedWords(N, group.bits) : SparseWords(N, group.bits);
+  if (zero->dtype != DType::kI32 || zero->shape != Shape{height, G}) {
     return Bad(folder, module,
-               absl::StrCat("weight_zero_point must be I32 [", dense, ", ", G, "], got ", Described(*zero)));
+               absl::StrCat("weight_zero_point must be I32 [", height, ", ", G, "], got ", Described(*zero)));
   }
   for (int64_t g = 0; g < G; ++g) {
-    UnpackWords(zero->as<uint8_t>() + 4 * g, G, N, group.bits, zero->dim(0) == dense, result.zeros.data() + g, G);
+    UnpackWords(zero->as<uint8_t>() + 4 * g, G, N, group.bits, dense, result.zeros.data() + g, G);
   }
   return result;
 }

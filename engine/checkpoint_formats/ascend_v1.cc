@@ -171,7 +171,11 @@ absl::Status AscendCheckpoint::AddStatic(const std::string& module, StoredLinear
     return Bad(module + ".input_offset", absl::StrCat("must be whole and in -128 .. 127, got ", zero));
   }
   SAGE_ASSIGN_OR_RETURN(Tensor * scale, Own("weight_scale", DType::kF32, {out->N, 1}, out));
-  for (int64_t n = 0; n < out->N; ++n) scale->as<float>()[n] = deq[static_cast<size_t>(n)] / input[0];
+  for (int64_t n = 0; n < out->N; ++n) {
+    const float value = deq[static_cast<size_t>(n)] / input[0];
+    if (!std::isfinite(value)) return Bad(module + ".deq_scale", "over input_scale must be finite");
+    scale->as<float>()[n] = value;
+  }
   SAGE_ASSIGN_OR_RETURN(Tensor * input_scale, Own("input_scale", DType::kF32, {1}, out));
   input_scale->as<float>()[0] = input[0];
   SAGE_ASSIGN_OR_RETURN(Tensor * input_zero, Own("input_zero_point", DType::kI8, {1}, out));

@@ -123,7 +123,7 @@ void KvPool::Register(absl::Span<const int32_t> ids, absl::Span<const int32_t> t
 bool KvPool::Grow(std::vector<int32_t>& table, int64_t positions) {
   const int64_t missing = PagesFor(positions) - static_cast<int64_t>(table.size());
   if (missing <= 0) return true;
-  if (missing > static_cast<int64_t>(free_.size() + idle_.size())) return false;
+  if (missing > free()) return false;
   for (int64_t i = 0; i < missing; ++i) table.push_back(TakeFree());
   PublishFigures();
   return true;

@@ -12,55 +12,15 @@
 #include "server/http/routes.h"
 #include "server/services/call.h"
 #include "server/start_engine.h"
+#include "server/start_request.h"
 
 namespace sage::server {
 namespace {
 
-// Fields of StartEngineRequest by their JSON names, and the gateway's names for some of them.
-absl::StatusOr<pb::StartEngineRequest> ReadStart(const std::string& body) {
-  pb::StartEngineRequest out;
-  SAGE_ASSIGN_OR_RETURN(const Json json, ParseJson(body, "body"));
-  if (!json.is_object()) return BadField("body", "BAD_JSON", "must be an object");
-  const std::pair<const char*, void (pb::StartEngineRequest::*)(std::string &&)> texts[] = {
-      {"model_id", &pb::StartEngineRequest::set_model},
-      {"model", &pb::StartEngineRequest::set_model},
-      {"engine_id", &pb::StartEngineRequest::set_engine_id},
-      {"engine_kind", &pb::StartEngineRequest::set_engine_kind},
-      {"quantization", &pb::StartEngineRequest::set_quantization},
-      {"attn_quantization", &pb::StartEngineRequest::set_attn_quantization},
-      {"mlp_quantization", &pb::StartEngineRequest::set_mlp_quantization},
-      {"kv_quant", &pb::StartEngineRequest::set_kv_quant},
-      {"backend", &pb::StartEngineRequest::set_backend},
-      {"request_id", &pb::StartEngineRequest::set_request_id},
-  };
-  for (const auto& [key, set] : texts) {
-    if (!json.contains(key)) continue;
-    SAGE_ASSIGN_OR_RETURN(std::string value, JsonString(json, key, ""));
-    (out.*set)(std::move(value));
-  }
-  const std::pair<const char*, void (pb::StartEngineRequest::*)(int64_t)> numbers[] = {
-      {"max_seqs", &pb::StartEngineRequest::set_max_seqs},
-      {"max_model_len", &pb::StartEngineRequest::set_max_model_len},
-      {"kv_memory_bytes", &pb::StartEngineRequest::set_kv_memory_bytes},
-      {"kv_sink_tokens", &pb::StartEngineRequest::set_kv_sink_tokens},
-      {"max_concurrent_requests", &pb::StartEngineRequest::set_max_queue_requests},
-  };
-  for (const auto& [key, set] : numbers) {
-    if (!json.contains(key)) continue;
-    SAGE_ASSIGN_OR_RETURN(const int64_t value, JsonInt(json, key, 0));
-    (out.*set)(value);
-  }
-  for (const char* key : {"tensor_parallel_size", "pipeline_parallel_size"}) {
-    SAGE_ASSIGN_OR_RETURN(const int64_t value, JsonInt(json, key, 1));
-    if (value != 1) return BadField(key, "UNSUPPORTED", absl::StrCat("must be 1, got ", value));
-  }
-  return out;
-}
-
 void StartEngine(Daemon& daemon, const httplib::Request& request, httplib::Response& response) {
   Call call(daemon, "http", "StartEngine");
   if (!OpenCall(call, request, true, response)) return;
-  absl::StatusOr<pb::StartEngineRequest> start = ReadStart(request.body);
+  absl::StatusOr<pb::StartEngineRequest> start = ParseStartRequest(request.body);
   absl::Status status = start.status();
   if (start.ok()) {
     absl::StatusOr<EngineRecord> record = StartEngineWithOperation(daemon, *start, call.cancel, nullptr);
@@ -79,7 +39,10 @@ void StopEngine(Daemon& daemon, const httplib::Request& request, httplib::Respon
   double seconds = 30;
   absl::Status status;
   const std::string drain = request.get_param_value("drain");
-  if (drain == "false") seconds = 0;
+  if (drain == "false" || drain == "0") seconds = 0;
+  if (!drain.empty() && drain != "false" && drain != "0" && drain != "true" && drain != "1") {
+    status = BadField("drain", "WRONG_TYPE", "must be true or false");
+  }
   if (request.has_param("drain_timeout") &&
       (!absl::SimpleAtod(request.get_param_value("drain_timeout"), &seconds) || !(seconds >= 0 && seconds <= 3600))) {
     status = BadField("drain_timeout", "OUT_OF_RANGE", "seconds from 0 to 3600");
@@ -121,6 +84,48 @@ Json StatusJson(Daemon& daemon) {
           {"generated_tokens_total", generated}};
 }
 
+// An engine of this daemon is registered by being started; one elsewhere cannot be, since nothing is proxied.
+void Register(Daemon& daemon, const httplib::Request& request, httplib::Response& response) {
+  Call call(daemon, "http", "RegisterEngine");
+  if (!OpenCall(call, request, true, response)) return;
+  absl::StatusOr<Json> body = ParseJson(request.body, "body");
+  absl::Status status =
+      body.ok() && body->is_object() ? absl::OkStatus() : BadField("body", "BAD_JSON", "must be an object");
+  if (status.ok()) {
+    absl::StatusOr<std::string> id = JsonString(*body, "engine_id", "");
+    absl::StatusOr<EngineRecord> record = daemon.engines().Get(id.ok() ? *id : "");
+    if (record.ok()) return SetJson(EngineJson(*record), response);
+    status = MakeError(absl::StatusCode::kUnimplemented, "REGISTER_UNSUPPORTED",
+                       "engines/register: only engines of this daemon are served; start one with POST engines");
+  }
+  call.SetStatus(status);
+  SetError(status, response);
+}
+
+// Forgets the engines that failed to start.
+void Prune(Daemon& daemon, const httplib::Request& request, httplib::Response& response) {
+  Call call(daemon, "http", "PruneEngines");
+  if (!OpenCall(call, request, false, response)) return;
+  Json pruned = Json::array();
+  for (const EngineRecord& record : daemon.engines().List()) {
+    if (record.info.state != "FAILED") continue;
+    if (!daemon.engines().Stop(record.info.engine_id, absl::Now()).ok()) continue;
+    daemon.metrics().RemoveGauges("engine", record.info.engine_id);
+    pruned.push_back(record.info.engine_id);
+  }
+  SetJson({{"pruned", pruned.size()}, {"engines", pruned}}, response);
+}
+
+// Every accelerator backend, present or not and why.
+Json GpuJson() {
+  Json gpus = Json::array(), absent = Json::array();
+  for (const Json& backend : BackendsJson()["backends"]) {
+    if (backend["name"] == "cpu") continue;
+    (backend.value("available", false) ? gpus : absent).push_back(backend);
+  }
+  return {{"available", !gpus.empty()}, {"gpus", gpus}, {"absent", absent}};
+}
+
 }  // namespace
 
 void AddManagementRoutes(Daemon& daemon, httplib::Server& server) {
@@ -141,6 +146,16 @@ void AddManagementRoutes(Daemon& daemon, httplib::Server& server) {
              });
   server.Post("/v1/management/engines", [&daemon](const httplib::Request& request, httplib::Response& response) {
     StartEngine(daemon, request, response);
+  });
+  server.Post(
+      "/v1/management/engines/register",
+      [&daemon](const httplib::Request& request, httplib::Response& response) { Register(daemon, request, response); });
+  server.Post("/v1/management/engines/prune", [&daemon](const httplib::Request& request, httplib::Response& response) {
+    Prune(daemon, request, response);
+  });
+  server.Get("/v1/management/gpu", [&daemon](const httplib::Request& request, httplib::Response& response) {
+    Call call(daemon, "http", "Gpu");
+    if (OpenCall(call, request, false, response)) SetJson(GpuJson(), response);
   });
   server.Delete(R"(/v1/management/engines/([A-Za-z0-9._-]+))",
                 [&daemon](const httplib::Request& request, httplib::Response& response) {

@@ -214,7 +214,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(const std::string& body, bool c
   SAGE_RETURN_IF_ERROR(ReadBool(json, "ignore_eos", &spec.ignore_eos));
   SAGE_RETURN_IF_ERROR(ReadBool(json, "stream", &out.stream));
   SAGE_RETURN_IF_ERROR(ReadBool(json, "echo", &out.echo));
-  if (out.echo) return BadField("echo", "UNSUPPORTED", "is not supported");
+  if (out.echo && chat) return BadField("echo", "UNSUPPORTED", "only /v1/completions repeats its prompt");
   if (Has(json, "stream_options") && json["stream_options"].is_object()) {
     SAGE_RETURN_IF_ERROR(ReadBool(json["stream_options"], "include_usage", &out.include_usage));
   }

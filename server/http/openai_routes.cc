@@ -1,5 +1,7 @@
 // /v1/models, /v1/completions and /v1/chat/completions: whole answers and server-sent events.
 #include <atomic>
+#include <map>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -9,12 +11,38 @@
 #include "server/convert_status.h"
 #include "server/daemon.h"
 #include "server/http/openai_request.h"
+#include "server/http/peer.h"
 #include "server/http/routes.h"
 #include "server/prompt.h"
 #include "server/services/call.h"
 
 namespace sage::server {
 namespace {
+
+constexpr size_t kMaxEventsWhole = 65536, kMaxEventsStream = 16384;
+
+// Threads are what limits HTTP: some are kept for probes, metrics and management, whatever the generations do.
+class Slot {
+ public:
+  explicit Slot(int http_threads) : taken_(++Count() <= http_threads - std::max(1, http_threads / 8)) {}
+  ~Slot() { --Count(); }
+  Slot(const Slot&) = delete;
+  Slot& operator=(const Slot&) = delete;
+  bool taken() const { return taken_; }
+
+ private:
+  static std::atomic<int>& Count() {
+    static std::atomic<int> count{0};
+    return count;
+  }
+  const bool taken_;
+};
+
+// A prompt that is repeated before its completions; the first token has no logprob.
+struct Echo {
+  std::string text;
+  std::vector<TokenRecord> tokens;
+};
 
 // The events of all prompts of one request, each under the choice number prompt * n + choice.
 struct Generation {
@@ -25,10 +53,15 @@ struct Generation {
   std::vector<std::shared_ptr<EventQueue>> queues;
   std::vector<std::shared_ptr<GenerationHandle>> handles;
   std::unique_ptr<Call> call;
+  std::unique_ptr<Slot> slot;
+  std::vector<Echo> echoes;           // one a prompt, when asked for
+  std::map<int, size_t> text_offset;  // bytes of text told so far, by choice
+  bool echoed = false;
   size_t open = 0;  // the queue being read; prompts are answered in order
   GenerationUsage usage;
   std::vector<std::string> role_sent;
   bool done = false;
+  const Echo* EchoOf(int choice) const { return echoes.empty() ? nullptr : &echoes[choice / request.spec.n]; }
 
   ~Generation() {
     for (const auto& handle : handles) handle->Cancel();  // no effect on one that ended
@@ -36,7 +69,8 @@ struct Generation {
   int Choice(const GenerationEvent& event) const { return static_cast<int>(open) * request.spec.n + event.choice; }
 };
 
-Json LogprobsJson(const Generation& generation, const std::vector<TokenRecord>& tokens) {
+// `no_first`: the first of the tokens has no logprob, because nothing stands before it.
+Json LogprobsJson(Generation& generation, int choice, const std::vector<TokenRecord>& tokens, bool no_first = false) {
   const TokenizerFiles* files = generation.engine->tokenizer();
   const auto text_of = [&](int32_t id) {
     const int32_t ids[] = {id};
@@ -63,14 +97,15 @@ Json LogprobsJson(const Generation& generation, const std::vector<TokenRecord>& 
     return {{"content", content}};
   }
   Json names = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
-  size_t offset = 0;
+  size_t& offset = generation.text_offset[choice];
   for (const TokenRecord& token : tokens) {
     const std::string text = text_of(token.id);
+    const bool none = no_first && names.empty();
     names.push_back(text);
-    values.push_back(token.logprob);
+    values.push_back(none ? Json(nullptr) : Json(token.logprob));
     Json top = Json::object();
     for (const TokenLogprob& other : token.top) top[other.token] = other.logprob;
-    tops.push_back(top);
+    tops.push_back(none ? Json(nullptr) : top);
     offsets.push_back(offset);
     offset += text.size();
   }
@@ -91,6 +126,31 @@ Json Envelope(const Generation& generation, bool chunk) {
   return {{"id", generation.id}, {"object", object}, {"created", generation.created}, {"model", generation.model}};
 }
 
+// The prompt as text, with the logprobs of its tokens where they were asked for.
+absl::StatusOr<Echo> MakeEcho(Generation& generation, const std::string* text, const std::vector<int32_t>& ids) {
+  Echo out;
+  if (text != nullptr) {
+    out.text = *text;
+  } else {
+    SAGE_ASSIGN_OR_RETURN(const TokenizerFiles* files, TokenizerOf(*generation.engine));
+    SAGE_ASSIGN_OR_RETURN(out.text, files->tokenizer->Decode(ids, true));
+  }
+  if (!generation.request.logprobs) return out;
+  out.tokens.push_back({ids[0], 0, {}});
+  if (ids.size() == 1) return out;
+  const int top = generation.request.spec.logprobs;
+  ScoreSpec spec;
+  spec.ids = ids;
+  spec.window = static_cast<int64_t>(ids.size());
+  spec.top = std::max(top, 1);
+  SAGE_ASSIGN_OR_RETURN(ScoreResult score, generation.engine->Score(spec, generation.call->cancel, nullptr));
+  for (ScorePosition& position : score.positions) {
+    if (top == 0) position.top.clear();
+    out.tokens.push_back({position.id, position.logprob, std::move(position.top)});
+  }
+  return out;
+}
+
 // Admits and submits every prompt; the first refusal cancels the others.
 absl::Status Begin(Daemon& daemon, Generation& generation) {
   OpenAiRequest& request = generation.request;
@@ -98,8 +158,17 @@ absl::Status Begin(Daemon& daemon, Generation& generation) {
   generation.model = generation.engine->info().engine_id;
   generation.call->SetEngine(generation.model);
   std::vector<std::vector<int32_t>> prompts = std::move(request.ids);
+  for (const std::vector<int32_t>& ids : prompts) {
+    if (!request.echo) break;
+    SAGE_ASSIGN_OR_RETURN(Echo echo, MakeEcho(generation, nullptr, ids));
+    generation.echoes.push_back(std::move(echo));
+  }
   for (const std::string& text : request.texts) {
     SAGE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodePrompt(*generation.engine, text, true));
+    if (request.echo) {
+      SAGE_ASSIGN_OR_RETURN(Echo echo, MakeEcho(generation, &text, ids));
+      generation.echoes.push_back(std::move(echo));
+    }
     prompts.push_back(std::move(ids));
   }
   if (request.chat) {
@@ -112,12 +181,13 @@ absl::Status Begin(Daemon& daemon, Generation& generation) {
     GenerateSpec spec = request.spec;
     spec.prompt_ids = std::move(prompt);
     spec.request_id = generation.call->request_id;
-    auto queue = std::make_shared<EventQueue>();
+    auto queue = std::make_shared<EventQueue>(request.stream ? kMaxEventsStream : kMaxEventsWhole);
     auto handle = generation.engine->Submit(std::move(spec), queue->Sink(queue));
     if (!handle.ok()) {
       daemon.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(handle.status())}}, 1);
       return handle.status();
     }
+    queue->SetHandle(*handle);
     generation.queues.push_back(std::move(queue));
     generation.handles.push_back(*std::move(handle));
   }
@@ -131,6 +201,10 @@ std::optional<GenerationEvent> NextEvent(Generation& generation, int* choice) {
   if (!event) return event;
   *choice = generation.Choice(*event);
   if (event->last) {
+    if (generation.queues[generation.open]->overflowed()) {
+      event->status = MakeError(absl::StatusCode::kResourceExhausted, "SLOW_READER",
+                                "the client reads slower than tokens are made and the stream's buffer is full");
+    }
     generation.usage.prompt_tokens += event->usage.prompt_tokens;
     generation.usage.completion_tokens += event->usage.completion_tokens;
     generation.usage.cached_tokens += event->usage.cached_tokens;
@@ -142,7 +216,7 @@ std::optional<GenerationEvent> NextEvent(Generation& generation, int* choice) {
 std::string ChunkText(Generation& generation, const GenerationEvent& event, int choice) {
   Json row = {{"index", choice}, {"finish_reason", nullptr}, {"logprobs", nullptr}};
   if (!event.finish_reason.empty()) row["finish_reason"] = event.finish_reason;
-  if (generation.request.logprobs) row["logprobs"] = LogprobsJson(generation, event.tokens);
+  if (generation.request.logprobs) row["logprobs"] = LogprobsJson(generation, choice, event.tokens);
   if (generation.request.chat) {
     Json delta = Json::object();
     if (generation.role_sent.size() <= static_cast<size_t>(choice)) generation.role_sent.resize(choice + 1);
@@ -158,9 +232,29 @@ std::string ChunkText(Generation& generation, const GenerationEvent& event, int 
   return absl::StrCat("data: ", DumpJson(chunk), "\n\n");
 }
 
+// The chunks that repeat the prompts, before anything else.
+std::string EchoChunks(Generation& generation) {
+  std::string out;
+  const int count = static_cast<int>(generation.echoes.size()) * generation.request.spec.n;
+  for (int choice = 0; choice < count; ++choice) {
+    const Echo& echo = *generation.EchoOf(choice);
+    Json row = {{"index", choice}, {"finish_reason", nullptr}, {"logprobs", nullptr}, {"text", echo.text}};
+    if (generation.request.logprobs) row["logprobs"] = LogprobsJson(generation, choice, echo.tokens, true);
+    Json chunk = Envelope(generation, true);
+    chunk["choices"] = Json::array({row});
+    if (generation.request.include_usage) chunk["usage"] = nullptr;
+    absl::StrAppend(&out, "data: ", DumpJson(chunk), "\n\n");
+  }
+  return out;
+}
+
 // One turn of the stream: waits for an event and writes it. False ends the connection.
 bool WriteTurn(const std::shared_ptr<Generation>& generation, httplib::DataSink& sink) {
   const auto send = [&](const std::string& text) { return sink.write(text.data(), text.size()); };
+  if (!std::exchange(generation->echoed, true) && !generation->echoes.empty() && !send(EchoChunks(*generation))) {
+    generation->call->SetStatus(absl::CancelledError("the client went away"));
+    return false;
+  }
   int choice = 0;
   std::optional<GenerationEvent> event = NextEvent(*generation, &choice);
   if (!event) {
@@ -188,10 +282,14 @@ bool WriteTurn(const std::shared_ptr<Generation>& generation, httplib::DataSink&
   return true;
 }
 
-Json ChoiceJson(const Generation& generation, int index, const std::string& text, const std::string& finish_reason,
-                const std::vector<TokenRecord>& tokens) {
+Json ChoiceJson(Generation& generation, int index, std::string text, const std::string& finish_reason,
+                std::vector<TokenRecord> tokens) {
   Json row = {{"index", index}, {"finish_reason", finish_reason}, {"logprobs", nullptr}};
-  if (generation.request.logprobs) row["logprobs"] = LogprobsJson(generation, tokens);
+  if (const Echo* echo = generation.EchoOf(index); echo != nullptr) {
+    text = echo->text + text;
+    tokens.insert(tokens.begin(), echo->tokens.begin(), echo->tokens.end());
+  }
+  if (generation.request.logprobs) row["logprobs"] = LogprobsJson(generation, index, tokens, generation.request.echo);
   if (generation.request.chat) {
     row["message"] = {{"role", "assistant"}, {"content", text}};
   } else {
@@ -200,13 +298,22 @@ Json ChoiceJson(const Generation& generation, int index, const std::string& text
   return row;
 }
 
-void AnswerWhole(Daemon& daemon, Generation& generation, httplib::Response& response) {
+void AnswerWhole(Generation& generation, const httplib::Request& http, httplib::Response& response) {
+  const PeerWatch peer(http);
+  absl::Time next_look = absl::Now();
   const size_t count = generation.queues.size() * static_cast<size_t>(generation.request.spec.n);
   std::vector<std::string> texts(count), reasons(count);
   std::vector<std::vector<TokenRecord>> tokens(count);
   while (!generation.done) {
     int choice = 0;
     std::optional<GenerationEvent> event = NextEvent(generation, &choice);
+    const bool look = absl::Now() >= next_look;
+    if (look) next_look = absl::Now() + absl::Milliseconds(100);
+    if (look && peer.gone()) {  // the handles are cancelled with the generation
+      const absl::Status gone = absl::CancelledError("the client went away");
+      generation.call->SetStatus(gone);
+      return SetError(gone, response);
+    }
     if (!event) continue;
     if (event->last && !event->status.ok()) {
       generation.call->SetStatus(event->status);
@@ -232,9 +339,14 @@ void Complete(Daemon& daemon, bool chat, const httplib::Request& http, httplib::
   auto generation = std::make_shared<Generation>();
   generation->call = std::make_unique<Call>(daemon, "http", chat ? "ChatCompletions" : "Completions");
   if (!OpenCall(*generation->call, http, true, response)) return;
+  generation->slot = std::make_unique<Slot>(daemon.config().http_threads);
   absl::StatusOr<OpenAiRequest> request = ParseOpenAiRequest(http.body, chat);
   absl::Status status = request.status();
-  if (request.ok()) {
+  if (!generation->slot->taken()) {
+    status = MakeError(absl::StatusCode::kResourceExhausted, "HTTP_BUSY",
+                       "as many generations run over HTTP as the daemon's http_threads allow; retry, or use gRPC");
+  }
+  if (status.ok()) {
     generation->request = *std::move(request);
     generation->created = absl::ToUnixSeconds(absl::Now());
     generation->id = NewId(chat ? "chatcmpl" : "cmpl");
@@ -244,13 +356,26 @@ void Complete(Daemon& daemon, bool chat, const httplib::Request& http, httplib::
     generation->call->SetStatus(status);
     return SetError(status, response);
   }
-  if (!generation->request.stream) return AnswerWhole(daemon, *generation, response);
+  if (!generation->request.stream) return AnswerWhole(*generation, http, response);
   response.set_header("Cache-Control", "no-cache");
   response.set_chunked_content_provider(
       "text/event-stream", [generation](size_t, httplib::DataSink& sink) { return WriteTurn(generation, sink); },
       [generation](bool) {  // also called when the client went away
         for (const auto& handle : generation->handles) handle->Cancel();
       });
+}
+
+Json ModelJson(const EngineRecord& record) {
+  return {{"id", record.info.engine_id},
+          {"object", "model"},
+          {"created", absl::ToUnixSeconds(record.info.started_at)},
+          {"owned_by", "sagequant"},
+          {"root", record.info.model},
+          {"max_model_len", record.info.max_model_len},
+          {"quantization", record.info.quantization},
+          {"kv_quant", record.info.kv_quant},
+          {"backend", record.info.backend},
+          {"chat", record.has_chat_template}};
 }
 
 }  // namespace
@@ -262,14 +387,25 @@ void AddOpenAiRoutes(Daemon& daemon, httplib::Server& server) {
     Json list = Json::array();
     for (const EngineRecord& record : daemon.engines().List()) {
       if (record.info.state != "RUNNING") continue;
-      list.push_back({{"id", record.info.engine_id},
-                      {"object", "model"},
-                      {"created", absl::ToUnixSeconds(record.info.started_at)},
-                      {"owned_by", "sagequant"},
-                      {"root", record.info.model},
-                      {"max_model_len", record.info.max_model_len}});
+      list.push_back(ModelJson(record));
     }
     SetJson({{"object", "list"}, {"data", list}}, response);
+  });
+  server.Get(R"(/v1/models/([A-Za-z0-9._-]+))",
+             [&daemon](const httplib::Request& request, httplib::Response& response) {
+               Call call(daemon, "http", "Model");
+               if (!OpenCall(call, request, false, response)) return;
+               absl::StatusOr<EngineRecord> record = daemon.engines().Get(request.matches[1]);
+               call.SetStatus(record.status());
+               record.ok() ? SetJson(ModelJson(*record), response) : SetError(record.status(), response);
+             });
+  server.Post("/v1/embeddings", [&daemon](const httplib::Request& request, httplib::Response& response) {
+    Call call(daemon, "http", "Embeddings");
+    if (!OpenCall(call, request, true, response)) return;
+    const absl::Status status = MakeError(absl::StatusCode::kUnimplemented, "EMBEDDINGS_UNSUPPORTED",
+                                          "/v1/embeddings: this daemon serves text generation only");
+    call.SetStatus(status);
+    SetError(status, response);
   });
   server.Post("/v1/completions", [&daemon](const httplib::Request& request, httplib::Response& response) {
     Complete(daemon, false, request, response);

@@ -152,7 +152,7 @@ Role RoleOfMethod(const std::string& method) {
       "WaitOperation",    "WatchOperation", "ServerLive",    "ServerReady",     "ModelReady",
       "ServerMetadata",   "ModelMetadata",  "ModelConfig",   "ModelStatistics", "RepositoryIndex",
       "Models",           "Model",          "Status",        "Backends",        "Logs",
-      "Metrics",          "LoadReport",     "GetLoad",       "Capabilities"};
+      "Metrics",          "LoadReport",     "GetLoad",       "Capabilities",    "Gpu"};
   static const auto* generate = new std::set<std::string>{
       "Generate",        "Chat",        "Score",      "Tokenize",         "Detokenize", "RenderChat",
       "ChatCompletions", "Completions", "ModelInfer", "ModelStreamInfer", "Embeddings", "Responses"};

@@ -111,7 +111,7 @@ class ExportReactor final : public grpc::ServerWriteReactor<pb::ExportArtifactRe
     message_.Clear();
     message_.set_file(name);
     message_.set_offset(offset_);
-    message_.set_file_bytes(size_);
+    message_.set_size_bytes(size_);
     offset_ += static_cast<int64_t>(data.size());
     message_.set_data(std::move(data));
     if (offset_ >= size_) {

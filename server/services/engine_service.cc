@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
@@ -67,8 +68,26 @@ class Service final : public pb::EngineService::CallbackService {
     return RunUnary(daemon_, context, "StopEngine", Lane::kSlow, Admission::kNotNeeded,
                     [=, this](Call& call) { return Stop(call, *request, response); });
   }
+  grpc::ServerUnaryReactor* ProfileEngine(grpc::CallbackServerContext* context, const pb::ProfileEngineRequest* request,
+                                          pb::EngineProfile* response) override {
+    return RunUnary(daemon_, context, "ProfileEngine", Lane::kSlow, Admission::kNeeded,
+                    [=, this](Call& call) { return Profile(call, *request, response); });
+  }
 
  private:
+  absl::Status Profile(Call& call, const pb::ProfileEngineRequest& request, pb::EngineProfile* response) {
+    call.SetEngine(request.engine_id());
+    SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<InferenceEngine> engine, daemon_.engines().Find(request.engine_id()));
+    ProfileSpec spec;
+    if (request.prompt() != 0) spec.prompt = request.prompt();
+    if (request.batch() != 0) spec.batch = request.batch();
+    if (request.steps() != 0) spec.steps = request.steps();
+    SAGE_ASSIGN_OR_RETURN(const EngineProfile profile, engine->Profile(spec, call.cancel));
+    response->set_engine_id(request.engine_id());
+    FillProfile(profile, response);
+    return absl::OkStatus();
+  }
+
   absl::Status Load(const pb::LoadModelRequest& request, pb::Model* response) {
     SAGE_ASSIGN_OR_RETURN(std::string path, daemon_.paths().ResolveModel(request.model()));
     SAGE_ASSIGN_OR_RETURN(ModelSummary summary, InspectModel(path));
@@ -112,7 +131,7 @@ class Service final : public pb::EngineService::CallbackService {
         }
       }
     }
-    if (request.no_wait()) return StartWithoutWaiting(request, response);
+    if (request.no_wait()) return StartWithoutWaiting(request, hash, response);
     SAGE_ASSIGN_OR_RETURN(EngineRecord record, StartEngineWithOperation(daemon_, request, call.cancel, nullptr));
     if (!request.request_id().empty()) {
       SAGE_RETURN_IF_ERROR(
@@ -122,14 +141,29 @@ class Service final : public pb::EngineService::CallbackService {
     return absl::OkStatus();
   }
 
-  absl::Status StartWithoutWaiting(const pb::StartEngineRequest& request, pb::Engine* response) {
+  // Answers with the operation once it exists, so that a client can watch it.
+  absl::Status StartWithoutWaiting(const pb::StartEngineRequest& request, const std::string& hash,
+                                   pb::Engine* response) {
     SAGE_ASSIGN_OR_RETURN(EngineSpec spec, ToEngineSpec(request, daemon_.paths()));
     SAGE_ASSIGN_OR_RETURN(const std::string id, daemon_.engines().Check(spec));
     auto copy = std::make_shared<pb::StartEngineRequest>(request);
     copy->set_engine_id(id);
-    const bool queued =
-        daemon_.Slow([this, copy] { (void)StartEngineWithOperation(daemon_, *copy, CancelToken(), nullptr); });
+    auto known = std::make_shared<absl::Notification>();
+    const bool queued = daemon_.Slow([this, copy, known] {
+      (void)StartEngineWithOperation(daemon_, *copy, CancelToken(),
+                                     [known](const std::string&, const std::string&) { known->Notify(); });
+      if (!known->HasBeenNotified()) known->Notify();  // it was there already, or cannot be
+    });
     if (!queued) return WorkersBusy();
+    known->WaitForNotificationWithTimeout(absl::Seconds(2));  // the other slow workers may all be busy
+    if (!request.request_id().empty()) {
+      SAGE_RETURN_IF_ERROR(daemon_.store().RecordRequest(request.request_id(), "start_engine", hash, id));
+    }
+    for (int i = 0; i < 100; ++i) {  // the operation's id reaches the table just after it is made
+      absl::StatusOr<EngineRecord> record = daemon_.engines().Get(id);
+      if (!record.ok() || !record->operation.empty() || record->info.state != "STARTING") break;
+      absl::SleepFor(absl::Milliseconds(1));
+    }
     response->set_engine_id(id);
     response->set_state(pb::ENGINE_STATE_STARTING);
     response->set_model(spec.model_name);

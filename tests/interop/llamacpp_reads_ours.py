@@ -22,7 +22,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "release" / "bin"
 PROMPTS = ["The capital of France is", "Once upon a time there was", "Water boils at a temperature of"]
-TOKENS = 24
+TOKENS = 16
 
 
 def sage(server, *arguments):
@@ -76,7 +76,9 @@ def llamacpp(path):
     params.n_ctx = 512
     params.n_parallel = 1
     params.warmup = False
-    params.cpuparams.n_threads = 2
+    params.fit_params = False
+    # One thread: llama.cpp's threads wait for each other by spinning, which a busy machine turns into minutes.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.verbosity = -1
     server = xllamacpp.Server(params)
     out = []

@@ -31,6 +31,8 @@ CASES = [
     ("fp8-a8", "compressed_tensors", ["--weight-dtype", "fp8", "--activation-dtype", "fp8"], 3e-2),
     ("nf4", "bitsandbytes", ["--weight-dtype", "nf4"], 1e-2),
     ("fp4", "bitsandbytes", ["--weight-dtype", "fp4"], 1e-2),
+    # LLM.int8 rounds activations to 8 bits too.
+    ("bnb-int8", "bitsandbytes", ["--weight-dtype", "int8", "--format", "bitsandbytes"], 3e-2),
     ("gptq", "gptqmodel", ["--weight-dtype", "int4", "--group-size", "64", "--format", "gptq"], 1e-2),
     ("awq", "gptqmodel", ["--weight-dtype", "int4", "--group-size", "64", "--asymmetric", "--format", "awq"], 1e-2),
 ]
@@ -56,7 +58,10 @@ def theirs(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    model = pathlib.Path(parser.parse_args().model).resolve()
+    parser.add_argument("--only", default="", help="names of cases, separated by commas")
+    arguments = parser.parse_args()
+    model = pathlib.Path(arguments.model).resolve()
+    wanted = [case for case in CASES if not arguments.only or case[0] in arguments.only.split(",")]
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
@@ -70,7 +75,7 @@ def main():
             server = json.loads(ports.read_text())["grpc"]
             ids = scratch / "ids.json"
             ids.write_text(json.dumps(IDS))
-            for name, package, flags, allowed in CASES:
+            for name, package, flags, allowed in wanted:
                 if importlib.util.find_spec(package) is None:
                     print(f"{name:14} not run: {package} is not installed")
                     continue

@@ -4,6 +4,7 @@
 Prints one line a violation and exits 1 when there is any. Exceptions are listed here, each with its reason.
 """
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -122,6 +123,11 @@ def check_no_private_names():
                 report(path, number, "names a path of one machine")
 
 
+def check_wire_reference():
+    run = subprocess.run([sys.executable, str(ROOT / "proto" / "make_readme.py"), "--check"], capture_output=True, text=True)
+    problems.extend(run.stdout.splitlines() or ([run.stderr] if run.returncode else []))
+
+
 for source in sorted(SOURCES):
     if source.is_file():
         content = source.read_text(errors="replace").split("\n")
@@ -132,6 +138,7 @@ for source in sorted(SOURCES):
             check_functions(source, content)
 check_plugins_have_tests()
 check_no_private_names()
+check_wire_reference()
 for problem in problems:
     print(problem)
 print(f"tidy: {len(SOURCES)} files, {len(problems)} problems")

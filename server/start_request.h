@@ -1,0 +1,18 @@
+// The JSON object that starts an engine: shared by POST /v1/management/engines and RepositoryModelLoad.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/base/json.h"
+#include "sage/quant/v1/engine.pb.h"
+
+namespace sage::server {
+
+// Fields of StartEngineRequest by their JSON names, and the names SAGE's gateway has for some of them (model_id,
+// engine_label, use_gpu, max_concurrent_requests). A field that would change what is started and is not supported is
+// INVALID_ARGUMENT (UNSUPPORTED) unless it says what is so anyway; an unknown field is INVALID_ARGUMENT
+// (UNKNOWN_FIELD).
+absl::StatusOr<quant::v1::StartEngineRequest> ParseStartRequest(const std::string& body);
+
+}  // namespace sage::server

@@ -1,0 +1,207 @@
+// The Open Inference Protocol in process, on a fake runtime: streams side by side, errors, cancel, slow readers; and
+// the JSON that starts an engine.
+#include <filesystem>
+#include <set>
+#include <thread>
+
+#include "engine/base/status.h"
+#include "fake_runtime.h"
+#include "grpcpp/grpcpp.h"
+#include "gtest/gtest.h"
+#include "inference/grpc_service.grpc.pb.h"
+#include "server/daemon.h"
+#include "server/grpc_server.h"
+#include "server/start_request.h"
+
+namespace sage::server {
+namespace {
+
+using inference::ModelInferRequest;
+using inference::ModelStreamInferResponse;
+
+class InferenceTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    top_ = testing::TempDir() + "/inference_test_" + testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::remove_all(top_);
+    std::filesystem::create_directories(top_ + "/root/m");
+    FakeEngine::step_us = 200;
+    FakeEngine::text_bytes = 0;
+    DaemonConfig config;
+    config.data_dir = top_ + "/data";
+    config.model_roots = {top_ + "/root"};
+    config.grpc_listen = *ParseListenAddress("127.0.0.1:0");
+    auto daemon = Daemon::Create(config, [](const RuntimeOptions&) { return std::make_unique<FakeRuntime>(); });
+    ASSERT_TRUE(daemon.ok()) << daemon.status();
+    daemon_ = *std::move(daemon);
+    auto server = GrpcServer::Start(*daemon_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    daemon_->SetReady();
+    EngineSpec spec;
+    spec.engine_id = "e";
+    spec.model = top_ + "/root/m";
+    const auto begun = [](const std::string&) { return std::string(); };
+    ASSERT_TRUE(daemon_->engines().Start(spec, begun, CancelToken(), [](const Progress&) {}).ok());
+    stub_ = inference::GRPCInferenceService::NewStub(
+        grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials()));
+  }
+  void TearDown() override {
+    if (daemon_) daemon_->StopWork(absl::Now());
+    if (server_) server_->Shutdown(absl::Now() + absl::Seconds(2));
+    server_ = nullptr;
+    daemon_ = nullptr;
+    std::filesystem::remove_all(top_);
+  }
+  static ModelInferRequest Ids(const std::string& id, int64_t max_tokens, const std::string& model = "e") {
+    ModelInferRequest request;
+    request.set_model_name(model);
+    request.set_id(id);
+    auto* input = request.add_inputs();
+    input->set_name("input_ids");
+    input->set_datatype("INT32");
+    input->add_shape(1);
+    input->mutable_contents()->add_int_contents(1);
+    (*request.mutable_parameters())["max_tokens"].set_int64_param(max_tokens);
+    return request;
+  }
+  void ExpectIdle() {
+    auto engine = FakeRuntime::last.lock();
+    for (int i = 0; i < 1000 && engine->running > 0; ++i) absl::SleepFor(absl::Milliseconds(2));
+    EXPECT_EQ(engine->running, 0);
+  }
+
+  std::string top_;
+  std::unique_ptr<Daemon> daemon_;
+  std::unique_ptr<GrpcServer> server_;
+  std::unique_ptr<inference::GRPCInferenceService::Stub> stub_;
+};
+
+TEST_F(InferenceTest, InferAnswersOnce) {
+  grpc::ClientContext context;
+  inference::ModelInferResponse response;
+  ModelInferRequest request = Ids("a", 5);
+  request.add_outputs()->set_name("output_ids");
+  request.add_outputs()->set_name("text_output");
+  const grpc::Status status = stub_->ModelInfer(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.id(), "a");
+  ASSERT_EQ(response.outputs_size(), 2);
+  EXPECT_EQ(response.outputs(0).contents().bytes_contents(0), "ttttt");
+  EXPECT_EQ(response.outputs(1).contents().int_contents_size(), 5);
+  EXPECT_EQ(response.parameters().at("finish_reason").string_param(), "length");
+}
+
+TEST_F(InferenceTest, HundredRequestsOfOneStreamRunSideBySide) {
+  grpc::ClientContext context;
+  auto stream = stub_->ModelStreamInfer(&context);
+  std::thread writer([&] {
+    for (int i = 0; i < 100; ++i) stream->Write(Ids(std::to_string(i), 20, i % 10 == 9 ? "nobody" : "e"));
+    stream->WritesDone();
+  });
+  std::map<std::string, int> tokens;
+  std::set<std::string> failed, finished;
+  ModelStreamInferResponse response;
+  while (stream->Read(&response)) {
+    const auto& infer = response.infer_response();
+    if (!response.error_message().empty()) {
+      EXPECT_NE(response.error_message().find("ENGINE_NOT_FOUND"), std::string::npos);
+      failed.insert(infer.id());
+      continue;
+    }
+    EXPECT_EQ(finished.count(infer.id()), 0u);
+    tokens[infer.id()] += static_cast<int>(infer.outputs(0).contents().bytes_contents(0).size());
+    if (infer.parameters().at("triton_final_response").bool_param()) finished.insert(infer.id());
+  }
+  writer.join();
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(failed.size(), 10u);
+  EXPECT_EQ(finished.size(), 90u);
+  for (const auto& [id, count] : tokens) EXPECT_EQ(count, 20) << id;
+}
+
+TEST_F(InferenceTest, ErrorsEndTheStreamWhenAskedTo) {
+  grpc::ClientContext context;
+  context.AddMetadata("triton_grpc_error", "true");
+  auto stream = stub_->ModelStreamInfer(&context);
+  stream->Write(Ids("long", 100000));
+  stream->Write(Ids("bad", 1, "nobody"));
+  ModelStreamInferResponse response;
+  while (stream->Read(&response)) EXPECT_TRUE(response.error_message().empty());
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::NOT_FOUND);
+  ExpectIdle();
+}
+
+TEST_F(InferenceTest, CancelAtAnyTimeFreesEverything) {
+  for (int delay_us : {0, 100, 500, 1000, 3000, 10000, 30000}) {
+    grpc::ClientContext context;
+    auto stream = stub_->ModelStreamInfer(&context);
+    for (int i = 0; i < 8; ++i) stream->Write(Ids(std::to_string(i), 100000));
+    absl::SleepFor(absl::Microseconds(delay_us));
+    context.TryCancel();
+    ModelStreamInferResponse response;
+    while (stream->Read(&response)) {
+    }
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    grpc::ClientContext unary;
+    unary.set_deadline(std::chrono::system_clock::now() + std::chrono::microseconds(delay_us + 500));
+    inference::ModelInferResponse answer;
+    EXPECT_EQ(stub_->ModelInfer(&unary, Ids("u", 100000), &answer).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  }
+  ExpectIdle();
+}
+
+TEST_F(InferenceTest, SlowReaderIsEnded) {
+  FakeEngine::step_us = 1;
+  FakeEngine::text_bytes = 64 << 10;
+  grpc::ClientContext context;
+  auto stream = stub_->ModelStreamInfer(&context);
+  stream->Write(Ids("a", 100000));
+  ExpectIdle();  // the buffer filled and the generation was cancelled, although nobody read
+  ModelStreamInferResponse response;
+  while (stream->Read(&response)) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(InferenceTest, DrainEndsStreams) {
+  grpc::ClientContext context;
+  auto stream = stub_->ModelStreamInfer(&context);
+  stream->Write(Ids("a", 100000));
+  ModelStreamInferResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  daemon_->BeginDrain();
+  daemon_->StopWork(absl::Now());
+  bool error = false;
+  stream->WritesDone();
+  while (stream->Read(&response)) error = error || !response.error_message().empty();
+  EXPECT_TRUE(error);
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+std::string Reason(const std::string& body) { return GetErrorReason(ParseStartRequest(body).status()).reason; }
+
+TEST(StartRequest, ReadsTheGatewaysWords) {
+  const auto request = ParseStartRequest(R"({"model_id": "m", "engine_label": "l", "use_gpu": false, "port": null,
+      "tensor_parallel_size": 1, "max_concurrent_requests": 7, "instance_type": "general", "finetune_output_dir": null,
+      "extra_args": [], "metadata": {"a": 1}})");
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->model(), "m");
+  EXPECT_EQ(request->engine_id(), "l");
+  EXPECT_EQ(request->backend(), "cpu");
+  EXPECT_EQ(request->max_queue_requests(), 7);
+}
+
+TEST(StartRequest, RefusesWhatItCannotDo) {
+  EXPECT_EQ(Reason("["), "BAD_JSON");
+  EXPECT_EQ(Reason("[]"), "BAD_JSON");
+  EXPECT_EQ(Reason(R"({"model": 1})"), "WRONG_TYPE");
+  EXPECT_EQ(Reason(R"({"max_seqs": 1.5})"), "WRONG_TYPE");
+  EXPECT_EQ(Reason(R"({"port": 1})"), "UNSUPPORTED");
+  EXPECT_EQ(Reason(R"({"finetune_epochs": 2})"), "UNSUPPORTED");
+  EXPECT_EQ(Reason(R"({"tensor_parallel_size": "two"})"), "UNSUPPORTED");
+  EXPECT_EQ(Reason(R"({"no_such": 2})"), "UNKNOWN_FIELD");
+}
+
+}  // namespace
+}  // namespace sage::server
