@@ -151,11 +151,10 @@ Role RoleOfMethod(const std::string& method) {
       "ListEngines",      "GetEngine",      "GetReport",     "GetOperation",    "ListOperations",
       "WaitOperation",    "WatchOperation", "ServerLive",    "ServerReady",     "ModelReady",
       "ServerMetadata",   "ModelMetadata",  "ModelConfig",   "ModelStatistics", "RepositoryIndex",
-      "Models",           "Model",          "Status",        "Backends",        "Logs",
-      "Metrics",          "LoadReport",     "GetLoad",       "Capabilities",    "Gpu"};
-  static const auto* generate = new std::set<std::string>{
-      "Generate",        "Chat",        "Score",      "Tokenize",         "Detokenize", "RenderChat",
-      "ChatCompletions", "Completions", "ModelInfer", "ModelStreamInfer", "Embeddings", "Responses"};
+      "Models",           "Model",          "Status",        "Backends",        "Gpu"};
+  static const auto* generate = new std::set<std::string>{"Generate",   "Chat",       "Score",           "Tokenize",
+                                                          "Detokenize", "RenderChat", "ChatCompletions", "Completions",
+                                                          "Embeddings", "ModelInfer", "ModelStreamInfer"};
   if (read->count(method) != 0) return Role::kRead;
   return generate->count(method) != 0 ? Role::kGenerate : Role::kAdmin;
 }

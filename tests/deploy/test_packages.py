@@ -57,6 +57,7 @@ def test_the_daemon_runs_from_the_deb_and_talks_to_systemd(tree, tmp_path):
     listener.bind(str(tmp_path / "notify"))
     listener.settimeout(30)
     (tmp_path / "tokens").write_text("tok-admin admin name=root\n")
+    (tmp_path / "token").write_text("tok-admin\n")
     unit = (tree / "usr/lib/systemd/system/sagequantd.service").read_text()
     command = re.search(r"^ExecStart=(.*)$", unit, re.M)[1]
     command = (command.replace("/usr/bin", f"{tree}/usr/bin").replace("/etc/sagequant", f"{tree}/etc/sagequant")
@@ -74,7 +75,7 @@ def test_the_daemon_runs_from_the_deb_and_talks_to_systemd(tree, tmp_path):
             messages.append(listener.recv(1000).decode())
         address = json.loads(ports.read_text())
         run = subprocess.run([tree / "usr/bin/sage", "llm", "engine", "list", "--json", "--server", address["grpc"], "--token-file",
-                              tmp_path / "tokens"], capture_output=True, text=True, timeout=30)
+                              tmp_path / "token"], capture_output=True, text=True, timeout=30)
         assert run.returncode == 0, run.stdout
         health = [*command[:1], "--health", "--http-listen"]
         assert subprocess.run([*health, address["http"]], env=environment, timeout=20).returncode == 0

@@ -99,3 +99,16 @@ def test_dashboards_have_no_overlaps_and_unique_ids():
                     assert (x, y) not in cells and x < 24, (path.name, panel["title"])
                     cells.add((x, y))
     assert (CHART / "files" / "dashboards" / "overview.json").read_text() == (DEPLOY / "grafana" / "overview.json").read_text()
+
+
+def test_every_method_has_a_role_on_purpose():
+    """server/security/tokens.cc names the methods of the lesser roles: each exists, and what only reads is not left to admin."""
+    text = (ROOT / "server" / "security" / "tokens.cc").read_text()
+    sets = [set(re.findall(r'"(\w+)"', part)) for part in re.findall(r"new std::set<std::string>\{(.*?)\};", text, re.S)]
+    assert len(sets) == 2 and not sets[0] & sets[1]
+    wire = "".join(path.read_text() for path in [*(ROOT / "proto").rglob("*.proto"), *(ROOT / "server" / "http").glob("*.cc")])
+    methods = set(re.findall(r"\brpc (\w+)", wire)) | set(re.findall(r'"http", "(\w+)"', wire))
+    methods |= set(sum(re.findall(r'chat \? "(\w+)" : "(\w+)"', wire), ()))
+    assert set.union(*sets) <= methods, set.union(*sets) - methods
+    reading = {m for m in methods if re.match(r"(List|Get|Watch|Wait)[A-Z]|.*(Metadata|Ready|Live|Index|Statistics)$", m)}
+    assert reading <= sets[0], reading - sets[0]
