@@ -18,6 +18,7 @@ class Conversation;
 class ConvertRequest;
 class ConvertResult;
 class Engine;
+class EngineProfile;
 class EvaluateRequest;
 class GenerationOptions;
 class GenerationUpdate;
