@@ -39,6 +39,8 @@ sage_build() {
     rm -f "$here/build-$preset.log.tmp"
     return 1
   }
+  # What one clone has compiled serves another on the same machine.
+  export CCACHE_BASEDIR="$here" CCACHE_NOHASHDIR=1
   mkdir -p "$here/build/$preset"
   mv "$here/build-$preset.log.tmp" "$here/build/$preset/configure.log"
   cmake --build "$here/build/$preset" -- -j "${SAGE_JOBS:-$(nproc)}" "$@"

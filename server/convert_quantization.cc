@@ -33,6 +33,13 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
   if (config.kv_include_size() > 4096) return BadField("kv_include", "TOO_MANY", "at most 4096 patterns");
   if (config.kv_exclude_size() > 4096) return BadField("kv_exclude", "TOO_MANY", "at most 4096 patterns");
   if (config.exclude_size() > 4096) return BadField("exclude", "TOO_MANY", "at most 4096 patterns");
+  if (config.overrides_size() > 1000) return BadField("overrides", "TOO_MANY", "at most 1000");
+  if (config.max_memory_bytes() < 0) {
+    return BadField("max_memory_bytes", "OUT_OF_RANGE", absl::StrCat("0 or bytes, got ", config.max_memory_bytes()));
+  }
+  if (config.tensor_parallel() < 0 || config.tensor_parallel() > 1024) {
+    return BadField("tensor_parallel", "OUT_OF_RANGE", absl::StrCat("must be 1..1024, got ", config.tensor_parallel()));
+  }
   if (!config.draft_mode().empty() && config.draft_mode() != "none") {
     return BadField("draft_mode", "UNSUPPORTED", absl::StrCat("must be none, got \"", config.draft_mode(), "\""));
   }
@@ -64,6 +71,9 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
   if (request.sequence_length() > 0) spec.sequence_length = request.sequence_length();
   spec.seed = request.seed();
   spec.exclude.assign(config.exclude().begin(), config.exclude().end());
+  spec.overrides.assign(config.overrides().begin(), config.overrides().end());
+  spec.max_memory = config.max_memory_bytes();
+  if (config.tensor_parallel() != 0) spec.tensor_parallel = config.tensor_parallel();
   spec.format = request.format();
   spec.output = request.output();
   return spec;
@@ -117,6 +127,9 @@ void FillCalibrateResult(const CalibrationResult& result, pb::CalibrateResult* o
   out->set_bits_per_weight(result.bits_per_weight);
   out->set_seconds(result.seconds);
   out->set_resumed(result.resumed);
+  out->set_estimated_bytes(result.estimated_bytes);
+  out->set_estimated_seconds(result.estimated_seconds);
+  out->set_spilled_bytes(result.spilled_bytes);
   for (const LayerResult& layer : result.layers) {
     auto* row = out->add_layers();
     row->set_name(layer.name);
@@ -146,6 +159,9 @@ Json CalibrateJson(const CalibrationResult& result, const std::string& operation
           {"bits_per_weight", result.bits_per_weight},
           {"seconds", result.seconds},
           {"resumed", result.resumed},
+          {"estimated_bytes", result.estimated_bytes},
+          {"estimated_seconds", result.estimated_seconds},
+          {"spilled_bytes", result.spilled_bytes},
           {"layers", layers}};
 }
 

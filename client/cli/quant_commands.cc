@@ -131,6 +131,23 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
           "Leave modules of this glob pattern alone (repeatable)")
       ->take_all()
       ->allow_extra_args(false);
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--override",
+          [&config](const std::vector<std::string>& v) {
+            for (const auto& s : v) config.add_overrides(s);
+          },
+          "PATTERN=key:value,... with bits, group_size, symmetric, exclude for the modules that match (repeatable)")
+      ->take_all()
+      ->allow_extra_args(false);
+  command
+      .add_option_function<uint64_t>(
+          "--max-memory", [&config](uint64_t v) { config.set_max_memory_bytes(static_cast<int64_t>(v)); },
+          "Memory that calibration may take: activations beyond it go to disk, more is refused (8G, 512M; 0 = no cap)")
+      ->transform(CLI::AsSizeValue(false));
+  command.add_option_function<int>(
+      "--tensor-parallel", [&config](int v) { config.set_tensor_parallel(v); },
+      "Check that the artifact can be cut into this many shards");
 }
 
 void AddCalibrate(CLI::App& quant, Context& context) {

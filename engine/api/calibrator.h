@@ -2,6 +2,7 @@
 // engine/calibrators/<name>.cc.
 #pragma once
 
+#include <array>
 #include <string_view>
 #include <vector>
 
@@ -18,6 +19,14 @@ struct InputStatistics {
   std::vector<float> mean_abs;  // [K] mean |x_j|
   std::vector<float> max_abs;   // [K] largest |x_j|
   std::vector<float> sample;    // [S, K] tokens at even strides, S <= 512
+  // Of the first and the second half of the tokens, where the unquantized model ran beside the quantized one (x_full
+  // is its input, r_full and r the sums that the layer's output is added to); else empty.
+  struct Half {
+    std::vector<float> gram;      // [K, K] sum x x^T
+    std::vector<float> shift;     // [K, K] sum (x_full - x) x^T
+    std::vector<float> residual;  // [N, K] sum (r_full - r) x^T, for layers that write the residual stream
+  };
+  std::array<Half, 2> halves;
 };
 
 // Layers that read one value, and how they will be stored.
@@ -39,6 +48,9 @@ struct CalibratorDef {
   // Scales, zeros and codes for weight [N, K] f32; an empty plan leaves them to the strategy's own rule.
   absl::StatusOr<LayerPlan> (*solve)(const InputStatistics& input, const TensorView& weight, const LinearSpec& spec,
                                      const LinearStrategyDef& strategy, ThreadPool& threads) = nullptr;
+  // The unquantized model runs beside the quantized one and `solve` gets weights that make up for the difference of the
+  // layer's inputs (engine/solvers/output_target.h).
+  bool compensates = false;
   // True when `solve` returns codes on the integer grid, so that only strategies that take such plans can serve it.
   bool integer_grid = false;
 };

@@ -46,6 +46,14 @@ class Checkpoint {
 
 struct LinearStrategyDef;
 
+// Modules of a folder that are stored otherwise than the rest, and what write_config says of such layers.
+struct MixedModules {
+  std::vector<std::string> modules;
+  LinearSpec spec;
+  const LinearStrategyDef* strategy = nullptr;
+  Json config;
+};
+
 struct CheckpointFormatDef {
   std::string_view name;  // "safetensors", "gguf", "compressed_tensors"
   std::string_view summary;
@@ -56,6 +64,8 @@ struct CheckpointFormatDef {
   // `ignored` stay dense. UNIMPLEMENTED when this format does not hold such layers. Null: the format is only read.
   absl::StatusOr<Json> (*write_config)(const LinearSpec& spec, const LinearStrategyDef& strategy,
                                        const std::vector<std::string>& ignored) = nullptr;
+  // Adds `mixed` to the config of the rest. Null: every layer of a folder must be stored alike.
+  absl::StatusOr<Json> (*merge_configs)(Json config, const std::vector<MixedModules>& mixed) = nullptr;
   std::string_view config_file = "";  // where that config is written too: "quantize_config.json"
 };
 

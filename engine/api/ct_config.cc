@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "engine/api/checkpoint_format.h"
 
 namespace sage {
@@ -80,6 +81,17 @@ absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const Linea
   std::vector<std::string> ignore = ignored;
   if (std::find(ignore.begin(), ignore.end(), "lm_head") == ignore.end()) ignore.push_back("lm_head");
   return Configuration(format, ignore, {{"group_0", group}});
+}
+
+absl::StatusOr<Json> MergeCompressedTensorsConfigs(Json config, const std::vector<MixedModules>& mixed) {
+  int next = 1;
+  for (const MixedModules& part : mixed) {
+    Json group = part.config["config_groups"]["group_0"];
+    group["targets"] = part.modules;
+    if (group["format"] != config["format"]) config["format"] = "mixed-precision";
+    config["config_groups"][absl::StrCat("group_", next++)] = std::move(group);
+  }
+  return config;
 }
 
 }  // namespace sage

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/api/checkpoint_format.h"
 #include "engine/api/linear_strategy.h"
 
 namespace sage {
@@ -19,5 +20,7 @@ Json CompressedTensorsKvScheme(bool floats, bool by_head);
 Json CompressedTensorsStaticActivations(bool floats, bool symmetric);
 // A folder of plain weights whose only quantized part is the KV cache.
 Json CompressedTensorsKvOnlyConfig(const Json& scheme);
+// One config group for each part, its modules named: readers prefer a name to the class "Linear" of group_0.
+absl::StatusOr<Json> MergeCompressedTensorsConfigs(Json config, const std::vector<MixedModules>& mixed);
 
 }  // namespace sage

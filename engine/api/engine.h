@@ -239,6 +239,10 @@ struct CalibrationSpec {
   std::string kv_scales;
   bool kv_asymmetric = false;
   int64_t kv_sink_tokens = 0;
+  int64_t max_memory = 0;            // bytes that the calibration may take beside the mapped model; 0 = no cap
+  int tensor_parallel = 1;           // shards that every layer must be cut into without splitting a group
+  // "PATTERN=key:value,...", later ones win: bits, group_size, symmetric or exclude of the modules that match.
+  std::vector<std::string> overrides;
   std::string format;    // "" = compressed_tensors
   std::string output;    // artifact folder (resolved)
   std::string work_dir;  // where the unfinished artifact lives; resumed when its spec matches
@@ -254,6 +258,9 @@ struct CalibrationResult {
   int64_t weight_bytes = 0, source_bytes = 0;
   double bits_per_weight = 0, seconds = 0;
   bool resumed = false;
+  // Said before the start: memory at the peak, time, and activations that were kept in a file.
+  int64_t estimated_bytes = 0, spilled_bytes = 0;
+  double estimated_seconds = 0;
   std::vector<LayerResult> layers;
 };
 

@@ -32,6 +32,25 @@ Json GptqQuantizationConfig(const LinearSpec& spec, int bits, const std::vector<
   return config;
 }
 
+absl::StatusOr<Json> MergeGptqConfigs(Json config, const std::vector<MixedModules>& mixed) {
+  for (const MixedModules& part : mixed) {
+    if (part.config["checkpoint_format"] != config["checkpoint_format"]) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "MIXED_SCHEMES_NOT_HELD",
+                       absl::StrCat("gptq: the zeros of one folder are all of one version (gptq for symmetric layers, "
+                                    "gptq_v2 for asymmetric ones), got both; override ",
+                                    part.modules.front(), " to the same symmetry or use --format compressed_tensors"));
+    }
+    for (const std::string& module : part.modules) {
+      config["dynamic"][absl::StrCat("+:^", absl::StrReplaceAll(module, {{".", "\\."}}), "$")] = {
+          {"bits", part.config["bits"]},
+          {"group_size", part.config["group_size"]},
+          {"desc_act", part.config["desc_act"]},
+          {"sym", part.config["sym"]}};
+    }
+  }
+  return config;
+}
+
 namespace linear_strategies {
 namespace {
 

@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/api/checkpoint_format.h"
 #include "engine/api/linear_strategy.h"
 #include "engine/quant/gptq_layout.h"
 
@@ -25,6 +26,9 @@ namespace sage {
 // What config.json's quantization_config (and quantize_config.json) must say of layers stored as above: the keys of
 // GPTQModel 7. `ignored` names modules that stay dense; they become exclusion rules under "dynamic".
 Json GptqQuantizationConfig(const LinearSpec& spec, int bits, const std::vector<std::string>& ignored);
+// One "dynamic" rule a module. INVALID_ARGUMENT where the rules cannot say it: symmetric and asymmetric layers in one
+// folder need one version of zeros.
+absl::StatusOr<Json> MergeGptqConfigs(Json config, const std::vector<MixedModules>& mixed);
 
 // How qzeros of such a layer are to be read.
 inline GptqZeros GptqZerosOf(const LinearSpec& spec) { return spec.symmetric ? GptqZeros::kV1 : GptqZeros::kV2; }

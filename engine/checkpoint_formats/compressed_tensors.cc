@@ -117,6 +117,7 @@ const CheckpointFormatDef kCompressedTensors = {
     .rank = 10,
     .recognize = Recognize,
     .open = Open,
-    .write_config = CompressedTensorsConfig};
+    .write_config = CompressedTensorsConfig,
+    .merge_configs = MergeCompressedTensorsConfigs};
 
 }  // namespace sage::checkpoint_formats

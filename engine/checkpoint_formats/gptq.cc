@@ -343,6 +343,7 @@ const CheckpointFormatDef kGptq = {
     .recognize = Recognize,
     .open = Open,
     .write_config = WriteConfig,
+    .merge_configs = MergeGptqConfigs,
     .config_file = kSideFile};
 
 }  // namespace sage::checkpoint_formats

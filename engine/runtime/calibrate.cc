@@ -13,11 +13,13 @@
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
+#include "engine/runtime/calibrate_estimate.h"
 #include "engine/runtime/calibrate_gguf.h"
 #include "engine/runtime/calibrate_plan.h"
 #include "engine/runtime/calibration_samples.h"
 #include "engine/runtime/gguf_scheme.h"
 #include "engine/runtime/layer_calibration.h"
+#include "engine/runtime/memory_limit.h"
 #include "engine/runtime/operations.h"
 
 namespace sage {
@@ -30,6 +32,7 @@ struct LinearRecord {
   int64_t parameters = 0;
   bool quantized = false;
   double output_error = 0;  // ||x dW|| / ||x W|| over the calibration tokens; 0 without activations
+  double compensation = 0;  // share taken of the correction for the layers before it; 0 without
   std::string folded_into;  // where its input's scales went; empty without
 };
 
@@ -47,9 +50,11 @@ std::string StoredSha256(const StoredLinear& stored) {
 }
 
 Json ToJson(const LinearRecord& record) {
-  return {{"name", record.result.name},     {"scheme", record.result.scheme},      {"error", record.result.error},
-          {"sha256", record.result.sha256}, {"bytes", record.result.bytes},        {"parameters", record.parameters},
-          {"quantized", record.quantized},  {"output_error", record.output_error}, {"folded_into", record.folded_into}};
+  return {{"name", record.result.name},          {"scheme", record.result.scheme},
+          {"error", record.result.error},        {"sha256", record.result.sha256},
+          {"bytes", record.result.bytes},        {"parameters", record.parameters},
+          {"quantized", record.quantized},       {"output_error", record.output_error},
+          {"compensation", record.compensation}, {"folded_into", record.folded_into}};
 }
 
 absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
@@ -62,6 +67,7 @@ absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
   SAGE_ASSIGN_OR_RETURN(record.parameters, JsonInt(json, "parameters", 0));
   SAGE_ASSIGN_OR_RETURN(record.quantized, JsonBool(json, "quantized", false));
   SAGE_ASSIGN_OR_RETURN(record.output_error, JsonDouble(json, "output_error", 0));
+  SAGE_ASSIGN_OR_RETURN(record.compensation, JsonDouble(json, "compensation", 0));
   SAGE_ASSIGN_OR_RETURN(record.folded_into, JsonString(json, "folded_into", ""));
   return record;
 }
@@ -90,8 +96,16 @@ class Calibration {
   absl::Status RunShards(const CancelToken& cancel, const ProgressFn& progress);
   absl::StatusOr<Json> Finish();
   bool resumed() const { return resumed_; }
+  // What the run will take; decides where activations lie. RESOURCE_EXHAUSTED when it passes spec.max_memory.
+  absl::Status Estimate();
+  void AddEstimate(CalibrationResult* result) const {
+    result->estimated_bytes = estimate_.peak_bytes();
+    result->estimated_seconds = estimated_seconds_;
+    result->spilled_bytes = estimate_.spill ? estimate_.activation_bytes : 0;
+  }
 
  private:
+  std::string SpillFolder() const { return estimate_.spill ? folder_ : ""; }
   std::string progress_path() const { return folder_ + ".progress.json"; }
   int64_t shard_count() const { return plan_.source->shard_count(); }
   void LoadProgress();
@@ -110,10 +124,19 @@ class Calibration {
   ThreadPool& threads_;
   std::string folder_;
   std::unique_ptr<FolderLock> lock_;
-  std::unique_ptr<LayerStream> stream_;  // only where texts run through the layers
+  CalibrationStreams streams_;  // only for methods that need activations
   std::vector<ShardProgress> done_;
+  CalibrationEstimate estimate_;
+  double estimated_seconds_ = 0;
   bool resumed_ = false;
 };
+
+absl::Status Calibration::Estimate() {
+  estimate_ = EstimateCalibration(plan_, spec_.samples, spec_.sequence_length);
+  SAGE_RETURN_IF_ERROR(FitIntoMemory(spec_.max_memory, AvailableMemory(), &estimate_));
+  estimated_seconds_ = estimate_.operations / std::max(1.0, MeasureOperationsRate(threads_));
+  return absl::OkStatus();
+}
 
 absl::Status Calibration::Prepare() {
   const std::string parent = fs::path(spec_.output).parent_path().string();
@@ -159,10 +182,12 @@ absl::Status Calibration::SaveProgress() const {
 }
 
 absl::Status Calibration::AddQuantized(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {
+  const LinearChoice choice = plan_.ChoiceOf(slot.name);
   SAGE_ASSIGN_OR_RETURN(const Tensor weight, plan_.source->Weight(slot, threads_));
   SAGE_ASSIGN_OR_RETURN(const LayerPlan layer,
-                        plan_.calibrator->solve({}, weight.view(), plan_.linear, *plan_.strategy, threads_));
-  SAGE_ASSIGN_OR_RETURN(StoredLinear quantized, plan_.strategy->quantize(weight.view(), plan_.linear, layer, threads_));
+                        plan_.calibrator->solve({}, weight.view(), choice.linear, *choice.strategy, threads_));
+  SAGE_ASSIGN_OR_RETURN(StoredLinear quantized,
+                        choice.strategy->quantize(weight.view(), choice.linear, layer, threads_));
   const auto stored = std::make_shared<StoredLinear>(std::move(quantized));
   SAGE_ASSIGN_OR_RETURN(const Tensor back, Dequantize(*stored));
   AddStored(slot, stored, RelativeError(weight, back, threads_), out, tensors);
@@ -182,7 +207,7 @@ void Calibration::AddStored(const LinearSlot& slot, const std::shared_ptr<Stored
 
 // A layer solved behind its quantized predecessors; norms and biases that folding changed replace the source's.
 absl::Status Calibration::AddCalibrated(int64_t shard, ShardProgress& out, std::vector<NamedTensor>& tensors) {
-  SAGE_ASSIGN_OR_RETURN(CalibratedLayer layer, CalibrateLayer(plan_, *stream_, shard, threads_));
+  SAGE_ASSIGN_OR_RETURN(CalibratedLayer layer, CalibrateLayer(plan_, streams_, shard, threads_));
   const auto replace = [&](NamedTensor& tensor) -> absl::Status {
     const auto it = layer.plain.find(tensor.name);
     if (it == layer.plain.end()) return absl::OkStatus();
@@ -201,6 +226,7 @@ absl::Status Calibration::AddCalibrated(int64_t shard, ShardProgress& out, std::
     } else {
       AddStored(slot, stored->second, layer.error[slot.name], out, tensors);
       out.linears.back().output_error = layer.output_error[slot.name];
+      out.linears.back().compensation = layer.strength[slot.name];
       out.linears.back().folded_into = layer.notes[slot.name];
     }
     SAGE_ASSIGN_OR_RETURN(NamedTensor bias, plan_.source->Bias(slot));
@@ -217,13 +243,20 @@ absl::Status Calibration::OpenStream(const CancelToken& cancel, const ProgressFn
   const absl::StatusOr<TokenizerFiles> files = LoadTokenizer(plan_.source->checkpoint().path());
   SAGE_ASSIGN_OR_RETURN(auto samples, ChooseSamples(dataset, files.ok() ? &*files : nullptr, spec_.samples,
                                                     spec_.sequence_length, spec_.seed));
-  SAGE_ASSIGN_OR_RETURN(stream_, LayerStream::Create(*plan_.source, std::move(samples), threads_, cancel));
+  if (plan_.calibrator->compensates) {
+    SAGE_ASSIGN_OR_RETURN(streams_.full, LayerStream::Create(*plan_.source, samples, threads_, cancel, SpillFolder()));
+  }
+  SAGE_ASSIGN_OR_RETURN(streams_.quantized,
+                        LayerStream::Create(*plan_.source, std::move(samples), threads_, cancel, SpillFolder()));
   const int64_t finished = std::min(static_cast<int64_t>(done_.size()), shard_count() - 1);
   for (int64_t layer = 0; layer < finished; ++layer) {
     if (progress) progress({absl::StrCat("resuming: layer ", layer), layer, shard_count(), "layers"});
     const std::string file = folder_ + "/" + done_[static_cast<size_t>(layer)].shard.file;
     SAGE_ASSIGN_OR_RETURN(const LayerWeights weights, ReadCalibratedLayer(plan_, file, layer, threads_));
-    SAGE_RETURN_IF_ERROR(stream_->Run(weights, layer));
+    SAGE_RETURN_IF_ERROR(streams_.quantized->Run(weights, layer));
+    if (streams_.full == nullptr) continue;
+    SAGE_ASSIGN_OR_RETURN(const LayerWeights source, LoadLayerWeights(*plan_.source, layer, threads_));
+    SAGE_RETURN_IF_ERROR(streams_.full->Run(source, layer));
   }
   return absl::OkStatus();
 }
@@ -252,7 +285,7 @@ absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
   ShardProgress out;
   SAGE_ASSIGN_OR_RETURN(std::vector<NamedTensor> tensors, plan_.source->PlainTensors(shard, threads_));
   for (const NamedTensor& tensor : tensors) out.source_bytes += static_cast<int64_t>(tensor.view.bytes);
-  if (stream_ != nullptr && shard + 1 < shard_count()) {
+  if (streams_.quantized != nullptr && shard + 1 < shard_count()) {
     SAGE_RETURN_IF_ERROR(AddCalibrated(shard, out, tensors));
     SAGE_ASSIGN_OR_RETURN(out.shard, WriteShard(folder_, ShardFileName(shard, shard_count()), std::move(tensors)));
     return out;
@@ -271,6 +304,10 @@ absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
 
 absl::Status Calibration::RunShards(const CancelToken& cancel, const ProgressFn& progress) {
   const int64_t total = shard_count();
+  if (progress) {
+    progress({absl::StrCat("estimate: ", EstimateText(estimate_, estimated_seconds_)),
+              static_cast<int64_t>(done_.size()), total, "layers"});
+  }
   if (plan_.needs_stream() && static_cast<int64_t>(done_.size()) + 1 < total) {
     SAGE_RETURN_IF_ERROR(OpenStream(cancel, progress));
   }
@@ -299,12 +336,13 @@ Json Calibration::Manifest(const Json& side_files) const {
       if (!record.quantized) continue;
       quantized_bytes += record.result.bytes;
       quantized_parameters += record.parameters;
+      const LinearChoice choice = plan_.ChoiceOf(record.result.name);
       bindings.push_back({{"operator", record.result.name},
                           {"strategy", record.result.scheme},
-                          {"weight_bits", plan_.strategy->weight_bits},
-                          {"activation_bits", plan_.strategy->activation_bits},
-                          {"group_size", plan_.linear.group_size},
-                          {"symmetric", plan_.linear.symmetric}});
+                          {"weight_bits", choice.strategy->weight_bits},
+                          {"activation_bits", choice.strategy->activation_bits},
+                          {"group_size", choice.linear.group_size},
+                          {"symmetric", choice.linear.symmetric}});
     }
   }
   const Checkpoint& source = plan_.source->checkpoint();
@@ -413,11 +451,13 @@ absl::StatusOr<CalibrationResult> CalibrateModel(const CalibrationSpec& spec, Th
                      absl::StrCat("output: ", spec.output, " is there already and holds something else"));
   }
   Calibration calibration(spec, std::move(plan), threads);
+  SAGE_RETURN_IF_ERROR(calibration.Estimate());
   SAGE_RETURN_IF_ERROR(calibration.Prepare());
   SAGE_RETURN_IF_ERROR(calibration.RunShards(cancel, progress));
   SAGE_ASSIGN_OR_RETURN(const Json manifest, calibration.Finish());
   SAGE_ASSIGN_OR_RETURN(CalibrationResult result, ResultOf(spec, manifest));
   result.resumed = calibration.resumed();
+  calibration.AddEstimate(&result);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return result;
 }

@@ -11,8 +11,10 @@
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
+#include "engine/runtime/calibrate_overrides.h"
 #include "engine/runtime/dataset.h"
 #include "engine/runtime/output_format.h"
+#include "engine/runtime/tensor_parallel_check.h"
 
 namespace sage {
 namespace {
@@ -40,6 +42,9 @@ absl::Status CheckNumbers(const CalibrationSpec& spec) {
   if (spec.sequence_length < 1 || spec.sequence_length > 1'048'576) {
     return Invalid("BAD_SEQUENCE_LENGTH",
                    absl::StrCat("sequence_length: must be in [1, 1048576], got ", spec.sequence_length));
+  }
+  if (spec.max_memory < 0) {
+    return Invalid("BAD_MAX_MEMORY", absl::StrCat("max_memory: must be 0 (no cap) or bytes, got ", spec.max_memory));
   }
   if (spec.exclude.size() > 1000) return Invalid("TOO_MANY_PATTERNS", "exclude: at most 1000 patterns");
   return absl::OkStatus();
@@ -237,6 +242,7 @@ Json CanonicalSpec(const CalibrationSpec& spec, const CalibrationPlan& plan) {
           {"activation_asymmetric", plan.activation_asymmetric},
           {"range", {{"rule", static_cast<int>(plan.range.rule)}, {"percentile", plan.range.percentile}}},
           {"ignored", plan.ignored},
+          {"overrides", OverridesRecord(plan)},
           {"format", std::string(plan.format->name)},
           {"dataset", plan.dataset},
           {"samples", spec.samples},
@@ -293,6 +299,11 @@ bool CalibrationPlan::Quantizes(const LinearSlot& slot) const {
   return std::find(ignored.begin(), ignored.end(), slot.name) == ignored.end();
 }
 
+LinearChoice CalibrationPlan::ChoiceOf(std::string_view module) const {
+  const auto it = overrides.find(module);
+  return it != overrides.end() ? it->second : LinearChoice{strategy, linear, act_order};
+}
+
 namespace {
 
 // Static 8-bit activations are one scale of each linear's input, in compressed-tensors' words.
@@ -325,7 +336,9 @@ absl::Status PlanActivations(const CalibrationSpec& spec, CalibrationPlan& plan)
 
 // Everything about the weights: which, to what, in which groups, stored how.
 absl::Status PlanLinears(const CalibrationSpec& spec, CalibrationPlan& plan) {
+  SAGE_ASSIGN_OR_RETURN(const std::vector<LinearOverride> overrides, ParseOverrides(spec.overrides));
   SAGE_ASSIGN_OR_RETURN(plan.ignored, ResolveExclude(plan.source->linears(), spec.exclude));
+  ExcludeOverridden(overrides, plan.source->linears(), &plan.ignored);
   std::vector<LinearSlot> slots;
   for (const LinearSlot& slot : plan.source->linears()) {
     if (plan.Quantizes(slot)) slots.push_back(slot);
@@ -340,8 +353,13 @@ absl::Status PlanLinears(const CalibrationSpec& spec, CalibrationPlan& plan) {
   SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ResolveScaleDType(spec.scale_precision, plan, slots[0]));
   SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,
                         ResolveGroupSize(*plan.strategy, plan.linear, slots, spec.group_size, spec.group_size_auto));
+  SAGE_ASSIGN_OR_RETURN(plan.overrides, ResolveOverrides(overrides, plan, slots));
+  SAGE_RETURN_IF_ERROR(CheckTensorParallel(plan, slots, spec.tensor_parallel));
+  slots.erase(std::remove_if(slots.begin(), slots.end(),
+                             [&](const LinearSlot& slot) { return plan.overrides.count(slot.name) > 0; }),
+              slots.end());
   SAGE_RETURN_IF_ERROR(CheckAll(*plan.strategy, plan.linear, slots));
-  SAGE_ASSIGN_OR_RETURN(plan.quantization_config, plan.format->write_config(plan.linear, *plan.strategy, plan.ignored));
+  SAGE_ASSIGN_OR_RETURN(plan.quantization_config, MixedQuantizationConfig(plan));
   SAGE_RETURN_IF_ERROR(PlanActivations(spec, plan));
   const Json scheme = plan.kv.Scheme();
   if (plan.format->name == "compressed_tensors") plan.quantization_config["kv_cache_scheme"] = scheme;

@@ -2,6 +2,7 @@
 // hashed.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,20 @@
 
 namespace sage {
 
+// How one linear layer is stored.
+struct LinearChoice {
+  const LinearStrategyDef* strategy = nullptr;
+  LinearSpec linear;       // group size resolved
+  bool act_order = false;  // asked of the solver; linear.act_order says whether g_idx is stored
+
+  // What the solver is asked for.
+  LinearSpec Asked() const {
+    LinearSpec out = linear;
+    out.act_order = act_order;
+    return out;
+  }
+};
+
 struct CalibrationPlan {
   std::unique_ptr<ArtifactSource> source;
   const LinearStrategyDef* strategy = nullptr;
@@ -27,7 +42,8 @@ struct CalibrationPlan {
   bool activation_asymmetric = false;
   KvCalibration kv;
   const CheckpointFormatDef* format = nullptr;
-  Json quantization_config;          // of config.json
+  Json quantization_config;                                    // of config.json
+  std::map<std::string, LinearChoice, std::less<>> overrides;  // modules that are stored otherwise than the rest
   std::vector<std::string> ignored;  // modules that stay as they are: lm_head and what `exclude` names
   Json dataset;                      // {name, sha256, kind, entries} or null
   std::string source_sha256;
@@ -35,6 +51,7 @@ struct CalibrationPlan {
   std::string spec_hash;  // sha256 of `spec`
 
   bool Quantizes(const LinearSlot& slot) const;
+  LinearChoice ChoiceOf(std::string_view module) const;
   // Whether the texts must run through the layers.
   bool needs_stream() const { return calibrator->needs_activations || static_activations || kv.calibrates; }
 };

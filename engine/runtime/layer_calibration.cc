@@ -9,6 +9,7 @@
 #include "engine/runtime/layer_calibration.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -16,8 +17,10 @@
 #include "engine/base/status.h"
 #include "engine/quant/fp8.h"
 #include "engine/quant/integer_grid.h"
+#include "engine/runtime/layer_statistics.h"
 #include "engine/solvers/activation_range.h"
 #include "engine/solvers/dense_algebra.h"
+#include "engine/solvers/output_target.h"
 #include "engine/solvers/scale_search.h"
 #include "engine/tensor/float_convert.h"
 #include "engine/tensor/safetensors_file.h"
@@ -25,7 +28,9 @@
 namespace sage {
 namespace {
 
-constexpr int64_t kSampleRows = 512;
+// Shares of the mean diagonal that are tried in the least squares of compensated weights: from GPTQ's to one that moves
+// weights along the strongest directions of the input only, which is all that a few thousand tokens can say.
+constexpr double kTargetDamps[] = {0.01, 0.1, 1.0};
 
 std::string ModuleName(int64_t layer, std::string_view kind) {
   const bool attention = kind == "q_proj" || kind == "k_proj" || kind == "v_proj" || kind == "o_proj";
@@ -36,57 +41,53 @@ std::string NormName(int64_t layer, bool input) {
   return absl::StrCat("model.layers.", layer, input ? ".input_layernorm.weight" : ".post_attention_layernorm.weight");
 }
 
-// Sums over the rows that a stage shows.
-class StatisticsSum {
- public:
-  StatisticsSum(int64_t K, int64_t tokens, ThreadPool& threads)
-      : K_(K),
-        stride_(std::max<int64_t>(1, (tokens + kSampleRows - 1) / kSampleRows)),
-        gram_(K),
-        magnitude_(K),
-        threads_(threads) {}
-
-  absl::Status Add(const float* x, int64_t M) {
-    SAGE_RETURN_IF_ERROR(magnitude_.Add(x, M, K_, threads_));  // refuses values that are not finite
-    gram_.Add(x, M, threads_);
-    for (int64_t m = 0; m < M; ++m, ++seen_) {
-      if (seen_ % stride_ == 0) sample_.insert(sample_.end(), x + m * K_, x + (m + 1) * K_);
-    }
-    return absl::OkStatus();
+// The linear layers that read an input.
+absl::Span<const std::string_view> ReadersOf(LayerInput input) {
+  static constexpr std::string_view kOfAttention[] = {"q_proj", "k_proj", "v_proj"}, kOfAttended[] = {"o_proj"},
+                                    kOfMlp[] = {"gate_proj", "up_proj"}, kOfProduct[] = {"down_proj"};
+  switch (input) {
+    case LayerInput::kAttention:
+      return kOfAttention;
+    case LayerInput::kAttended:
+      return kOfAttended;
+    case LayerInput::kMlp:
+      return kOfMlp;
+    case LayerInput::kProduct:
+      return kOfProduct;
   }
-  InputStatistics Take() {
-    return {K_, seen_, gram_.Matrix<float>(threads_), magnitude_.Mean(), magnitude_.Max(), std::move(sample_)};
-  }
-
- private:
-  int64_t K_, stride_, seen_ = 0;
-  GramSum gram_;
-  InputMagnitude magnitude_;
-  std::vector<float> sample_;
-  ThreadPool& threads_;
-};
+  return {};
+}
 
 class LayerWork {
  public:
-  LayerWork(const CalibrationPlan& plan, LayerStream& stream, int64_t layer, ThreadPool& threads)
-      : plan_(plan), stream_(stream), layer_(layer), threads_(threads) {}
+  LayerWork(const CalibrationPlan& plan, CalibrationStreams& streams, int64_t layer, ThreadPool& threads)
+      : plan_(plan),
+        stream_(*streams.quantized),
+        full_{streams.full.get(), &source_},
+        layer_(layer),
+        threads_(threads) {}
 
   absl::StatusOr<CalibratedLayer> Run() {
     SAGE_ASSIGN_OR_RETURN(out_.weights, LoadLayerWeights(*plan_.source, layer_, threads_));
+    if (full_.stream != nullptr) {
+      SAGE_ASSIGN_OR_RETURN(source_, LoadLayerWeights(*plan_.source, layer_, threads_));
+    }
     LayerWeights& w = out_.weights;
     const bool folds = plan_.calibrator->choose_scales != nullptr;
-    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.input_norm, true, {"q_proj", "k_proj", "v_proj"}));
-    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("v_proj", "o_proj"));
-    SAGE_RETURN_IF_ERROR(
-        Solve({"q_proj", "k_proj", "v_proj"}, [&](auto visit) { return stream_.VisitAttentionInputs(w, visit); }));
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.input_norm, LayerInput::kAttention));
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("v_proj", LayerInput::kAttended));
+    SAGE_RETURN_IF_ERROR(Solve(LayerInput::kAttention));
     SAGE_RETURN_IF_ERROR(RunAttention());
-    SAGE_RETURN_IF_ERROR(Solve({"o_proj"}, [&](auto visit) { return stream_.VisitAttended(visit); }));
+    if (full_.stream != nullptr) SAGE_RETURN_IF_ERROR(full_.stream->RunAttention(source_, layer_));
+    SAGE_RETURN_IF_ERROR(Solve(LayerInput::kAttended));
     SAGE_RETURN_IF_ERROR(stream_.AddAttention(w));
-    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.post_norm, false, {"gate_proj", "up_proj"}));
-    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("up_proj", "down_proj"));
-    SAGE_RETURN_IF_ERROR(Solve({"gate_proj", "up_proj"}, [&](auto visit) { return stream_.VisitMlpInputs(w, visit); }));
-    SAGE_RETURN_IF_ERROR(Solve({"down_proj"}, [&](auto visit) { return stream_.VisitProducts(w, visit); }));
+    if (full_.stream != nullptr) SAGE_RETURN_IF_ERROR(full_.stream->AddAttention(source_));
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.post_norm, LayerInput::kMlp));
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("up_proj", LayerInput::kProduct));
+    SAGE_RETURN_IF_ERROR(Solve(LayerInput::kMlp));
+    SAGE_RETURN_IF_ERROR(Solve(LayerInput::kProduct));
     SAGE_RETURN_IF_ERROR(stream_.AddMlp(w));
+    if (full_.stream != nullptr) SAGE_RETURN_IF_ERROR(full_.stream->AddMlp(source_));
     return std::move(out_);
   }
 
@@ -114,23 +115,23 @@ class LayerWork {
     return plan_.Quantizes(slot);
   }
 
-  // `range` sees the values too, where it is given.
-  template <typename Visit>
-  absl::StatusOr<InputStatistics> Collect(int64_t K, const Visit& stage, RangeObserver* range = nullptr) {
-    StatisticsSum sum(K, stream_.tokens(), threads_);
-    const absl::Status status = stage([&](const float* x, int64_t M) {
-      if (range != nullptr) SAGE_RETURN_IF_ERROR(range->Add(x, M * K));
-      return sum.Add(x, M);
-    });
-    if (!status.ok()) return Annotate(status, absl::StrCat("model.layers.", layer_));
-    return sum.Take();
+  absl::StatusOr<InputStatistics> Collect(LayerInput input, bool solving) {
+    StatisticsRequest request;
+    request.input = input;
+    request.folded = &folded_[static_cast<size_t>(input)];
+    request.shifts = solving;
+    request.residual = input == LayerInput::kAttended || input == LayerInput::kProduct;
+    absl::StatusOr<InputStatistics> out = CollectStatistics(stream_, out_.weights, full_, request, threads_);
+    if (!out.ok()) return Annotate(out.status(), absl::StrCat("model.layers.", layer_));
+    return out;
   }
 
   absl::StatusOr<std::vector<float>> ChooseScales(const InputStatistics& input,
-                                                  const std::vector<std::string_view>& kinds) {
+                                                  absl::Span<const std::string_view> kinds) {
     std::vector<TensorView> weights;
     for (const std::string_view kind : kinds) weights.push_back(Linear(kind).weight.view());
-    auto scales = plan_.calibrator->choose_scales({input, weights, plan_.linear, *plan_.strategy}, threads_);
+    const LinearChoice choice = plan_.ChoiceOf(ModuleName(layer_, kinds[0]));
+    auto scales = plan_.calibrator->choose_scales({input, weights, choice.linear, *choice.strategy}, threads_);
     if (!scales.ok()) return Annotate(scales.status(), ModuleName(layer_, kinds[0]));
     return scales;
   }
@@ -142,15 +143,13 @@ class LayerWork {
     }
   }
 
-  absl::Status FoldIntoNorm(std::vector<float>* norm, bool attention, const std::vector<std::string_view>& kinds) {
+  absl::Status FoldIntoNorm(std::vector<float>* norm, LayerInput place) {
+    const absl::Span<const std::string_view> kinds = ReadersOf(place);
     for (const std::string_view kind : kinds) {
       if (!Quantizes(kind)) return absl::OkStatus();
     }
-    const LayerWeights& w = out_.weights;
-    const auto stage = [&](auto visit) {
-      return attention ? stream_.VisitAttentionInputs(w, visit) : stream_.VisitMlpInputs(w, visit);
-    };
-    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(static_cast<int64_t>(norm->size()), stage));
+    const bool attention = place == LayerInput::kAttention;
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(place, false));
     SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, kinds));
     for (size_t j = 0; j < norm->size(); ++j) {
       const float before = (*norm)[j], after = RoundToDType(before / scales[j], plan_.source->float_dtype());
@@ -164,6 +163,7 @@ class LayerWork {
       out_.notes[ModuleName(layer_, kind)] = attention ? "input_layernorm" : "post_attention_layernorm";
     }
     out_.plain[NormName(layer_, attention)] = *norm;
+    folded_[static_cast<size_t>(place)] = std::move(scales);
     return absl::OkStatus();
   }
 
@@ -184,7 +184,8 @@ class LayerWork {
     }
     const TensorView weight = Linear("o_proj").weight.view();
     const int64_t N = weight.dim(0), K = weight.dim(1);
-    const GridSpec grid = GridOf(plan_.linear, *plan_.strategy);
+    const LinearChoice choice = plan_.ChoiceOf(ModuleName(layer_, "o_proj"));
+    const GridSpec grid = GridOf(choice.linear, *choice.strategy);
     SAGE_ASSIGN_OR_RETURN(const auto scaled, FakeQuantize(FloatsOf(weight), N, K, *scales, grid, threads_));
     SAGE_ASSIGN_OR_RETURN(const auto plain, FakeQuantize(FloatsOf(weight), N, K, {}, grid, threads_));
     if (GramError(scaled, FloatsOf(weight), input.gram, N, K, threads_) >=
@@ -195,17 +196,13 @@ class LayerWork {
   }
 
   // v -> o and up -> down: the producer's rows are divided.
-  absl::Status FoldIntoRows(std::string_view producer, std::string_view consumer) {
+  absl::Status FoldIntoRows(std::string_view producer, LayerInput place) {
+    const std::string_view consumer = ReadersOf(place)[0];
     if (!Quantizes(producer) || !Quantizes(consumer)) return absl::OkStatus();
-    const bool attention = producer == "v_proj";
-    const LayerWeights& w = out_.weights;
-    if (attention) SAGE_RETURN_IF_ERROR(stream_.RunAttention(w, layer_));
-    const auto stage = [&](auto visit) {
-      return attention ? stream_.VisitAttended(visit) : stream_.VisitProducts(w, visit);
-    };
-    const int64_t K = Linear(consumer).weight.shape()[1];
-    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(K, stage));
-    SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, {consumer}));
+    const bool attention = place == LayerInput::kAttended;
+    if (attention) SAGE_RETURN_IF_ERROR(stream_.RunAttention(out_.weights, layer_));
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(place, false));
+    SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, {&consumer, 1}));
     if (attention) SAGE_RETURN_IF_ERROR(ShareOverHeads(input, &scales));
     MultiplyColumns(Linear(consumer).weight, scales);
     LayerWeights::Linear& rows = Linear(producer);
@@ -221,21 +218,24 @@ class LayerWork {
     }
     if (!rows.bias.empty()) out_.plain[ModuleName(layer_, producer) + ".bias"] = rows.bias;
     out_.notes[ModuleName(layer_, consumer)] = std::string(producer);
+    folded_[static_cast<size_t>(place)] = std::move(scales);
     return absl::OkStatus();
   }
 
-  template <typename Visit>
-  absl::Status Solve(const std::vector<std::string_view>& kinds, const Visit& stage) {
+  absl::Status Solve(LayerInput place) {
+    const absl::Span<const std::string_view> kinds = ReadersOf(place);
     if (std::none_of(kinds.begin(), kinds.end(), [&](std::string_view kind) { return Quantizes(kind); })) {
       return absl::OkStatus();
     }
     // An 8-bit float keeps its relative precision whatever the scale: cutting its range by error would gain nothing.
     const bool floats = plan_.strategy->weight_dtype == "fp8";
     RangeObserver range(floats ? RangeSpec{} : plan_.range);
-    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(Linear(kinds[0]).weight.shape()[1], stage,
-                                                               plan_.static_activations ? &range : nullptr));
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(place, true));
     StaticGrid grid;  // no scale: activations are dynamic
     if (plan_.static_activations) {
+      const int64_t K = Linear(kinds[0]).weight.shape()[1];
+      SAGE_RETURN_IF_ERROR(
+          stream_.Visit(place, out_.weights, [&](const float* x, int64_t M) { return range.Add(x, M * K); }));
       SAGE_ASSIGN_OR_RETURN(const ActivationRange found, range.Solve());
       const DType dtype = plan_.linear.scale_dtype;
       grid = GridOfRange(found, !plan_.activation_asymmetric, dtype);
@@ -268,15 +268,40 @@ class LayerWork {
     return absl::OkStatus();
   }
 
+  // The weights that make up for what the quantized layers before this one have changed, in place of its own.
+  absl::Status Compensate(std::string_view kind, const InputStatistics& input) {
+    if (full_.stream == nullptr) return absl::OkStatus();
+    Tensor& weight = Linear(kind).weight;
+    const int64_t N = weight.shape()[0], K = weight.shape()[1];
+    std::array<std::vector<float>, 2> cross;  // [N, K] what the outputs lack, times x^T
+    for (size_t i = 0; i < 2; ++i) {
+      cross[i] = input.halves[i].residual;
+      cross[i].resize(static_cast<size_t>(N * K));
+      GemmSpec<float> product;
+      product.rows = N;
+      product.columns = product.depth = K;
+      product.a = {weight.as<float>(), K, 1};
+      product.b = {input.halves[i].shift.data(), K, 1};
+      product.accumulate = true;
+      Gemm(product, cross[i].data(), K, threads_);
+    }
+    SAGE_ASSIGN_OR_RETURN(const TargetWeight target,
+                          SolveOutputTarget(FloatsOf(weight.view()), N, K, {input.halves[0].gram, cross[0]},
+                                            {input.halves[1].gram, cross[1]}, kTargetDamps, threads_));
+    std::copy(target.weight.begin(), target.weight.end(), weight.as<float>());
+    out_.strength[ModuleName(layer_, kind)] = target.strength;
+    return absl::OkStatus();
+  }
+
   absl::Status SolveOne(std::string_view kind, const InputStatistics& input, const StaticGrid& grid) {
     Tensor& weight = Linear(kind).weight;
     const std::string name = ModuleName(layer_, kind);
-    LinearSpec asked = plan_.linear;
-    asked.act_order = plan_.act_order;
+    const LinearChoice choice = plan_.ChoiceOf(name);
+    SAGE_RETURN_IF_ERROR(Compensate(kind, input));
     SAGE_ASSIGN_OR_RETURN(const LayerPlan layer_plan,
-                          plan_.calibrator->solve(input, weight.view(), asked, *plan_.strategy, threads_));
+                          plan_.calibrator->solve(input, weight.view(), choice.Asked(), *choice.strategy, threads_));
     SAGE_ASSIGN_OR_RETURN(StoredLinear stored,
-                          plan_.strategy->quantize(weight.view(), plan_.linear, layer_plan, threads_));
+                          choice.strategy->quantize(weight.view(), choice.linear, layer_plan, threads_));
     if (grid.scale > 0) SAGE_RETURN_IF_ERROR(AddStaticInput(grid, stored));
     SAGE_ASSIGN_OR_RETURN(Tensor back, Dequantize(stored));
     out_.error[name] = RelativeError(weight, back, threads_);
@@ -292,8 +317,11 @@ class LayerWork {
 
   const CalibrationPlan& plan_;
   LayerStream& stream_;
+  LayerWeights source_;  // as the unquantized model computes
+  FullStream full_;
   int64_t layer_;
   ThreadPool& threads_;
+  std::array<std::vector<float>, 4> folded_;  // by LayerInput: the scales its readers' columns took
   CalibratedLayer out_;
 };
 
@@ -370,7 +398,7 @@ absl::StatusOr<LayerWeights> ReadCalibratedLayer(const CalibrationPlan& plan, co
     if (!linear->bias.empty()) SAGE_RETURN_IF_ERROR(ReadFloats(tensors, slot.name + ".bias", &linear->bias));
     if (!plan.Quantizes(slot)) continue;
     StoredLinear stored;
-    stored.spec = plan.linear;
+    stored.spec = plan.ChoiceOf(slot.name).linear;
     stored.N = slot.N;
     stored.K = slot.K;
     const std::string prefix = slot.name + ".";
@@ -383,9 +411,9 @@ absl::StatusOr<LayerWeights> ReadCalibratedLayer(const CalibrationPlan& plan, co
   return out;
 }
 
-absl::StatusOr<CalibratedLayer> CalibrateLayer(const CalibrationPlan& plan, LayerStream& stream, int64_t layer,
+absl::StatusOr<CalibratedLayer> CalibrateLayer(const CalibrationPlan& plan, CalibrationStreams& streams, int64_t layer,
                                                ThreadPool& threads) {
-  return LayerWork(plan, stream, layer, threads).Run();
+  return LayerWork(plan, streams, layer, threads).Run();
 }
 
 }  // namespace sage

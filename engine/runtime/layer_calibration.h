@@ -11,12 +11,20 @@
 
 namespace sage {
 
+// The texts on their way through the model: behind quantized layers, and, for methods that compensate, through the
+// unquantized ones beside them.
+struct CalibrationStreams {
+  std::unique_ptr<LayerStream> quantized;
+  std::unique_ptr<LayerStream> full;  // null for the other methods
+};
+
 struct CalibratedLayer {
   LayerWeights weights;                                         // as the quantized model computes
   std::map<std::string, std::shared_ptr<StoredLinear>> stored;  // by module; modules left alone are absent
-  std::map<std::string, double> error;                          // ||W - dequantized|| / ||W||, W after folding
+  std::map<std::string, double> error;                          // ||W - dequantized|| / ||W||, W as it was to be
   std::map<std::string, double> output_error;                   // ||x dW|| / ||x W|| over all tokens
   std::map<std::string, std::vector<float>> plain;              // norms and biases that folding changed, by name
+  std::map<std::string, double> strength;                       // share of the correction taken, where there is one
   std::map<std::string, std::string> notes;                     // by module: what was folded into it
   std::vector<NamedTensor> kv_scales;                           // static scales of the KV cache
   Json kv;                                                      // what the manifest says of them; null without
@@ -28,8 +36,8 @@ absl::StatusOr<LayerWeights> LoadLayerWeights(const ArtifactSource& source, int6
 absl::StatusOr<LayerWeights> ReadCalibratedLayer(const CalibrationPlan& plan, const std::string& shard_path,
                                                  int64_t layer, ThreadPool& threads);
 
-// Leaves the stream behind the layer.
-absl::StatusOr<CalibratedLayer> CalibrateLayer(const CalibrationPlan& plan, LayerStream& stream, int64_t layer,
+// Leaves the streams behind the layer.
+absl::StatusOr<CalibratedLayer> CalibrateLayer(const CalibrationPlan& plan, CalibrationStreams& streams, int64_t layer,
                                                ThreadPool& threads);
 
 // sqrt(sum (w - d)^2 / sum w^2) of two [N, K] matrices, sums in row order.

@@ -13,7 +13,6 @@
 namespace sage {
 namespace {
 
-constexpr int64_t kChunkRows = 512;
 constexpr int kPageTokens = 16;
 
 }  // namespace
@@ -36,7 +35,8 @@ LayerStream::LayerStream(const DecoderConfig& config, ThreadPool& threads, const
 
 absl::StatusOr<std::unique_ptr<LayerStream>> LayerStream::Create(const ArtifactSource& source,
                                                                  std::vector<std::vector<int32_t>> samples,
-                                                                 ThreadPool& threads, const CancelToken& cancel) {
+                                                                 ThreadPool& threads, const CancelToken& cancel,
+                                                                 const std::string& spill_folder) {
   DecoderConfig config = source.config();
   config.rope.interleaved = false;  // the source gives rows in Hugging Face order
   std::unique_ptr<LayerStream> out(new LayerStream(config, threads, cancel));
@@ -52,9 +52,9 @@ absl::StatusOr<std::unique_ptr<LayerStream>> LayerStream::Create(const ArtifactS
   SAGE_ASSIGN_OR_RETURN(out->kv_, KvArena::Allocate("f32", layout, 1, pages, *out->backend_));
   out->pages_.resize(static_cast<size_t>(pages));
   std::iota(out->pages_.begin(), out->pages_.end(), 0);
-  SAGE_ASSIGN_OR_RETURN(out->x_, Tensor::Allocate(DType::kF32, {out->tokens_, config.hidden}));
-  SAGE_ASSIGN_OR_RETURN(out->attended_,
-                        Tensor::Allocate(DType::kF32, {out->tokens_, static_cast<int64_t>(config.H) * config.D}));
+  const int64_t attended = static_cast<int64_t>(config.H) * config.D;
+  SAGE_ASSIGN_OR_RETURN(out->x_, StateBuffer::Allocate(out->tokens_, config.hidden, spill_folder));
+  SAGE_ASSIGN_OR_RETURN(out->attended_, StateBuffer::Allocate(out->tokens_, attended, spill_folder));
   SAGE_RETURN_IF_ERROR(out->Embed(source));
   return out;
 }
@@ -62,7 +62,7 @@ absl::StatusOr<std::unique_ptr<LayerStream>> LayerStream::Create(const ArtifactS
 absl::Status LayerStream::Embed(const ArtifactSource& source) {
   SAGE_ASSIGN_OR_RETURN(const StoredLinear table, source.checkpoint().GetLinear("model.embed_tokens"));
   SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* strategy, FindLinearStrategy(table.spec.strategy));
-  float* to = x_.as<float>();
+  float* to = x_.data();
   for (const auto& sample : samples_) {
     for (const int32_t id : sample) {
       if (id < 0 || id >= config_.V) {
@@ -85,19 +85,6 @@ void LayerStream::Multiply(const float* x, int64_t M, const LayerWeights::Linear
   }
 }
 
-absl::Status LayerStream::VisitAttentionInputs(const LayerWeights& w, VisitRows visit) {
-  std::vector<float> normed(static_cast<size_t>(kChunkRows * config_.hidden));
-  for (int64_t begin = 0; begin < tokens_; begin += kChunkRows) {
-    SAGE_RETURN_IF_ERROR(cancel_.Check());
-    const int64_t M = std::min(kChunkRows, tokens_ - begin);
-    backend_->kernels().rms_norm(ctx_, x_.as<float>() + begin * config_.hidden, config_.hidden, w.input_norm.data(),
-                                 static_cast<float>(config_.norm_eps), M, config_.hidden, normed.data(),
-                                 config_.hidden);
-    SAGE_RETURN_IF_ERROR(visit(normed.data(), M));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status LayerStream::RunAttention(const LayerWeights& w, int64_t l, KvStatistics* kv) {
   int64_t begin = 0;
   for (size_t s = 0; s < samples_.size(); ++s) {
@@ -117,8 +104,7 @@ absl::Status LayerStream::AttendSample(const LayerWeights& w, int64_t l, size_t 
   std::vector<float> normed(static_cast<size_t>(M * hidden)), q(static_cast<size_t>(M * q_width));
   std::vector<float> k(static_cast<size_t>(M * kv_width)), v(k.size());
   std::vector<float> cos(static_cast<size_t>(M * D / 2)), sin(cos.size());
-  ops.rms_norm(ctx_, x_.as<float>() + begin * hidden, hidden, w.input_norm.data(), eps, M, hidden, normed.data(),
-               hidden);
+  ops.rms_norm(ctx_, x_.data() + begin * hidden, hidden, w.input_norm.data(), eps, M, hidden, normed.data(), hidden);
   Multiply(normed.data(), M, w.q, q.data());
   Multiply(normed.data(), M, w.k, k.data());
   Multiply(normed.data(), M, w.v, v.data());
@@ -139,70 +125,74 @@ absl::Status LayerStream::AttendSample(const LayerWeights& w, int64_t l, size_t 
   args.window = config_.window[static_cast<size_t>(l)];
   args.q = q.data();
   args.q_stride = q_width;
-  args.out = attended_.as<float>() + begin * q_width;
+  args.out = attended_.data() + begin * q_width;
   args.out_stride = q_width;
   args.sequences = slice;
   kv_->kernel(0).Attend(ctx_, kv_->layer(0), args);
   return absl::OkStatus();
 }
 
-absl::Status LayerStream::VisitAttended(VisitRows visit) {
-  const int64_t width = static_cast<int64_t>(config_.H) * config_.D;
-  for (int64_t begin = 0; begin < tokens_; begin += kChunkRows) {
-    SAGE_RETURN_IF_ERROR(cancel_.Check());
-    SAGE_RETURN_IF_ERROR(visit(attended_.as<float>() + begin * width, std::min(kChunkRows, tokens_ - begin)));
+int64_t LayerStream::Width(LayerInput input) const {
+  switch (input) {
+    case LayerInput::kAttended:
+      return static_cast<int64_t>(config_.H) * config_.D;
+    case LayerInput::kProduct:
+      return config_.ffn;
+    default:
+      return config_.hidden;
   }
-  return absl::OkStatus();
 }
 
-absl::Status LayerStream::AddAttention(const LayerWeights& w) {
-  const int64_t hidden = config_.hidden;
-  std::vector<float> projected(static_cast<size_t>(kChunkRows * hidden));
-  int64_t begin = 0;
-  return VisitAttended([&](const float* attended, int64_t M) {
-    Multiply(attended, M, w.o, projected.data());
-    backend_->kernels().add(ctx_, x_.as<float>() + begin * hidden, projected.data(), M * hidden);
-    begin += M;
-    return absl::OkStatus();
-  });
+void LayerStream::Rows(LayerInput input, const LayerWeights& w, int64_t begin, int64_t M, float* out) {
+  const Kernels& ops = backend_->kernels();
+  const int64_t hidden = config_.hidden, F = config_.ffn;
+  const float eps = static_cast<float>(config_.norm_eps);
+  if (input == LayerInput::kAttended) {
+    const int64_t width = Width(input);
+    std::copy_n(attended_.data() + begin * width, M * width, out);
+    return;
+  }
+  const bool product = input == LayerInput::kProduct;
+  if (product) normed_.resize(static_cast<size_t>(kChunkRows * hidden));
+  if (product) up_.resize(static_cast<size_t>(kChunkRows * F));
+  const std::vector<float>& norm = input == LayerInput::kAttention ? w.input_norm : w.post_norm;
+  float* to = product ? normed_.data() : out;
+  ops.rms_norm(ctx_, Hidden(begin), hidden, norm.data(), eps, M, hidden, to, hidden);
+  if (!product) return;
+  Multiply(normed_.data(), M, w.gate, out);
+  Multiply(normed_.data(), M, w.up, up_.data());
+  ops.silu_mul(ctx_, out, F, up_.data(), F, M, F, out);
 }
 
-absl::Status LayerStream::VisitMlpInputs(const LayerWeights& w, VisitRows visit) {
-  const int64_t hidden = config_.hidden;
-  std::vector<float> normed(static_cast<size_t>(kChunkRows * hidden));
+absl::Status LayerStream::Visit(LayerInput input, const LayerWeights& w, VisitRows visit) {
+  std::vector<float> rows(static_cast<size_t>(kChunkRows * Width(input)));
   for (int64_t begin = 0; begin < tokens_; begin += kChunkRows) {
     SAGE_RETURN_IF_ERROR(cancel_.Check());
     const int64_t M = std::min(kChunkRows, tokens_ - begin);
-    backend_->kernels().rms_norm(ctx_, x_.as<float>() + begin * hidden, hidden, w.post_norm.data(),
-                                 static_cast<float>(config_.norm_eps), M, hidden, normed.data(), hidden);
-    SAGE_RETURN_IF_ERROR(visit(normed.data(), M));
+    Rows(input, w, begin, M, rows.data());
+    SAGE_RETURN_IF_ERROR(visit(rows.data(), M));
   }
+  x_.Release();
+  attended_.Release();
   return absl::OkStatus();
 }
 
-absl::Status LayerStream::VisitProducts(const LayerWeights& w, VisitRows visit) {
-  const int64_t F = config_.ffn;
-  std::vector<float> gate(static_cast<size_t>(kChunkRows * F)), up(gate.size());
-  return VisitMlpInputs(w, [&](const float* normed, int64_t M) {
-    Multiply(normed, M, w.gate, gate.data());
-    Multiply(normed, M, w.up, up.data());
-    backend_->kernels().silu_mul(ctx_, gate.data(), F, up.data(), F, M, F, gate.data());
-    return visit(gate.data(), M);
-  });
-}
-
-absl::Status LayerStream::AddMlp(const LayerWeights& w) {
+// A chunk's rows are read before they change, and no later chunk reads them.
+absl::Status LayerStream::AddProjected(LayerInput input, const LayerWeights& w, const LayerWeights::Linear& linear) {
   const int64_t hidden = config_.hidden;
   std::vector<float> projected(static_cast<size_t>(kChunkRows * hidden));
   int64_t begin = 0;
-  // A chunk's rows are read before they change, and no later chunk reads them.
-  return VisitProducts(w, [&](const float* product, int64_t M) {
-    Multiply(product, M, w.down, projected.data());
-    backend_->kernels().add(ctx_, x_.as<float>() + begin * hidden, projected.data(), M * hidden);
+  return Visit(input, w, [&](const float* rows, int64_t M) {
+    Multiply(rows, M, linear, projected.data());
+    backend_->kernels().add(ctx_, x_.data() + begin * hidden, projected.data(), M * hidden);
     begin += M;
     return absl::OkStatus();
   });
 }
+
+absl::Status LayerStream::AddAttention(const LayerWeights& w) { return AddProjected(LayerInput::kAttended, w, w.o); }
+
+absl::Status LayerStream::AddMlp(const LayerWeights& w) { return AddProjected(LayerInput::kProduct, w, w.down); }
 
 absl::Status LayerStream::Run(const LayerWeights& w, int64_t l) {
   SAGE_RETURN_IF_ERROR(RunAttention(w, l));

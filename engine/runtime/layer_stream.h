@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -12,6 +13,7 @@
 #include "engine/decoder/rope.h"
 #include "engine/runtime/artifact_source.h"
 #include "engine/runtime/kv_calibration.h"
+#include "engine/runtime/state_buffer.h"
 
 namespace sage {
 
@@ -29,26 +31,37 @@ struct LayerWeights {
   Linear* Find(std::string_view kind);
 };
 
+// What the linear layers of a decoder layer read: q, k, v; o; gate, up; down.
+enum class LayerInput { kAttention, kAttended, kMlp, kProduct };
+
 class LayerStream {
  public:
   // Rows [M, K] without gaps.
   using VisitRows = absl::FunctionRef<absl::Status(const float* x, int64_t M)>;
+  static constexpr int64_t kChunkRows = 512;
 
-  // Embeds the samples (at least one id each). RESOURCE_EXHAUSTED when the states do not fit in memory.
+  // Embeds the samples (at least one id each). spill_folder: where the states lie; "" = in memory. RESOURCE_EXHAUSTED
+  // when they do not fit.
   static absl::StatusOr<std::unique_ptr<LayerStream>> Create(const ArtifactSource& source,
                                                              std::vector<std::vector<int32_t>> samples,
-                                                             ThreadPool& threads, const CancelToken& cancel);
+                                                             ThreadPool& threads, const CancelToken& cancel,
+                                                             const std::string& spill_folder = "");
   int64_t tokens() const { return tokens_; }
 
-  // The stages of layer l, to be called in this order; each Visit shows what the next linear layers read.
-  absl::Status VisitAttentionInputs(const LayerWeights& w, VisitRows visit);  // of q, k, v
+  // Columns of an input.
+  int64_t Width(LayerInput input) const;
+  // The stages of layer l are RunAttention, AddAttention and AddMlp in this order. The attention's inputs stand before
+  // the first; what was attended between the first two; the MLP's inputs and products before the last.
   // Shows the keys (after rope) and values of every sample to `kv` where it is given.
   absl::Status RunAttention(const LayerWeights& w, int64_t l, KvStatistics* kv = nullptr);
-  absl::Status VisitAttended(VisitRows visit);  // of o
   absl::Status AddAttention(const LayerWeights& w);
-  absl::Status VisitMlpInputs(const LayerWeights& w, VisitRows visit);  // of gate, up
-  absl::Status VisitProducts(const LayerWeights& w, VisitRows visit);   // of down
   absl::Status AddMlp(const LayerWeights& w);
+  // Rows [begin, begin + M) of an input, M <= kChunkRows.
+  void Rows(LayerInput input, const LayerWeights& w, int64_t begin, int64_t M, float* out);
+  // All of it in chunks of kChunkRows.
+  absl::Status Visit(LayerInput input, const LayerWeights& w, VisitRows visit);
+  // Hidden states [M, hidden] from row `begin` on, as they stand.
+  const float* Hidden(int64_t begin) const { return x_.data() + begin * config_.hidden; }
 
   // The whole layer.
   absl::Status Run(const LayerWeights& w, int64_t l);
@@ -57,6 +70,7 @@ class LayerStream {
   LayerStream(const DecoderConfig& config, ThreadPool& threads, const CancelToken& cancel);
   absl::Status Embed(const ArtifactSource& source);
   void Multiply(const float* x, int64_t M, const LayerWeights::Linear& linear, float* out);
+  absl::Status AddProjected(LayerInput input, const LayerWeights& w, const LayerWeights::Linear& linear);
   absl::Status AttendSample(const LayerWeights& w, int64_t l, size_t sample, int64_t begin, KvStatistics* kv);
 
   DecoderConfig config_;
@@ -70,8 +84,9 @@ class LayerStream {
   std::vector<std::vector<int32_t>> samples_;
   std::vector<int32_t> pages_;
   int64_t tokens_ = 0;
-  Tensor x_;         // [tokens, hidden]
-  Tensor attended_;  // [tokens, H * D]
+  StateBuffer x_;                   // [tokens, hidden]
+  StateBuffer attended_;            // [tokens, H * D]
+  std::vector<float> normed_, up_;  // of one chunk
 };
 
 }  // namespace sage

@@ -138,13 +138,14 @@ class BlockProduct {
   AlignedBuffer<T> a_, b_;
 };
 
-// Adds f32 sums over x's tokens to f64 ones; a and b are [M, K].
-void AddTokens(const float* a, const float* b, int64_t M, int64_t K, bool symmetric, double* sums,
+// Adds f32 sums over x's tokens to f64 ones; a is [M, N], b [M, K], the sums [N, K].
+void AddTokens(const float* a, const float* b, int64_t M, int64_t N, int64_t K, bool symmetric, double* sums,
                ThreadPool& threads) {
   GemmSpec<float> spec;
-  spec.rows = spec.columns = K;
+  spec.rows = N;
+  spec.columns = K;
   spec.depth = M;
-  spec.a = {a, 1, K};
+  spec.a = {a, 1, N};
   spec.b = {b, K, 1};
   spec.accumulate = true;
   spec.upper_only = symmetric;
@@ -186,7 +187,7 @@ template void MultiplyTransposed(const double*, const double*, int64_t, int64_t,
 GramSum::GramSum(int64_t K) : K_(K), pending_(kGemmDepth * K), sums_(K * (K + 1) / 2) {}
 
 void GramSum::Flush(const float* x, int64_t M, ThreadPool& threads) {
-  AddTokens(x, x, M, K_, true, sums_.data(), threads);
+  AddTokens(x, x, M, K_, K_, true, sums_.data(), threads);
 }
 
 void GramSum::Add(const float* x, int64_t M, ThreadPool& threads) {
@@ -228,7 +229,7 @@ template std::vector<double> GramSum::Matrix<double>(ThreadPool&);
 ShiftSum::ShiftSum(int64_t K) : K_(K), pending_difference_(kGemmDepth * K), pending_(kGemmDepth * K), sums_(K * K) {}
 
 void ShiftSum::Flush(const float* difference, const float* x, int64_t M, ThreadPool& threads) {
-  AddTokens(difference, x, M, K_, false, sums_.data(), threads);
+  AddTokens(difference, x, M, K_, K_, false, sums_.data(), threads);
 }
 
 void ShiftSum::Add(const float* x_full, const float* x, int64_t M, ThreadPool& threads) {
@@ -256,5 +257,35 @@ std::vector<T> ShiftSum::Matrix(ThreadPool& threads) {
 
 template std::vector<float> ShiftSum::Matrix<float>(ThreadPool&);
 template std::vector<double> ShiftSum::Matrix<double>(ThreadPool&);
+
+CrossSum::CrossSum(int64_t N, int64_t K)
+    : N_(N), K_(K), pending_a_(kGemmDepth * N), pending_x_(kGemmDepth * K), sums_(N * K) {}
+
+void CrossSum::Flush(ThreadPool& threads) {
+  AddTokens(pending_a_.data(), pending_x_.data(), pending_tokens_, N_, K_, false, sums_.data(), threads);
+  pending_tokens_ = 0;
+}
+
+void CrossSum::Add(const float* a, const float* x, int64_t M, ThreadPool& threads) {
+  while (M > 0) {
+    const int64_t taken = std::min(M, kGemmDepth - pending_tokens_);
+    std::copy(a, a + taken * N_, pending_a_.data() + pending_tokens_ * N_);
+    std::copy(x, x + taken * K_, pending_x_.data() + pending_tokens_ * K_);
+    pending_tokens_ += taken;
+    a += taken * N_;
+    x += taken * K_;
+    M -= taken;
+    if (pending_tokens_ == kGemmDepth) Flush(threads);
+  }
+}
+
+template <typename T>
+std::vector<T> CrossSum::Matrix(ThreadPool& threads) {
+  if (pending_tokens_ > 0) Flush(threads);
+  return std::vector<T>(sums_.begin(), sums_.end());
+}
+
+template std::vector<float> CrossSum::Matrix<float>(ThreadPool&);
+template std::vector<double> CrossSum::Matrix<double>(ThreadPool&);
 
 }  // namespace sage

@@ -106,4 +106,20 @@ class ShiftSum {
   std::vector<double> sums_;                         // [K, K]
 };
 
+// C = sum over tokens of a x^T for rows a [M, N] and x [M, K] that belong together. Same order of summation.
+class CrossSum {
+ public:
+  CrossSum(int64_t N, int64_t K);
+  void Add(const float* a, const float* x, int64_t M, ThreadPool& threads);
+  // [N, K]; ends the block begun. T is float or double.
+  template <typename T>
+  std::vector<T> Matrix(ThreadPool& threads);
+
+ private:
+  void Flush(ThreadPool& threads);
+  int64_t N_, K_, pending_tokens_ = 0;
+  std::vector<float> pending_a_, pending_x_;  // [kGemmDepth, N] and [kGemmDepth, K]
+  std::vector<double> sums_;                  // [N, K]
+};
+
 }  // namespace sage

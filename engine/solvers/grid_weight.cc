@@ -52,6 +52,39 @@ absl::Status ScaleOverflow(std::string_view who, int64_t row, int64_t group, con
                               ", got a larger one at row ", row, ", group ", group));
 }
 
+absl::Status CheckGridStart(std::string_view who, const GridWeight& start, int64_t N, int64_t K, const GridSpec& spec) {
+  const std::string name = absl::StrCat(std::string(who), ": ");
+  const size_t G = static_cast<size_t>(K / GroupWidth(spec, K)), rows = static_cast<size_t>(N);
+  if (start.codes.size() != static_cast<size_t>(N * K) || start.scale.size() != rows * G ||
+      start.zero.size() != rows * G || (!start.g_idx.empty() && start.g_idx.size() != static_cast<size_t>(K))) {
+    return Invalid("BAD_START", absl::StrCat(name, "the start must have N x K codes and N x G scales and zeros, got ",
+                                             start.codes.size(), ", ", start.scale.size(), ", ", start.zero.size()));
+  }
+  for (const int8_t code : start.codes) {
+    if (code < MinCode(spec.bits) || code > MaxCode(spec.bits)) {
+      return Invalid("BAD_START",
+                     absl::StrCat(name, "codes must fit ", spec.bits, " bits, got ", static_cast<int>(code)));
+    }
+  }
+  for (size_t i = 0; i < start.scale.size(); ++i) {
+    const float zero = start.zero[i];
+    const bool zero_fits = spec.symmetric
+                               ? zero == 0
+                               : zero >= static_cast<float>(MinCode(spec.bits)) &&
+                                     zero <= static_cast<float>(MaxCode(spec.bits)) && zero == std::floor(zero);
+    if (!(start.scale[i] > 0) || !std::isfinite(start.scale[i]) || !zero_fits) {
+      return Invalid("BAD_START", absl::StrCat(name, "scales must be positive and zeros on the grid, got scale ",
+                                               start.scale[i], " and zero ", zero));
+    }
+  }
+  for (const int32_t g : start.g_idx) {
+    if (g < 0 || static_cast<size_t>(g) >= G) {
+      return Invalid("BAD_START", absl::StrCat(name, "g_idx must be below G=", G, ", got ", g));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<GridWeight> RoundToNearest(absl::Span<const float> weight, int64_t N, int64_t K, const GridSpec& spec,
                                           ThreadPool& threads) {
   SAGE_RETURN_IF_ERROR(CheckGridProblem("rtn", weight, N, K, spec));

@@ -32,6 +32,8 @@ struct GridWeight {
 // OK, or INVALID_ARGUMENT: shape, bits, group size, scale dtype or a weight that is not finite. `who` starts messages.
 absl::Status CheckGridProblem(std::string_view who, absl::Span<const float> weight, int64_t N, int64_t K,
                               const GridSpec& spec);
+// OK, or INVALID_ARGUMENT (BAD_START): a weight that a solver is to improve does not fit the grid.
+absl::Status CheckGridStart(std::string_view who, const GridWeight& start, int64_t N, int64_t K, const GridSpec& spec);
 // Inputs of a group: group_size, or K.
 inline int64_t GroupWidth(const GridSpec& spec, int64_t K) { return spec.group_size > 0 ? spec.group_size : K; }
 

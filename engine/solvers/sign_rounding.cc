@@ -21,37 +21,6 @@ absl::Status Invalid(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("sign rounding: ", message));
 }
 
-absl::Status CheckStart(const GridWeight& start, int64_t N, int64_t K, const GridSpec& spec) {
-  const size_t G = static_cast<size_t>(K / GroupWidth(spec, K)), rows = static_cast<size_t>(N);
-  if (start.codes.size() != static_cast<size_t>(N * K) || start.scale.size() != rows * G ||
-      start.zero.size() != rows * G || (!start.g_idx.empty() && start.g_idx.size() != static_cast<size_t>(K))) {
-    return Invalid("BAD_START", absl::StrCat("the start must have N x K codes and N x G scales and zeros, got ",
-                                             start.codes.size(), ", ", start.scale.size(), ", ", start.zero.size()));
-  }
-  for (const int8_t code : start.codes) {
-    if (code < MinCode(spec.bits) || code > MaxCode(spec.bits)) {
-      return Invalid("BAD_START", absl::StrCat("codes must fit ", spec.bits, " bits, got ", static_cast<int>(code)));
-    }
-  }
-  for (size_t i = 0; i < start.scale.size(); ++i) {
-    const float zero = start.zero[i];
-    const bool zero_fits = spec.symmetric
-                               ? zero == 0
-                               : zero >= static_cast<float>(MinCode(spec.bits)) &&
-                                     zero <= static_cast<float>(MaxCode(spec.bits)) && zero == std::floor(zero);
-    if (!(start.scale[i] > 0) || !std::isfinite(start.scale[i]) || !zero_fits) {
-      return Invalid("BAD_START", absl::StrCat("scales must be positive and zeros on the grid, got scale ",
-                                               start.scale[i], " and zero ", zero));
-    }
-  }
-  for (const int32_t g : start.g_idx) {
-    if (g < 0 || static_cast<size_t>(g) >= G) {
-      return Invalid("BAD_START", absl::StrCat("g_idx must be below G=", G, ", got ", g));
-    }
-  }
-  return absl::OkStatus();
-}
-
 float Sign(double value) { return value > 0 ? 1.0f : value < 0 ? -1.0f : 0.0f; }
 
 class Descent {
@@ -251,7 +220,7 @@ absl::StatusOr<SignRoundingResult> SolveSignRounding(absl::Span<const float> wei
     return Invalid("BAD_SEARCH", absl::StrCat("iterations must be 1..100000 and rates 0..1, got ", options.iterations,
                                               ", ", options.rate, ", ", options.range_rate));
   }
-  SAGE_RETURN_IF_ERROR(CheckStart(start, N, K, options.grid));
+  SAGE_RETURN_IF_ERROR(CheckGridStart("sign rounding", start, N, K, options.grid));
   return Descent(weight, N, K, gram, start, options, threads).Run();
 }
 

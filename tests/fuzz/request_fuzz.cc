@@ -1,4 +1,5 @@
-// Fuzzes request messages: the protobuf bytes of every request that carries options, and OpenAI bodies.
+// Fuzzes request messages: the protobuf bytes of every request that carries options, OpenAI bodies, and the JSON that
+// starts an engine.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include "sage/quant/v1/report.pb.h"
 #include "server/convert.h"
 #include "server/http/openai_request.h"
+#include "server/start_request.h"
 
 namespace {
 
@@ -39,7 +41,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   namespace server = sage::server;
   if (size < 1) return 0;
   const uint8_t* body = data + 1;
-  switch (data[0] % 8) {
+  const std::string text(reinterpret_cast<const char*>(data + 1), size - 1);
+  switch (data[0] % 9) {
     case 0:
       Try<pb::GenerationOptions>(body, size - 1, [](const auto& m) { return server::ToGenerateSpec(m); });
       break;
@@ -58,9 +61,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 5:
       Try<pb::StartEngineRequest>(body, size - 1, [](const auto& m) { return server::ToEngineSpec(m, Paths()); });
       break;
+    case 8:
+      (void)server::ParseStartRequest(text).ok();
+      break;
     default:
-      (void)server::ParseOpenAiRequest(std::string(reinterpret_cast<const char*>(body), size - 1), data[0] % 8 == 6)
-          .ok();
+      (void)server::ParseOpenAiRequest(text, data[0] % 9 == 6).ok();
   }
   return 0;
 }

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/backends/cpu/bound_linears.h"
+#include "engine/backends/cpu/kernels/panel_limits.h"
 #include "engine/backends/cpu/split_outputs.h"
 #include "engine/base/status.h"
 #include "engine/quant/fp8.h"
@@ -17,8 +18,6 @@
 namespace sage::cpu {
 namespace {
 
-// Inputs that are summed before their scale is applied when the scale block is longer: bounds the rounding error.
-constexpr int64_t kLongestSegment = 128;
 // e4m3 codes are decoded as value * 2^-8 (simd_generic.h).
 constexpr float kE4M3Factor = 256.0f;
 
@@ -68,9 +67,11 @@ class FloatLinear final : public BoundLinear {
                              static_cast<int64_t>(column_.size()),
                              scales_,
                              panel_bytes_};
-    SplitOutputs(ctx, (N_ + 15) / 16, x.M * N_ * K_, [&](int64_t begin, int64_t end) {
-      tier_.float_panels(rows, stride, x.M, panels, begin, end, N_, bias_.empty() ? nullptr : bias_.data(), out,
-                         out_stride);
+    // Pieces of whole pairs: two panels share each broadcast activation.
+    const int64_t count = (N_ + 15) / 16;
+    SplitOutputs(ctx, (count + 1) / 2, x.M * N_ * K_, [&](int64_t begin, int64_t end) {
+      tier_.float_panels(rows, stride, x.M, panels, begin * 2, std::min(end * 2, count), N_,
+                         bias_.empty() ? nullptr : bias_.data(), out, out_stride);
     });
   }
   int64_t N() const override { return N_; }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "engine/backends/cpu/kernels/panel_limits.h"
 #include "engine/backends/cpu/split_outputs.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
@@ -16,7 +17,8 @@ namespace {
 // What a layer makes of an activation row before the product.
 struct RowForm {
   int64_t block = 0;
-  int64_t padded = 0;
+  int64_t row_bytes = 0;  // of a block
+  bool bytes = false;     // int8 codes instead of int16
   // Act-order layers: the input that each place takes, -1 for padding. Empty: inputs as they come.
   std::vector<int32_t> order;
   // Equal for equal orders, so that q, k and v with one order share a form and different orders never do.
@@ -24,43 +26,45 @@ struct RowForm {
   IntegerActivations activations;
 };
 
-// int16 form of a value, shared by every layer that reads the value with the same block size and order.
+void QuantizeOne(const float* row, int64_t inputs, const RowForm& form, const TierFns& tier, const RowCodes& to) {
+  if (!form.activations.eight_bits) return tier.quantize_row(row, inputs, form.block, to);
+  const auto quantize = form.bytes ? tier.quantize_row8 : tier.quantize_row8_wide;
+  quantize(row, inputs, form.block, form.activations.scale, form.activations.zero, to);
+}
+
+// Integer form of a value, shared by every layer that reads the value with the same block size and order.
 QuantizedRows QuantizeActivation(StepContext& ctx, const StepValue& x, const RowForm& form, const TierFns& tier) {
-  const int64_t block = form.block, padded = form.padded;
+  const int64_t block = form.block, row_bytes = form.row_bytes;
   const int64_t inputs = form.order.empty() ? x.K : static_cast<int64_t>(form.order.size());
   const int64_t blocks = (inputs + block - 1) / block;
-  const size_t code_bytes = static_cast<size_t>(x.M * blocks * padded) * sizeof(int16_t);
-  const size_t codes_padded = (code_bytes + 127) / 64 * 64;
+  const size_t code_bytes = (static_cast<size_t>(x.M * blocks * row_bytes) + 63) / 64 * 64;
   const size_t scale_bytes = static_cast<size_t>(x.M * blocks) * sizeof(float);
-  const size_t bytes = codes_padded + 2 * scale_bytes;
   // The id carries the block size: two layers with different groups need different forms of one value.
-  uint8_t* memory = ctx.activations->Get(x.id * 1024 + block, form.name, bytes, [&](uint8_t* to) {
-    auto* codes = reinterpret_cast<int16_t*>(to);
-    auto* scale = reinterpret_cast<float*>(to + codes_padded);
-    auto* sum = reinterpret_cast<int32_t*>(to + codes_padded + scale_bytes);
-    const auto rows = [&](int64_t begin, int64_t end) {
-      std::vector<float> ordered(form.order.size());
-      for (int64_t m = begin; m < end; ++m) {
-        const float* row = x.data + m * x.stride;
-        for (size_t i = 0; i < ordered.size(); ++i) ordered[i] = form.order[i] < 0 ? 0.0f : row[form.order[i]];
-        if (!ordered.empty()) row = ordered.data();
-        if (form.activations.eight_bits) {
-          tier.quantize_row8(row, inputs, block, padded, form.activations.scale, form.activations.zero,
-                             codes + m * blocks * padded, scale + m * blocks, sum + m * blocks);
+  uint8_t* memory =
+      ctx.activations->Get(x.id * 1024 + block, form.name, code_bytes + 2 * scale_bytes, [&](uint8_t* to) {
+        auto* scale = reinterpret_cast<float*>(to + code_bytes);
+        auto* sum = reinterpret_cast<int32_t*>(to + code_bytes + scale_bytes);
+        const auto rows = [&](int64_t begin, int64_t end) {
+          std::vector<float> ordered(form.order.size());
+          for (int64_t m = begin; m < end; ++m) {
+            const float* row = x.data + m * x.stride;
+            for (size_t i = 0; i < ordered.size(); ++i) ordered[i] = form.order[i] < 0 ? 0.0f : row[form.order[i]];
+            if (!ordered.empty()) row = ordered.data();
+            QuantizeOne(row, inputs, form, tier, {to + m * row_bytes, scale + m, sum + m, x.M, row_bytes});
+          }
+        };
+        if (x.M * x.K < kInlineWork) {
+          rows(0, x.M);
         } else {
-          tier.quantize_row(row, inputs, block, padded, codes + m * blocks * padded, scale + m * blocks,
-                            sum + m * blocks);
+          ctx.threads->ParallelFor(x.M, 8, rows);
         }
-      }
-    };
-    if (x.M * x.K < kInlineWork) {
-      rows(0, x.M);
-    } else {
-      ctx.threads->ParallelFor(x.M, 1, rows);
-    }
-  });
-  return {reinterpret_cast<int16_t*>(memory), reinterpret_cast<float*>(memory + codes_padded),
-          reinterpret_cast<int32_t*>(memory + codes_padded + scale_bytes), blocks, padded};
+      });
+  return {memory,
+          reinterpret_cast<float*>(memory + code_bytes),
+          reinterpret_cast<int32_t*>(memory + code_bytes + scale_bytes),
+          x.M,
+          blocks,
+          row_bytes};
 }
 
 const float* BiasOf(const std::vector<float>& bias) { return bias.empty() ? nullptr : bias.data(); }
@@ -94,13 +98,14 @@ class BlockLinear final : public BoundLinear {
   using Fn = decltype(TierFns::blocks_q4_0);
   BlockLinear(LinearWeight weight, Fn fn, int64_t row_bytes, const TierFns& tier, std::string kernel)
       : weight_(std::move(weight)), fn_(fn), row_bytes_(row_bytes), tier_(tier), kernel_(std::move(kernel)) {
-    form_.block = form_.padded = 32;
+    form_.block = 32;
+    form_.row_bytes = 64;
   }
 
   void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
     const QuantizedRows rows = QuantizeActivation(ctx, x, form_, tier_);
     SplitOutputs(ctx, weight_.N, x.M * weight_.N * weight_.K, [&](int64_t begin, int64_t end) {
-      fn_(rows, x.M, {weight_.blocks.data, row_bytes_}, begin, end, BiasOf(weight_.bias), out, out_stride);
+      fn_(rows, {weight_.blocks.data, row_bytes_}, begin, end, BiasOf(weight_.bias), out, out_stride);
     });
   }
   int64_t N() const override { return weight_.N; }
@@ -125,33 +130,48 @@ class PanelLinear final : public BoundLinear {
 
   void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
     const QuantizedRows rows = QuantizeActivation(ctx, x, form_, tier_);
-    const PanelWeights w{codes_.as<uint8_t>(),
+    const PanelWeights w{layout_,
+                         codes_.as<uint8_t>(),
                          scale_.as<float>(),
                          offset_.empty() ? nullptr : offset_.as<float>(),
+                         shift_.empty() ? nullptr : shift_.as<int32_t>(),
                          blocks_,
-                         form_.padded,
+                         groups_,
                          blocks_per_group_,
-                         nibbles_ ? 8 : 0,
-                         nibbles_};
-    SplitOutputs(ctx, (N_ + 15) / 16, x.M * N_ * K_, [&](int64_t begin, int64_t end) {
-      tier_.panels(rows, x.M, w, begin, end, N_, BiasOf(bias_), out, out_stride);
+                         CodeBias()};
+    const int64_t panels = (N_ + 15) / 16;
+    // Pieces of whole pairs: two panels share each broadcast activation.
+    SplitOutputs(ctx, (panels + 1) / 2, x.M * N_ * K_, [&](int64_t begin, int64_t end) {
+      tier_.panels(rows, w, begin * 2, std::min(end * 2, panels), N_, BiasOf(bias_), out, out_stride);
     });
   }
   int64_t N() const override { return N_; }
   int64_t K() const override { return K_; }
-  size_t weight_bytes() const override { return codes_.bytes() + scale_.bytes() + offset_.bytes(); }
+  size_t weight_bytes() const override { return codes_.bytes() + scale_.bytes() + offset_.bytes() + shift_.bytes(); }
   std::string kernel() const override { return kernel_; }
 
  private:
   absl::Status SortByGroup(const IntegerWeight& w, int64_t groups, int64_t* group_size);
-  void PackPanel(const IntegerWeight& w, int64_t panel, int64_t groups);
+  void ChooseLayout(bool nibbles);
+  void PackPanel(const IntegerWeight& w, int64_t panel);
+  void PackCodes(const int8_t* codes, int64_t r, uint8_t* to) const;
+  bool nibbles() const { return layout_ == PanelLayout::kNibblePairs || layout_ == PanelLayout::kNibbleQuads; }
+  // Of one block of a panel.
+  int64_t BlockBytes() const {
+    return form_.row_bytes / 8 *
+           (layout_ == PanelLayout::kNibblePairs ? 32
+            : layout_ == PanelLayout::kInt8Quads ? 128
+                                                 : 64);
+  }
+  // What the stored codes have too much.
+  int CodeBias() const { return nibbles() ? 8 : layout_ == PanelLayout::kInt8Quads ? 128 : 0; }
 
   const TierFns& tier_;
   std::string kernel_;
   RowForm form_;
-  int64_t N_ = 0, K_ = 0, blocks_ = 0, blocks_per_group_ = 1;
-  bool nibbles_ = false;
-  Tensor codes_, scale_, offset_;
+  PanelLayout layout_ = PanelLayout::kInt8Pairs;
+  int64_t N_ = 0, K_ = 0, blocks_ = 0, groups_ = 1, blocks_per_group_ = 1;
+  Tensor codes_, scale_, offset_, shift_;
   std::vector<float> bias_;
 };
 
@@ -209,7 +229,6 @@ absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& th
   const IntegerWeight& w = weight.integer;
   N_ = weight.N;
   K_ = weight.K;
-  nibbles_ = nibbles;
   const int64_t groups = (K_ + w.group_size - 1) / w.group_size;
   int64_t group_size = w.group_size;
   if (!w.g_idx.empty()) SAGE_RETURN_IF_ERROR(SortByGroup(w, groups, &group_size));
@@ -218,56 +237,95 @@ absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& th
     return MakeError(absl::StatusCode::kInvalidArgument, "GROUP_SIZE_NOT_SUPPORTED",
                      absl::StrCat(kernel_, ": ", GroupRule(group_size)));
   }
-  form_.padded = (form_.block + 3) / 4 * 4;
   form_.activations = w.activations;
-  if (w.activations.eight_bits) {
-    form_.name = absl::StrCat("int8 ", absl::Hex(std::bit_cast<uint32_t>(w.activations.scale)), " ", w.activations.zero,
-                              " ", form_.name);
-  }
+  ChooseLayout(nibbles);
   const int64_t inputs = form_.order.empty() ? K_ : static_cast<int64_t>(form_.order.size());
+  groups_ = groups;
   blocks_ = (inputs + form_.block - 1) / form_.block;
   blocks_per_group_ = groups == 1 ? blocks_ : group_size / form_.block;
   const int64_t panels = (N_ + 15) / 16;
-  const int64_t code_bytes = panels * blocks_ * form_.padded * (nibbles ? 8 : 16);
-  SAGE_ASSIGN_OR_RETURN(codes_, Tensor::Allocate(DType::kU8, {code_bytes}));
+  SAGE_ASSIGN_OR_RETURN(codes_, Tensor::Allocate(DType::kU8, {panels * blocks_ * BlockBytes()}));
   SAGE_ASSIGN_OR_RETURN(scale_, Tensor::Allocate(DType::kF32, {panels, groups, 16}));
   if (!w.offset.empty()) {
     SAGE_ASSIGN_OR_RETURN(offset_, Tensor::Allocate(DType::kF32, {panels, groups, 16}));
   }
+  if (form_.bytes && w.activations.zero != 0) {
+    SAGE_ASSIGN_OR_RETURN(shift_, Tensor::Allocate(DType::kI32, {panels, blocks_, 16}));
+  }
   threads.ParallelFor(panels, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) PackPanel(w, p, groups);
+    for (int64_t p = begin; p < end; ++p) PackPanel(w, p);
   });
   bias_ = std::move(weight.bias);
   return absl::OkStatus();
 }
 
-void PanelLinear::PackPanel(const IntegerWeight& w, int64_t panel, int64_t groups) {
+// Quads for 8-bit activations where the tier has exact products of bytes, else pairs for int16.
+void PanelLinear::ChooseLayout(bool nibbles) {
+  const bool eight = form_.activations.eight_bits;
+  form_.bytes = eight && (nibbles || tier_.int8_quads);
+  if (form_.bytes) {
+    layout_ = nibbles ? PanelLayout::kNibbleQuads : PanelLayout::kInt8Quads;
+    form_.row_bytes = (form_.block + 7) / 8 * 8;
+  } else {
+    layout_ = nibbles ? PanelLayout::kNibblePairs : PanelLayout::kInt8Pairs;
+    form_.row_bytes = (form_.block + 3) / 4 * 8;
+  }
+  if (eight) {
+    form_.name =
+        absl::StrCat(form_.bytes ? "int8 " : "int8 wide ", absl::Hex(std::bit_cast<uint32_t>(form_.activations.scale)),
+                     " ", form_.activations.zero, " ", form_.name);
+  }
+}
+
+// One row of one block, its codes with their bias, into the panel's block at `to`.
+void PanelLinear::PackCodes(const int8_t* codes, int64_t r, uint8_t* to) const {
+  const int64_t padded = form_.bytes ? form_.row_bytes : form_.row_bytes / 2;
+  switch (layout_) {
+    case PanelLayout::kInt8Pairs:
+      for (int64_t i = 0; i < padded; ++i) to[i / 2 * 32 + r * 2 + i % 2] = static_cast<uint8_t>(codes[i]);
+      break;
+    case PanelLayout::kInt8Quads:
+      for (int64_t i = 0; i < padded; ++i) to[i / 4 * 64 + r * 4 + i % 4] = static_cast<uint8_t>(codes[i] + 128);
+      break;
+    case PanelLayout::kNibblePairs:
+      for (int64_t i = 0; i < padded; ++i) {
+        const int code = (codes[i] + 8) & 15;
+        to[i / 4 * 32 + r * 2 + i % 2] |= static_cast<uint8_t>(i % 4 < 2 ? code : code << 4);
+      }
+      break;
+    case PanelLayout::kNibbleQuads:
+      for (int64_t i = 0; i < padded; ++i) {
+        const int code = (codes[i] + 8) & 15;
+        to[i / 8 * 64 + r * 4 + i % 4] |= static_cast<uint8_t>(i % 8 < 4 ? code : code << 4);
+      }
+      break;
+  }
+}
+
+void PanelLinear::PackPanel(const IntegerWeight& w, int64_t panel) {
   const int64_t rows = std::min<int64_t>(16, N_ - panel * 16);
-  const int64_t step = nibbles_ ? 32 : 64;
-  const int64_t padded = form_.padded, inputs = form_.order.empty() ? K_ : static_cast<int64_t>(form_.order.size());
-  uint8_t* const base = codes_.as<uint8_t>() + panel * blocks_ * (padded / 4) * step;
+  const int64_t inputs = form_.order.empty() ? K_ : static_cast<int64_t>(form_.order.size());
+  int8_t some[kLongestBlock + 8];
   for (int64_t r = 0; r < 16; ++r) {
     for (int64_t b = 0; b < blocks_; ++b) {
-      for (int64_t i = 0; i < padded; ++i) {
-        int64_t k = b * form_.block + i;
-        bool inside = r < rows && i < form_.block && k < inputs;
-        if (inside && !form_.order.empty()) {
-          k = form_.order[static_cast<size_t>(k)];
-          inside = k >= 0;
-        }
-        const int code = inside ? w.codes[static_cast<size_t>((panel * 16 + r) * K_ + k)] : 0;
-        uint8_t* quad = base + (b * (padded / 4) + i / 4) * step;
-        if (!nibbles_) {
-          quad[(i % 4 / 2) * 32 + r * 2 + i % 2] = static_cast<uint8_t>(code);
-        } else {
-          const int value = (code + 8) & 15;
-          quad[r * 2 + i % 2] |= static_cast<uint8_t>(i % 4 < 2 ? value : value << 4);
+      const int64_t begin = b * form_.block, size = std::min(form_.block, inputs - begin);
+      std::fill(std::begin(some), std::end(some), int8_t{0});
+      if (r < rows) {
+        const int8_t* from = w.codes.data() + (panel * 16 + r) * K_;
+        for (int64_t i = 0; i < size; ++i) {
+          const int64_t k = form_.order.empty() ? begin + i : form_.order[static_cast<size_t>(begin + i)];
+          if (k >= 0) some[i] = from[k];
         }
       }
+      PackCodes(some, r, codes_.as<uint8_t>() + (panel * blocks_ + b) * BlockBytes());
+      if (shift_.empty()) continue;
+      int32_t sum = 0;
+      for (int64_t i = 0; i < size; ++i) sum += some[i] + CodeBias();
+      shift_.as<int32_t>()[(panel * blocks_ + b) * 16 + r] = -form_.activations.zero * sum;
     }
-    for (int64_t g = 0; g < groups; ++g) {
-      const size_t from = static_cast<size_t>((panel * 16 + r) * groups + g);
-      const int64_t to = (panel * groups + g) * 16 + r;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const size_t from = static_cast<size_t>((panel * 16 + r) * groups_ + g);
+      const int64_t to = (panel * groups_ + g) * 16 + r;
       scale_.as<float>()[to] = r < rows ? w.scale[from] : 0.0f;
       if (!offset_.empty()) offset_.as<float>()[to] = r < rows ? w.offset[from] : 0.0f;
     }

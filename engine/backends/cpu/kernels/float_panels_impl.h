@@ -2,11 +2,13 @@
 //
 // Floor at M = 1: the weight bytes over the read bandwidth. Each product owns one accumulator: the sum of a segment
 // runs over its inputs in order, then joins the total times the scale, so its bits depend on the weights' layout alone.
-// At M = 1 several panels pass together, because one chain of FMAs waits for itself.
+// At M = 1 several panels pass together, because one chain of FMAs waits for itself; many rows share a decoded segment
+// (panels_impl.h).
 #pragma once
 
 #include <cstdint>
 
+#include "engine/backends/cpu/kernels/panel_limits.h"
 #include "engine/backends/cpu/kernels/tier.h"
 
 namespace sage::cpu::SAGE_TIER {
@@ -81,16 +83,76 @@ inline void FloatStore(const Decode& decode, const float* x, int64_t x_stride, c
   F acc[MR][PR];
   FloatTile<Decode, MR, PR>(decode, x, x_stride, w, panel, acc);
   for (int p = 0; p < PR; ++p) {
-    const int64_t n = (panel + p) * 16;
+    for (int m = 0; m < MR; ++m) StoreOutputs(acc[m][p], (panel + p) * 16, N, bias, out + m * out_stride);
+  }
+}
+
+// One segment in f32 at `wide` [inputs][PR][16], added to the f32 sums [MR][PR][16] of MR rows.
+template <int MR, int PR>
+inline void FloatSegment(const float* wide, int64_t inputs, const float* x, int64_t x_stride, const float* scale,
+                         int64_t scale_stride, float* sums) {
+  F sum[MR][PR];
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 4
+    for (int p = 0; p < PR; ++p) sum[m][p] = F::Zero();
+  }
+  for (const float* end = wide + inputs * PR * 16; wide != end; wide += PR * 16, ++x) {
+    F weights[PR];
+#pragma GCC unroll 4
+    for (int p = 0; p < PR; ++p) weights[p] = F::Load(wide + p * 16);
+#pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
-      float* row = out + m * out_stride + n;
-      if (bias == nullptr && n + 16 <= N) {
-        acc[m][p].Store(row);
-        continue;
+      const F a = F::Set1(x[m * x_stride]);
+#pragma GCC unroll 4
+      for (int p = 0; p < PR; ++p) sum[m][p] = Fma(weights[p], a, sum[m][p]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < PR; ++p) {
+    const F factor = F::Load(scale + p * scale_stride);
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      float* own = sums + (m * PR + p) * 16;
+      Fma(sum[m][p], factor, F::Load(own)).Store(own);
+    }
+  }
+}
+
+// Rows [begin, end), at most kChunkRows, against PR panels: each segment is decoded once, into the first cache level.
+template <class Decode, int PR>
+inline void FloatBlockedRows(const Decode& decode, const float* x, int64_t x_stride, int64_t begin, int64_t end,
+                             const FloatPanels& w, int64_t panel, int64_t N, const float* bias, float* out,
+                             int64_t out_stride) {
+  alignas(64) float wide[kLongestSegment * PR * 16];
+  alignas(64) float sums[kChunkRows * PR * 16];
+  for (int64_t i = 0; i < (end - begin) * PR * 16; i += 16) F::Zero().Store(sums + i);
+  const uint8_t* codes = w.codes + panel * w.panel_bytes;
+  for (int64_t s = 0; s < w.segments; ++s) {
+    const int64_t inputs = w.begin[s + 1] - w.begin[s];
+    int64_t k = 0;
+    for (; k + 2 <= inputs; k += 2, codes += Decode::kPairBytes) {
+      for (int p = 0; p < PR; ++p) {
+        F first, second;
+        decode.Pair(codes + p * w.panel_bytes, &first, &second);
+        Prefetch(codes + p * w.panel_bytes + 2048);
+        first.Store(wide + (k * PR + p) * 16);
+        second.Store(wide + ((k + 1) * PR + p) * 16);
       }
-      float values[16];
-      acc[m][p].Store(values);
-      for (int64_t i = 0; i < 16 && n + i < N; ++i) row[i] = values[i] + (bias == nullptr ? 0.0f : bias[n + i]);
+    }
+    if (k < inputs) {
+      for (int p = 0; p < PR; ++p) decode.Last(codes + p * w.panel_bytes).Store(wide + (k * PR + p) * 16);
+      codes += 16;
+    }
+    OverRows(begin, end, [&]<int MR>(int64_t m0) {
+      FloatSegment<MR, PR>(wide, inputs, x + m0 * x_stride + w.begin[s], x_stride,
+                           w.scale + (panel * w.scales + w.column[s]) * 16, w.scales * 16,
+                           sums + (m0 - begin) * PR * 16);
+    });
+  }
+  for (int64_t m = begin; m < end; ++m) {
+    for (int p = 0; p < PR; ++p) {
+      StoreOutputs(F::Load(sums + ((m - begin) * PR + p) * 16), (panel + p) * 16, N, bias, out + m * out_stride);
     }
   }
 }
@@ -99,31 +161,32 @@ inline void FloatStore(const Decode& decode, const float* x, int64_t x_stride, c
 template <class Decode, int PR>
 inline void FloatRows(const Decode& decode, const float* x, int64_t x_stride, int64_t M, const FloatPanels& w,
                       int64_t panel, int64_t N, const float* bias, float* out, int64_t out_stride) {
-  int64_t m = 0;
-  const auto tiles = [&]<int MR>() {
-    for (; m + MR <= M; m += MR) {
-      FloatStore<Decode, MR, PR>(decode, x + m * x_stride, x_stride, w, panel, N, bias, out + m * out_stride,
-                                 out_stride);
+  if (M <= 2) {
+    for (int64_t m = 0; m < M; ++m) {
+      FloatStore<Decode, 1, PR>(decode, x + m * x_stride, x_stride, w, panel, N, bias, out + m * out_stride,
+                                out_stride);
     }
-  };
-  tiles.template operator()<kPanelRows>();
-  if constexpr (kPanelRows > 4) tiles.template operator()<4>();
-  tiles.template operator()<2>();
-  tiles.template operator()<1>();
+    return;
+  }
+  for (int64_t m = 0; m < M; m += kChunkRows) {
+    FloatBlockedRows<Decode, PR>(decode, x, x_stride, m, M < m + kChunkRows ? M : m + kChunkRows, w, panel, N, bias,
+                                 out, out_stride);
+  }
 }
 
 template <class Decode>
 inline void FloatRange(const float* x, int64_t x_stride, int64_t M, const FloatPanels& w, int64_t p_begin,
                        int64_t p_end, int64_t N, const float* bias, float* out, int64_t out_stride) {
   const Decode decode(w);
+  constexpr int kMany = 4;  // M <= 2: more panels at once, because one chain of FMAs waits for itself
   int64_t p = p_begin;
-  if (M == 1) {
-    for (; p + 4 <= p_end; p += 4) {
-      FloatStore<Decode, 1, 4>(decode, x, x_stride, w, p, N, bias, out, out_stride);
+  if (M <= 2) {
+    for (; p + kMany <= p_end; p += kMany) {
+      FloatRows<Decode, kMany>(decode, x, x_stride, M, w, p, N, bias, out, out_stride);
     }
   } else {
-    for (; p + 2 <= p_end; p += 2) {
-      FloatRows<Decode, 2>(decode, x, x_stride, M, w, p, N, bias, out, out_stride);
+    for (; p + kPanelCols <= p_end; p += kPanelCols) {
+      FloatRows<Decode, kPanelCols>(decode, x, x_stride, M, w, p, N, bias, out, out_stride);
     }
   }
   for (; p < p_end; ++p) FloatRows<Decode, 1>(decode, x, x_stride, M, w, p, N, bias, out, out_stride);

@@ -9,6 +9,13 @@ namespace sage::cpu::avx2 {
 
 // Rows of activations that share one pass over a panel: as many as the registers hold.
 constexpr int kPanelRows = 4;
+// Panels of 16 outputs beside one another in a tile.
+constexpr int kPanelCols = 1;
+// Panels beside one another for a single row; rows up to which weights are decoded anew for each tile of rows.
+constexpr int kDecodeCols = 1;
+constexpr int kDirectRows = 2;
+// Up to so many sums of a tile would wait for themselves: they run as two chains.
+constexpr int kFewSums = 2;
 // Attention: queries, key vectors and value vectors of one tile.
 constexpr int kTileQ = 6, kTileK = 1, kTileD = 1;
 
@@ -66,6 +73,12 @@ inline F PowerOfTwo(F n) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.a), bias), 23)),
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.b), bias), 23))};
 }
+inline void StoreInt8(F whole, int8_t* p) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(whole.a), _mm256_cvtps_epi32(whole.b));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
 inline void StoreInt16(F whole, int16_t* p) {
   const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(whole.a), _mm256_cvtps_epi32(whole.b));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
@@ -89,18 +102,24 @@ inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 
 struct W {
   __m256i a, b;  // int16 0..15, 16..31
-  static W Load(const int16_t* p) {
-    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16))};
+  static W Load(const void* p) {
+    const auto* lines = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(lines), _mm256_loadu_si256(lines + 1)};
+  }
+  void Store(void* p) const {
+    auto* lines = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(lines, a);
+    _mm256_storeu_si256(lines + 1, b);
   }
   static W FromI8(const uint8_t* p) {
     return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)))};
   }
-  static W Pair(const int16_t* p) {
-    int32_t pair;
-    __builtin_memcpy(&pair, p, 4);
-    return {_mm256_set1_epi32(pair), _mm256_set1_epi32(pair)};
+  // The four bytes at p in every 32-bit lane: two int16 or four int8.
+  static W Four(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return {_mm256_set1_epi32(four), _mm256_set1_epi32(four)};
   }
 };
 inline void Nibbles32(const uint8_t* p, W* low, W* high) {
@@ -111,6 +130,15 @@ inline void Nibbles32(const uint8_t* p, W* low, W* high) {
   low->b = _mm256_and_si256(y, mask);
   high->a = _mm256_srli_epi16(x, 4);
   high->b = _mm256_srli_epi16(y, 4);
+}
+// Low and high nibbles of 64 bytes as bytes.
+inline void Nibbles64(const uint8_t* p, W* low, W* high) {
+  const W w = W::Load(p);
+  const __m256i mask = _mm256_set1_epi8(15);
+  low->a = _mm256_and_si256(w.a, mask);
+  low->b = _mm256_and_si256(w.b, mask);
+  high->a = _mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask);
+  high->b = _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask);
 }
 inline W Nibbles16(const uint8_t* p, int bias) {
   const __m256i raw = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -123,12 +151,37 @@ struct I {
   __m256i a, b;
   static I Zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   static I Set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+  static I Load(const void* p) {
+    const auto* lines = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(lines), _mm256_loadu_si256(lines + 1)};
+  }
 };
 inline I Dot(I acc, W x, W y) {
   return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
 }
+// Four bytes a lane: codes 0..255 against int8. Exact only where the sum of two neighbouring products fits int16.
+inline I DotBytes(I acc, W codes, W x) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.a, x.a), ones)),
+          _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.b, x.b), ones))};
+}
 inline I Add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline F ToFloat(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+
+// Sums of codes 0..15 against int8 in pairs of int16: a step adds at most 2 * 15 * 128, so eight of them fit.
+struct NibbleSums {
+  static constexpr int64_t kSteps = 8;
+  __m256i a, b;
+  static NibbleSums Zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+};
+inline NibbleSums AddNibbles(NibbleSums s, W codes, W x) {
+  return {_mm256_add_epi16(s.a, _mm256_maddubs_epi16(codes.a, x.a)),
+          _mm256_add_epi16(s.b, _mm256_maddubs_epi16(codes.b, x.b))};
+}
+inline I JoinNibbles(I sum, NibbleSums s) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(s.a, ones)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(s.b, ones))};
+}
 
 // Sixteen codes in the upper bits of f16 lanes: see simd_generic.h.
 inline F FromHalfLanes(__m256i lanes) {

@@ -9,6 +9,13 @@ namespace sage::cpu::avx512 {
 
 // Rows of activations that share one pass over a panel: as many as the registers hold.
 constexpr int kPanelRows = 8;
+// Panels of 16 outputs beside one another in a tile.
+constexpr int kPanelCols = 2;
+// Panels beside one another for a single row; rows up to which weights are decoded anew for each tile of rows.
+constexpr int kDecodeCols = 2;
+constexpr int kDirectRows = 2;
+// Up to so many sums of a tile would wait for themselves: they run as two chains.
+constexpr int kFewSums = 4;
 // Attention: queries, key vectors and value vectors of one tile.
 constexpr int kTileQ = 6, kTileK = 4, kTileD = 4;
 
@@ -47,6 +54,9 @@ inline F PowerOfTwo(F n) {
   const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
 }
+inline void StoreInt8(F whole, int8_t* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole.v)));
+}
 inline void StoreInt16(F whole, int16_t* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(whole.v)));
 }
@@ -65,20 +75,28 @@ inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), 
 
 struct W {
   __m512i v;
-  static W Load(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
+  static W Load(const void* p) { return {_mm512_loadu_si512(p)}; }
+  void Store(void* p) const { _mm512_storeu_si512(p, v); }
   static W FromI8(const uint8_t* p) {
     return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
-  static W Pair(const int16_t* p) {
-    int32_t pair;
-    __builtin_memcpy(&pair, p, 4);
-    return {_mm512_set1_epi32(pair)};
+  // The four bytes at p in every 32-bit lane: two int16 or four int8.
+  static W Four(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return {_mm512_set1_epi32(four)};
   }
 };
 inline void Nibbles32(const uint8_t* p, W* low, W* high) {
   const __m512i w = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   low->v = _mm512_and_si512(w, _mm512_set1_epi16(15));
   high->v = _mm512_srli_epi16(w, 4);
+}
+// Low and high nibbles of 64 bytes as bytes.
+inline void Nibbles64(const uint8_t* p, W* low, W* high) {
+  const __m512i w = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
+  low->v = _mm512_and_si512(w, mask);
+  high->v = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
 }
 inline W Nibbles16(const uint8_t* p, int bias) {
   const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -92,10 +110,22 @@ struct I {
   __m512i v;
   static I Zero() { return {_mm512_setzero_si512()}; }
   static I Set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static I Load(const void* p) { return {_mm512_loadu_si512(p)}; }
 };
 inline I Dot(I acc, W a, W b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }
+// Four bytes a lane: codes 0..255 against int8.
+inline I DotBytes(I acc, W codes, W x) { return {_mm512_dpbusd_epi32(acc.v, codes.v, x.v)}; }
 inline I Add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline F ToFloat(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+// Sums of codes 0..15 against int8: exact for kSteps additions, then joined to a wide sum.
+struct NibbleSums {
+  static constexpr int64_t kSteps = 1 << 20;
+  I sum;
+  static NibbleSums Zero() { return {I::Zero()}; }
+};
+inline NibbleSums AddNibbles(NibbleSums s, W codes, W x) { return {DotBytes(s.sum, codes, x)}; }
+inline I JoinNibbles(I sum, NibbleSums s) { return Add(sum, s.sum); }
 
 // Codes in the upper bits of f16 lanes: see simd_generic.h.
 inline F E4M3(const uint8_t* p) {

@@ -12,6 +12,13 @@ namespace sage::cpu::generic {
 
 // Rows of activations that share one pass over a panel: as many as the registers hold.
 constexpr int kPanelRows = 4;
+// Panels of 16 outputs beside one another in a tile.
+constexpr int kPanelCols = 1;
+// Panels beside one another for a single row; rows up to which weights are decoded anew for each tile of rows.
+constexpr int kDecodeCols = 1;
+constexpr int kDirectRows = 2;
+// Up to so many sums of a tile would wait for themselves: they run as two chains.
+constexpr int kFewSums = 0;
 // Attention: queries, key vectors and value vectors of one tile.
 constexpr int kTileQ = 6, kTileK = 1, kTileD = 1;
 
@@ -111,6 +118,9 @@ inline F PowerOfTwo(const F& n) {
   }
   return r;
 }
+inline void StoreInt8(const F& whole, int8_t* p) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(whole.v[i]);
+}
 inline void StoreInt16(const F& whole, int16_t* p) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(whole.v[i]);
 }
@@ -126,17 +136,19 @@ inline void Prefetch(const void*) {}
 
 struct W {  // int16 x 32
   int16_t v[32];
-  static W Load(const int16_t* p) {
+  static W Load(const void* p) {
     W r;
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
+  void Store(void* p) const { std::memcpy(p, v, sizeof v); }
   static W FromI8(const uint8_t* p) {
     W r;
     for (int i = 0; i < 32; ++i) r.v[i] = static_cast<int8_t>(p[i]);
     return r;
   }
-  static W Pair(const int16_t* p) {  // (p[0], p[1]) in every lane
+  // The four bytes at p in every 32-bit lane: two int16 or four int8.
+  static W Four(const void* p) {
     W r;
     for (int i = 0; i < 32; i += 2) std::memcpy(r.v + i, p, 4);
     return r;
@@ -148,6 +160,16 @@ inline void Nibbles32(const uint8_t* p, W* low, W* high) {
     low->v[i] = p[i] & 15;
     high->v[i] = p[i] >> 4;
   }
+}
+// Low and high nibbles of 64 bytes as bytes.
+inline void Nibbles64(const uint8_t* p, W* low, W* high) {
+  uint8_t a[64], b[64];
+  for (int i = 0; i < 64; ++i) {
+    a[i] = p[i] & 15;
+    b[i] = p[i] >> 4;
+  }
+  std::memcpy(low->v, a, sizeof a);
+  std::memcpy(high->v, b, sizeof b);
 }
 // Low nibbles of 16 bytes in 0..15, high nibbles in 16..31, less `bias`.
 inline W Nibbles16(const uint8_t* p, int bias) {
@@ -167,6 +189,11 @@ struct I {  // int32 x 16
     for (int32_t& e : r.v) e = x;
     return r;
   }
+  static I Load(const void* p) {
+    I r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
 };
 // acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1].
 inline I Dot(const I& acc, const W& a, const W& b) {
@@ -174,6 +201,19 @@ inline I Dot(const I& acc, const W& a, const W& b) {
   for (int i = 0; i < 16; ++i) {
     r.v[i] = acc.v[i] + static_cast<int32_t>(a.v[2 * i]) * b.v[2 * i] +
              static_cast<int32_t>(a.v[2 * i + 1]) * b.v[2 * i + 1];
+  }
+  return r;
+}
+// Four bytes a lane: codes 0..255 against int8.
+inline I DotBytes(const I& acc, const W& codes, const W& x) {
+  uint8_t c[64];
+  int8_t v[64];
+  std::memcpy(c, codes.v, sizeof c);
+  std::memcpy(v, x.v, sizeof v);
+  I r;
+  for (int i = 0; i < 16; ++i) {
+    r.v[i] = acc.v[i];
+    for (int j = 4 * i; j < 4 * i + 4; ++j) r.v[i] += static_cast<int32_t>(c[j]) * v[j];
   }
   return r;
 }
@@ -187,6 +227,15 @@ inline F ToFloat(const I& a) {
   for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);
   return r;
 }
+
+// Sums of codes 0..15 against int8: exact for kSteps additions, then joined to a wide sum.
+struct NibbleSums {
+  static constexpr int64_t kSteps = 1 << 20;
+  I sum;
+  static NibbleSums Zero() { return {I::Zero()}; }
+};
+inline NibbleSums AddNibbles(const NibbleSums& s, const W& codes, const W& x) { return {DotBytes(s.sum, codes, x)}; }
+inline I JoinNibbles(const I& sum, const NibbleSums& s) { return Add(sum, s.sum); }
 
 // Float codes of 16 outputs: input k in `first`, k + 1 in `second`. An e4m3 code moved into the bits of an f16 is the
 // value times 2^-8, exactly; the scales carry the missing 2^8.

@@ -10,27 +10,40 @@
 
 namespace sage::cpu {
 
-// Activations as int16 fixed point in blocks along K: value = scale * q. Blocks hold `padded` entries (a multiple of 4;
-// a multiple of 32 for ggml blocks), zero past `block`. Row layout: [blocks][padded] int16.
+// Activations as integers in blocks along K: value = scale * code, int16 fixed point, or int8 with a zero point. A
+// block of a row is `row_bytes` long (a multiple of 8 bytes; 64 for ggml blocks), zero past its inputs. The rows of one
+// block lie together: a tile of rows is one run of memory.
 struct QuantizedRows {
-  const int16_t* codes;  // [M][blocks * padded]
-  const float* scale;    // [M][blocks]
-  const int32_t* sum;    // [M][blocks] sum of codes
-  int64_t blocks;
-  int64_t padded;
+  const uint8_t* codes;  // [blocks][M][row_bytes]
+  const float* scale;    // [blocks][M]
+  const int32_t* sum;    // [blocks][M] sum of codes, less the zero point each
+  int64_t M, blocks, row_bytes;
+};
+// Where one row goes: block b at codes + b * rows * row_bytes, scale[b * rows], sum[b * rows].
+struct RowCodes {
+  uint8_t* codes;
+  float* scale;
+  int32_t* sum;
+  int64_t rows, row_bytes;
 };
 
-// Integer weights in panels of 16 outputs: panel p, block b, then for each 4 inputs 16 rows x (k, k+1) and 16 rows x
-// (k+2, k+3): 64 bytes of int8, or 32 bytes whose low nibbles are the first pair and high nibbles the second.
+// Integer weights in panels of 16 outputs (rows r): panel p, block b, then
+//   kInt8Pairs    64 bytes for 4 inputs: 16 rows x (k, k+1), 16 rows x (k+2, k+3), signed
+//   kNibblePairs  32 bytes for 4 inputs: the first pairs in the low nibbles, the second in the high ones, codes + 8
+//   kInt8Quads    64 bytes for 4 inputs: 16 rows x (k .. k+3), codes + 128
+//   kNibbleQuads  64 bytes for 8 inputs: k .. k+3 in the low nibbles, k+4 .. k+7 in the high ones, codes + 8
+// Pairs meet int16 activations, quads int8.
+enum class PanelLayout : uint8_t { kInt8Pairs, kNibblePairs, kInt8Quads, kNibbleQuads };
 struct PanelWeights {
-  const uint8_t* codes;  // [panels][blocks][padded / 4][64 or 32]
-  const float* scale;    // [panels][G][16]
-  const float* offset;   // [panels][G][16] or null
+  PanelLayout layout;
+  const uint8_t* codes;
+  const float* scale;    // [panels][groups][16]
+  const float* offset;   // [panels][groups][16] or null
+  const int32_t* shift;  // [panels][blocks][16] minus the activations' zero point times the stored codes' sum, or null
   int64_t blocks;
-  int64_t padded;
+  int64_t groups;
   int64_t blocks_per_group;
-  int bias;  // subtracted from stored codes (8 for nibbles, 0 for int8)
-  bool nibbles;
+  int bias;  // what stored codes have too much: 8, 128 or 0
 };
 
 // Float codes in panels of 16 outputs, cut along K into segments that lie in one scale block for every row. A segment
@@ -103,6 +116,9 @@ constexpr int64_t AttentionScratchFloats(int group, int D) {
   return queries * (Dp + 2 * AttentionStateFloats(D) + kPartKeys) + 2 * kPartKeys + (64 + 4) * Dp;
 }
 
+// What a machine does at most, see probe_impl.h.
+enum class Probe { kRead, kF32, kInt16, kInt8 };
+
 struct TierFns {
   const char* name;
   // out[m * out_stride + n] for n in [n_begin, n_end): dot over K in 16 lanes. `weights` [N, K].
@@ -113,24 +129,26 @@ struct TierFns {
   void (*dense_bf16)(const float* x, int64_t x_stride, int64_t M, int64_t K, const void* weights, int64_t n_begin,
                      int64_t n_end, const float* bias, float* out, int64_t out_stride);
   // One row of x [K] into int16 blocks of `block` inputs.
-  void (*quantize_row)(const float* x, int64_t K, int64_t block, int64_t padded, int16_t* codes, float* scale,
-                       int32_t* sum);
-  // The same with 8-bit codes, -128 .. 127 less `zero`: one scale for the row, amax / 127.5, or `static_scale` when it
-  // is positive.
-  void (*quantize_row8)(const float* x, int64_t K, int64_t block, int64_t padded, float static_scale, int zero,
-                        int16_t* codes, float* scale, int32_t* sum);
-  // Panels [p_begin, p_end) for all M rows; the last panel may be short of N.
-  void (*panels)(const QuantizedRows& x, int64_t M, const PanelWeights& w, int64_t p_begin, int64_t p_end, int64_t N,
+  void (*quantize_row)(const float* x, int64_t K, int64_t block, const RowCodes& to);
+  // The same with 8-bit codes, -128 .. 127: one scale for the row, amax / 127.5, or `static_scale` when it is positive.
+  // quantize_row8 writes int8 codes; quantize_row8_wide int16 codes less `zero`.
+  void (*quantize_row8)(const float* x, int64_t K, int64_t block, float static_scale, int zero, const RowCodes& to);
+  void (*quantize_row8_wide)(const float* x, int64_t K, int64_t block, float static_scale, int zero,
+                             const RowCodes& to);
+  // Whether `panels` takes kInt8Quads (AVX2 has no exact product of two bytes).
+  bool int8_quads;
+  // Panels [p_begin, p_end) for all rows; the last panel may be short of N.
+  void (*panels)(const QuantizedRows& x, const PanelWeights& w, int64_t p_begin, int64_t p_end, int64_t N,
                  const float* bias, float* out, int64_t out_stride);
   // Panels [p_begin, p_end) of float codes against f32 rows.
   void (*float_panels)(const float* x, int64_t x_stride, int64_t M, const FloatPanels& w, int64_t p_begin,
                        int64_t p_end, int64_t N, const float* bias, float* out, int64_t out_stride);
-  void (*blocks_q4_0)(const QuantizedRows& x, int64_t M, const BlockRows& w, int64_t n_begin, int64_t n_end,
-                      const float* bias, float* out, int64_t out_stride);
-  void (*blocks_q4_1)(const QuantizedRows& x, int64_t M, const BlockRows& w, int64_t n_begin, int64_t n_end,
-                      const float* bias, float* out, int64_t out_stride);
-  void (*blocks_q8_0)(const QuantizedRows& x, int64_t M, const BlockRows& w, int64_t n_begin, int64_t n_end,
-                      const float* bias, float* out, int64_t out_stride);
+  void (*blocks_q4_0)(const QuantizedRows& x, const BlockRows& w, int64_t n_begin, int64_t n_end, const float* bias,
+                      float* out, int64_t out_stride);
+  void (*blocks_q4_1)(const QuantizedRows& x, const BlockRows& w, int64_t n_begin, int64_t n_end, const float* bias,
+                      float* out, int64_t out_stride);
+  void (*blocks_q8_0)(const QuantizedRows& x, const BlockRows& w, int64_t n_begin, int64_t n_end, const float* bias,
+                      float* out, int64_t out_stride);
   void (*attend[kKvFormats])(const AttentionTask& task);
   // Combines the states that tasks of single parts left: query i of part p at partial + (p * queries + i) * state
   // floats. Query i is row i / group, head i % group.
@@ -138,6 +156,8 @@ struct TierFns {
   void (*rms_norm_row)(const float* x, const float* weight, float eps, int64_t K, float* y);
   void (*add)(float* x, const float* y, int64_t count);
   void (*silu_mul_row)(const float* gate, const float* up, int64_t F, float* out);
+  // Bytes read or operations done by one run of a probe.
+  int64_t (*probe)(Probe probe, const uint8_t* data, int64_t bytes, float* sink);
   void (*rope_row)(float* x, int64_t D, const float* cos, const float* sin, bool interleaved);
 };
 

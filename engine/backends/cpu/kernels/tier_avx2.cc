@@ -4,8 +4,11 @@
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_avx2.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/quantize_impl.h"
+#include "engine/backends/cpu/kernels/panels_impl.h"
 #include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/probe_impl.h"
 #include "engine/backends/cpu/kernels/attention_tiles.h"
 #include "engine/backends/cpu/kernels/attention_impl.h"
 // clang-format on
@@ -18,7 +21,9 @@ const TierFns kAvx2Tier = {
     .dense_f16 = avx2::Dense<avx2::LoadF16>,
     .dense_bf16 = avx2::Dense<avx2::LoadBF16>,
     .quantize_row = avx2::QuantizeRow,
-    .quantize_row8 = avx2::QuantizeRow8,
+    .quantize_row8 = avx2::QuantizeRow8<int8_t>,
+    .quantize_row8_wide = avx2::QuantizeRow8<int16_t>,
+    .int8_quads = false,
     .panels = avx2::Panels,
     .float_panels = avx2::FloatPanelRange,
     .blocks_q4_0 = avx2::Blocks<avx2::Q4_0>,
@@ -30,6 +35,7 @@ const TierFns kAvx2Tier = {
     .rms_norm_row = avx2::RmsNormRow,
     .add = avx2::AddRow,
     .silu_mul_row = avx2::SiluMulRow,
+    .probe = avx2::RunProbe,
     .rope_row = avx2::RopeRow,
 };
 

@@ -4,8 +4,11 @@
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_avx512.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/quantize_impl.h"
+#include "engine/backends/cpu/kernels/panels_impl.h"
 #include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/probe_impl.h"
 #include "engine/backends/cpu/kernels/attention_tiles.h"
 #include "engine/backends/cpu/kernels/attention_impl.h"
 // clang-format on
@@ -18,7 +21,9 @@ const TierFns kAvx512Tier = {
     .dense_f16 = avx512::Dense<avx512::LoadF16>,
     .dense_bf16 = avx512::Dense<avx512::LoadBF16>,
     .quantize_row = avx512::QuantizeRow,
-    .quantize_row8 = avx512::QuantizeRow8,
+    .quantize_row8 = avx512::QuantizeRow8<int8_t>,
+    .quantize_row8_wide = avx512::QuantizeRow8<int16_t>,
+    .int8_quads = true,
     .panels = avx512::Panels,
     .float_panels = avx512::FloatPanelRange,
     .blocks_q4_0 = avx512::Blocks<avx512::Q4_0>,
@@ -31,6 +36,7 @@ const TierFns kAvx512Tier = {
     .rms_norm_row = avx512::RmsNormRow,
     .add = avx512::AddRow,
     .silu_mul_row = avx512::SiluMulRow,
+    .probe = avx512::RunProbe,
     .rope_row = avx512::RopeRow,
 };
 

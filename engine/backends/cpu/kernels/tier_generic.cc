@@ -4,8 +4,11 @@
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_generic.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
+#include "engine/backends/cpu/kernels/quantize_impl.h"
+#include "engine/backends/cpu/kernels/panels_impl.h"
 #include "engine/backends/cpu/kernels/float_panels_impl.h"
 #include "engine/backends/cpu/kernels/rows_impl.h"
+#include "engine/backends/cpu/kernels/probe_impl.h"
 #include "engine/backends/cpu/kernels/attention_tiles.h"
 #include "engine/backends/cpu/kernels/attention_impl.h"
 // clang-format on
@@ -18,7 +21,9 @@ const TierFns kGenericTier = {
     .dense_f16 = generic::Dense<generic::LoadF16>,
     .dense_bf16 = generic::Dense<generic::LoadBF16>,
     .quantize_row = generic::QuantizeRow,
-    .quantize_row8 = generic::QuantizeRow8,
+    .quantize_row8 = generic::QuantizeRow8<int8_t>,
+    .quantize_row8_wide = generic::QuantizeRow8<int16_t>,
+    .int8_quads = true,
     .panels = generic::Panels,
     .float_panels = generic::FloatPanelRange,
     .blocks_q4_0 = generic::Blocks<generic::Q4_0>,
@@ -31,6 +36,7 @@ const TierFns kGenericTier = {
     .rms_norm_row = generic::RmsNormRow,
     .add = generic::AddRow,
     .silu_mul_row = generic::SiluMulRow,
+    .probe = generic::RunProbe,
     .rope_row = generic::RopeRow,
 };
 

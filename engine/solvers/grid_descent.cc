@@ -1,0 +1,282 @@
+// Sweeps over codes and least-squares scales, rows in blocks.
+#include "engine/solvers/grid_descent.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status.h"
+#include "engine/solvers/dense_algebra.h"
+
+namespace sage {
+namespace {
+
+constexpr int64_t kBlockRows = 256;  // rows that are worked on together: bounds the memory
+// A least-squares scale further than this from the one before it says that the row's problem is ill-posed.
+constexpr double kLeastRatio = 0.25, kMostRatio = 4.0;
+
+absl::Status Invalid(std::string_view reason, const std::string& message) {
+  return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("grid descent: ", message));
+}
+
+// Solves a x = b for a symmetric positive definite [n, n] in place; false when it is not.
+bool SolveCholesky(std::vector<double>& a, std::vector<double>& b, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = j; i < n; ++i) {
+      double sum = a[i * n + j];
+      for (int64_t k = 0; k < j; ++k) sum -= a[i * n + k] * a[j * n + k];
+      if (i == j) {
+        if (!(sum > 0)) return false;
+        a[j * n + j] = std::sqrt(sum);
+      } else {
+        a[i * n + j] = sum / a[j * n + j];
+      }
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t k = 0; k < i; ++k) b[i] -= a[i * n + k] * b[k];
+    b[i] /= a[i * n + i];
+  }
+  for (int64_t i = n - 1; i >= 0; --i) {
+    for (int64_t k = i + 1; k < n; ++k) b[i] -= a[k * n + i] * b[k];
+    b[i] /= a[i * n + i];
+  }
+  return true;
+}
+
+class Descent {
+ public:
+  Descent(absl::Span<const float> weight, int64_t N, int64_t K, absl::Span<const float> gram,
+          const GridDescentOptions& options, ThreadPool& threads, GridDescentResult& out)
+      : weight_(weight),
+        N_(N),
+        K_(K),
+        width_(GroupWidth(options.grid, K)),
+        G_(K / width_),
+        options_(options),
+        threads_(threads),
+        out_(out),
+        gram_(gram.begin(), gram.end()),
+        order_(K),
+        members_(G_) {
+    double mean = 0;
+    for (int64_t k = 0; k < K_; ++k) mean += static_cast<double>(gram_[k * K_ + k]) / static_cast<double>(K_);
+    for (int64_t k = 0; k < K_; ++k) gram_[k * K_ + k] += static_cast<float>(options.damp * mean);
+    // Inputs with the most energy first: they find the others still free.
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t a, int64_t b) { return gram_[a * K_ + a] > gram_[b * K_ + b]; });
+    for (int64_t k = 0; k < K_; ++k) members_[Group(k)].push_back(k);
+  }
+
+  void Run() {
+    std::vector<double> start(N_), end(N_);
+    std::vector<int64_t> moved(N_);
+    for (int64_t begin = 0; begin < N_; begin += kBlockRows) {
+      const int64_t rows = std::min(kBlockRows, N_ - begin);
+      difference_.resize(rows * K_);
+      gradient_.resize(rows * K_);
+      Measure(begin, rows);
+      StoreLosses(begin, rows, start);
+      for (int round = 0; round < options_.rounds; ++round) {
+        // Scales first: codes that moved to make up for a wrong scale would hold it there.
+        if (options_.tune_scales) {
+          FitScales(begin, rows);
+          Measure(begin, rows);
+        } else if (round > 0) {
+          Measure(begin, rows);
+        }
+        threads_.ParallelFor(rows, 1, [&](int64_t first, int64_t last) {
+          for (int64_t r = first; r < last; ++r) moved[begin + r] += SweepRow(begin + r, r);
+        });
+      }
+      if (options_.tune_scales) FitScales(begin, rows);
+      Measure(begin, rows);
+      StoreLosses(begin, rows, end);
+    }
+    for (int64_t n = 0; n < N_; ++n) {
+      out_.start_loss += start[n];
+      out_.loss += end[n];
+      out_.moved_codes += moved[n];
+    }
+  }
+
+ private:
+  GridWeight& current() { return out_.weight; }
+  int64_t Group(int64_t k) const { return out_.weight.g_idx.empty() ? k / width_ : out_.weight.g_idx[k]; }
+  IntegerGrid Grid(int64_t n, int64_t g) const {
+    return {out_.weight.scale[n * G_ + g], static_cast<int32_t>(out_.weight.zero[n * G_ + g])};
+  }
+
+  // Q - W and its product with H.
+  void Measure(int64_t begin, int64_t rows) {
+    threads_.ParallelFor(rows, 4, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        const int64_t n = begin + r;
+        for (int64_t k = 0; k < K_; ++k) {
+          difference_[r * K_ + k] = ValueOf(out_.weight.codes[n * K_ + k], Grid(n, Group(k))) - weight_[n * K_ + k];
+        }
+      }
+    });
+    MultiplyTransposed(difference_.data(), gram_.data(), rows, K_, K_, gradient_.data(), threads_);
+  }
+
+  void StoreLosses(int64_t begin, int64_t rows, std::vector<double>& losses) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      double sum = 0;
+      for (int64_t i = r * K_; i < (r + 1) * K_; ++i) {
+        sum += static_cast<double>(difference_[i]) * static_cast<double>(gradient_[i]);
+      }
+      losses[begin + r] = sum;
+    }
+  }
+
+  // Moves codes until none wants to; an input without energy keeps its own.
+  int64_t SweepRow(int64_t n, int64_t r) {
+    float* gradient = gradient_.data() + r * K_;
+    int8_t* codes = current().codes.data() + n * K_;
+    int64_t all = 0;
+    for (int sweep = 0; sweep < options_.sweeps; ++sweep) {
+      int64_t moved = 0;
+      for (const int64_t k : order_) {
+        const float energy = gram_[k * K_ + k];
+        if (!(energy > 0)) continue;
+        const IntegerGrid grid = Grid(n, Group(k));
+        const float value = ValueOf(codes[k], grid), wanted = value - gradient[k] / energy;
+        if (!std::isfinite(wanted)) continue;
+        const int8_t code = CodeOf(wanted, grid, options_.grid.bits);
+        if (code == codes[k]) continue;
+        const float step = ValueOf(code, grid) - value;
+        // Only a step that lowers the loss beyond rounding: no code goes back and forth.
+        if (!(step * (2.0f * gradient[k] + step * energy) < 0)) continue;
+        codes[k] = code;
+        kernels_.add_scaled(K_, step, gram_.data() + k * K_, gradient);
+        ++moved;
+      }
+      all += moved;
+      if (moved == 0) break;
+    }
+    return all;
+  }
+
+  // For every row the scales s that make sum_g s_g c_g nearest to w under H; kept where the stored ones are better.
+  void FitScales(int64_t begin, int64_t rows) {
+    std::vector<double> a(rows * G_ * G_), b(rows * G_);
+    std::vector<float> codes(rows * width_), gathered, product(rows * K_);
+    for (int64_t g = 0; g < G_; ++g) {
+      const std::vector<int64_t>& members = members_[g];
+      const int64_t count = static_cast<int64_t>(members.size());
+      codes.resize(rows * count);
+      gathered.resize(count * K_);
+      for (int64_t i = 0; i < count; ++i) {
+        std::copy_n(gram_.begin() + members[i] * K_, K_, gathered.begin() + i * K_);
+        for (int64_t r = 0; r < rows; ++r) codes[r * count + i] = Level(begin + r, members[i], g);
+      }
+      GemmSpec<float> spec;
+      spec.rows = rows;
+      spec.columns = K_;
+      spec.depth = count;
+      spec.a = {codes.data(), count, 1};
+      spec.b = {gathered.data(), K_, 1};
+      Gemm(spec, product.data(), K_, threads_);
+      threads_.ParallelFor(rows, 4, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r) {
+          for (int64_t k = 0; k < K_; ++k) {
+            const double p = static_cast<double>(product[r * K_ + k]);
+            const int64_t h = Group(k);
+            a[(r * G_ + g) * G_ + h] += p * static_cast<double>(Level(begin + r, k, h));
+            b[r * G_ + g] += p * static_cast<double>(weight_[(begin + r) * K_ + k]);
+          }
+        }
+      });
+    }
+    threads_.ParallelFor(rows, 4, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) FitRow(begin + r, a.data() + r * G_ * G_, b.data() + r * G_);
+    });
+  }
+
+  // A code's distance from the zero point.
+  float Level(int64_t n, int64_t k, int64_t g) const {
+    return static_cast<float>(out_.weight.codes[n * K_ + k]) - out_.weight.zero[n * G_ + g];
+  }
+
+  void FitRow(int64_t n, const double* a, const double* b) {
+    float* scale = current().scale.data() + n * G_;
+    std::vector<double> matrix(a, a + G_ * G_), solved(b, b + G_);
+    double trace = 0;
+    for (int64_t g = 0; g < G_; ++g) trace += a[g * G_ + g] / static_cast<double>(G_);
+    if (!(trace > 0)) return;
+    // A small pull towards the present scales keeps groups whose codes are all at the zero point where they are.
+    const double pull = 1e-6 * trace;
+    for (int64_t g = 0; g < G_; ++g) {
+      for (int64_t h = 0; h < g; ++h) matrix[g * G_ + h] = 0.5 * (a[g * G_ + h] + a[h * G_ + g]);
+      matrix[g * G_ + g] += pull;
+      solved[g] += pull * static_cast<double>(scale[g]);
+    }
+    if (!SolveCholesky(matrix, solved, G_)) return;
+    std::vector<float> fitted(G_);
+    for (int64_t g = 0; g < G_; ++g) {
+      const double old = static_cast<double>(scale[g]);
+      if (!(solved[g] > kLeastRatio * old && solved[g] < kMostRatio * old)) return;
+      fitted[g] = RoundToDType(static_cast<float>(solved[g]), options_.grid.scale_dtype);
+      if (!(fitted[g] > 0) || !std::isfinite(fitted[g])) return;
+    }
+    if (Loss(a, b, fitted.data()) < Loss(a, b, scale)) std::copy(fitted.begin(), fitted.end(), scale);
+  }
+
+  // Without the constant w H w^T.
+  double Loss(const double* a, const double* b, const float* scale) const {
+    double sum = 0;
+    for (int64_t g = 0; g < G_; ++g) {
+      double row = -2.0 * b[g];
+      for (int64_t h = 0; h < G_; ++h) row += a[g * G_ + h] * static_cast<double>(scale[h]);
+      sum += row * static_cast<double>(scale[g]);
+    }
+    return sum;
+  }
+
+  const absl::Span<const float> weight_;
+  const int64_t N_, K_, width_, G_;
+  const GridDescentOptions& options_;
+  ThreadPool& threads_;
+  GridDescentResult& out_;
+  const GemmKernels<float>& kernels_ = KernelsOf<float>(HostGemmTier());
+  std::vector<float> gram_;                    // [K, K] damped
+  std::vector<int64_t> order_;                 // [K]
+  std::vector<std::vector<int64_t>> members_;  // inputs of each group
+  std::vector<float> difference_, gradient_;   // [rows of the block, K]
+};
+
+absl::Status CheckOptions(const GridDescentOptions& options) {
+  if (options.rounds < 1 || options.rounds > 1000 || options.sweeps < 1 || options.sweeps > 1000 ||
+      !(options.damp >= 0 && options.damp <= 1)) {
+    return Invalid("BAD_SEARCH", absl::StrCat("rounds and sweeps must be 1..1000 and damp 0..1, got ", options.rounds,
+                                              ", ", options.sweeps, ", ", options.damp));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<GridDescentResult> SolveGridDescent(absl::Span<const float> weight, int64_t N, int64_t K,
+                                                   absl::Span<const float> gram, const GridWeight& start,
+                                                   const GridDescentOptions& options, ThreadPool& threads) {
+  SAGE_RETURN_IF_ERROR(CheckGridProblem("grid descent", weight, N, K, options.grid));
+  SAGE_RETURN_IF_ERROR(CheckOptions(options));
+  if (gram.size() != static_cast<size_t>(K * K)) {
+    return Invalid("BAD_GRAM_SHAPE",
+                   absl::StrCat("the Gram matrix must be [K, K] with K=", K, ", got ", gram.size(), " values"));
+  }
+  for (const float value : gram) {
+    if (!std::isfinite(value)) return Invalid("NON_FINITE_GRAM", absl::StrCat("H must be finite, got ", value));
+  }
+  SAGE_RETURN_IF_ERROR(CheckGridStart("grid descent", start, N, K, options.grid));
+  GridDescentResult out;
+  out.weight = start;
+  Descent(weight, N, K, gram, options, threads, out).Run();
+  return out;
+}
+
+}  // namespace sage
