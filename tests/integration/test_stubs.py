@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 GOCODE = Path("/usr/share/gocode")  # where Debian keeps Go's libraries
+GO_NEEDS = [GOCODE / "src/google.golang.org" / p for p in ("grpc", "protobuf", "genproto")]
 JARS = [Path("/usr/share/java") / f"{name}.jar" for name in ("protobuf", "grpc-api", "grpc-stub", "grpc-protobuf", "guava")]
 
 
@@ -65,7 +66,8 @@ def test_go(tmp_path):
 
 
 @pytest.mark.skipif(not os.environ.get("SAGE_TEST_GO_BUILD"), reason="set SAGE_TEST_GO_BUILD=1 to compile (minutes)")
-@pytest.mark.skipif(not (shutil.which("go") and (GOCODE / "src/google.golang.org/grpc").exists()), reason="no Go with gRPC here")
+@pytest.mark.skipif(not (shutil.which("go") and all(p.exists() for p in GO_NEEDS)),
+                    reason="no Go with golang-google-{grpc,protobuf,genproto}-dev here")
 def test_go_compiles(tmp_path):
     out = tmp_path / "src"
     out.mkdir()
