@@ -266,7 +266,7 @@ class Bench {
     const double begin = Now(options_.threads);
     for (size_t i = 0; i < used; ++i) {
       cache_.Clear();
-      copies[i]->Forward(ctx_, {ctx_.NewValue(), x_.data(), M, first.K(), first.K()}, out_.data(), first.N());
+      copies[i]->Forward(ctx_, {ctx_.NewValue(), x_.as<float>(), M, first.K(), first.K()}, out_.data(), first.N());
     }
     return (Now(options_.threads) - begin) / static_cast<double>(used);
   }
@@ -275,8 +275,8 @@ class Bench {
                const std::vector<std::unique_ptr<BoundLinear>>& copies, int64_t M) {
     std::mt19937 random(5);
     std::normal_distribution<float> normal;
-    x_.resize(static_cast<size_t>(M * shape.K));
-    for (float& v : x_) v = normal(random);
+    x_ = *Tensor::Allocate(DType::kF32, {M, shape.K});  // aligned, as the engine's buffers are
+    for (int64_t i = 0; i < M * shape.K; ++i) x_.as<float>()[i] = normal(random);
     out_.assign(static_cast<size_t>(M * shape.N), 0.0f);
     const size_t used = M < 64 ? copies.size() : 1;
     const double bytes = static_cast<double>(copies[0]->weight_bytes());
@@ -307,7 +307,8 @@ class Bench {
   StepContext ctx_;
   int64_t probe_bytes_ = 0;
   std::vector<Tensor> probe_;
-  std::vector<float> x_, out_;
+  Tensor x_;
+  std::vector<float> out_;
 };
 
 int Usage() {
