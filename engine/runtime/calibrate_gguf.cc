@@ -71,8 +71,10 @@ absl::StatusOr<CalibrationResult> ResultOf(const CalibrationSpec& spec, const Js
   for (const LinearSlot& slot : written->linears()) {
     if (slot.layer >= 0) parameters += slot.N * slot.K;
   }
-  for (const Json& file : manifest.value("files", Json::array())) {
-    for (const auto& [name, tensor] : file.value("tensors", Json::object()).items()) {
+  const Json files = manifest.value("files", Json::array());
+  for (const Json& file : files) {
+    const Json tensors = file.value("tensors", Json::object());
+    for (const auto& [name, tensor] : tensors.items()) {
       const bool linear = name.rfind("blk.", 0) == 0 && name.find("norm") == name.npos && name.ends_with(".weight");
       SAGE_ASSIGN_OR_RETURN(const int64_t size, JsonInt(tensor, "bytes", 0));
       if (linear) bytes += size;

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -115,6 +116,7 @@ class Conversion {
   const CheckpointFormatDef* format_ = nullptr;  // when the target stays quantized
   const LinearStrategyDef* strategy_ = nullptr;  // of the layers that are written
   std::vector<std::string> ignored_;
+  std::set<int64_t> whole_rows_;  // inputs of layers with one scale a row
   Difference difference_;
   std::map<std::string, double> changed_;
   std::vector<ShardRecord> files_;
@@ -132,14 +134,20 @@ absl::Status Conversion::CheckPacked() {
       ignored_.push_back(slot.name);
       continue;
     }
+    // One scale a row is also one group of all inputs: then the layers with more say what the group is.
+    const int group = stored.spec.group_size;
+    if (group == -1) whole_rows_.insert(slot.K);
+    const bool only_this = whole_rows_.size() == 1 && *whole_rows_.begin() == group;
+    if (packed_ && packed_->group_size == -1 && only_this) packed_->group_size = group;
+    const bool grouped = packed_ && (packed_->group_size == group || (group == -1 && packed_->group_size == slot.K));
     const bool same =
-        !packed_ || (packed_->strategy == stored.spec.strategy && packed_->group_size == stored.spec.group_size &&
+        !packed_ || (grouped && packed_->strategy == stored.spec.strategy &&
                      packed_->symmetric == stored.spec.symmetric && packed_->act_order == stored.spec.act_order);
     if (!same) {
       return MakeError(absl::StatusCode::kUnimplemented, "MIXED_SCHEMES",
                        absl::StrCat(slot.name, ": all quantized layers must share strategy, group size and symmetry"));
     }
-    packed_ = stored.spec;
+    if (!packed_) packed_ = stored.spec;
     strategy_ = def;
   }
   if (!packed_) {

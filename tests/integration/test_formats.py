@@ -81,16 +81,18 @@ def test_gptq_and_awq_folders(daemon, tmp_path, fmt, strategy):
 SOURCES = {
     "int4": (["--weight-dtype", "int4", "--group-size", "-1", "--scale-precision", "bf16"], {
         "compressed_tensors": True, "f32": True, "bf16": False, "gptq": "refused", "awq": "refused", "bitsandbytes": "refused",
-        "gguf": True, "gguf_q8_0": True, "gguf_q4_0": True, "gguf_f32": True, "gguf_f16": False, "gguf_q4_k": False}),
+        "gguf": True, "gguf_q8_0": True, "gguf_q4_0": True, "gguf_f32": True, "gguf_f16": False, "gguf_q4_k": False,
+        "ascend_v1": "refused"}),
     "int4-asym": (["--weight-dtype", "int4", "--group-size", "-1", "--asymmetric", "--scale-precision", "bf16"], {
         "compressed_tensors": True, "f32": True, "gguf": True, "gguf_q8_0": True, "gguf_q4_0": False, "bitsandbytes": "refused"}),
     "int8": (["--weight-dtype", "int8", "--group-size", "-1", "--scale-precision", "bf16"], {
         "compressed_tensors": True, "f32": True, "gguf": True, "gguf_q8_0": True, "gguf_q4_0": False, "gguf_q6_k": True,
-        "gptq": "refused", "bitsandbytes": "refused"}),
+        "gptq": "refused", "bitsandbytes": "refused", "ascend_v1": True}),
     "w8a8": (["--weight-dtype", "int8", "--activation-dtype", "int8", "--group-size", "-1"], {
-        "compressed_tensors": True, "f32": True, "gguf": True, "gptq": "refused"}),
+        "compressed_tensors": True, "f32": True, "gguf": True, "gptq": "refused", "ascend_v1": True}),
     "fp8": (["--weight-dtype", "fp8"], {
-        "compressed_tensors": True, "f32": True, "gguf": True, "gguf_q8_0": False, "gptq": "refused", "bitsandbytes": "refused"}),
+        "compressed_tensors": True, "f32": True, "gguf": True, "gguf_q8_0": False, "gptq": "refused", "bitsandbytes": "refused",
+        "ascend_v1": "refused"}),
     "nf4": (["--weight-dtype", "nf4"], {
         "bitsandbytes": True, "f32": True, "gguf": True, "gguf_q4_0": False, "compressed_tensors": "refused", "gptq": "refused"}),
     "bnb-int8": (["--weight-dtype", "int8", "--format", "bitsandbytes"], {
@@ -160,5 +162,4 @@ def test_calibrated_gguf(daemon, tmp_path, method, fmt, scheme):
         assert manifest["conversion"]["lossless"] is True and manifest["calibration_record"]["method"] == method
     engine = daemon.json("llm", "engine", "start", name)
     daemon.json("llm", "engine", "stop", engine["engine_id"])
-    again = daemon.json(*arguments)
-    assert again["path"] == made["path"]
+    assert daemon.fails(*arguments)[1]["reason"] == "ARTIFACT_EXISTS"

@@ -250,7 +250,7 @@ TEST(Calibrate, RefusalsNameTheRule) {
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.weight_dtype = "bf16"; }), "NOTHING_TO_QUANTIZE");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.exclude = {"model.layers.*"}; }), "NOTHING_TO_QUANTIZE");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.exclude = {"*.o_prj"}; }), "PATTERN_MATCHES_NOTHING");
-  EXPECT_EQ(reason([](CalibrationSpec& s) { s.format = "gguf"; }), "UNSUPPORTED_OUTPUT_FORMAT");
+  EXPECT_EQ(reason([](CalibrationSpec& s) { s.format = "safetensors"; }), "UNSUPPORTED_OUTPUT_FORMAT");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.kv_quantization = "int3"; }), "UNKNOWN_KV_STRATEGY");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.model += ".absent"; }), "MODEL_NOT_FOUND");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.output.clear(); }), "OUTPUT_MISSING");
