@@ -282,7 +282,7 @@ absl::Status Conversion::WriteOneGguf(const CancelToken& cancel, const ProgressF
   SAGE_ASSIGN_OR_RETURN(GgufExport made, WriteGguf(*source_, *target_.gguf, staged_, file, threads_, cancel, progress));
   files_.push_back(std::move(made.file));
   types_ = std::move(made.types);
-  notes_ = std::move(made.notes);
+  notes_.insert(notes_.end(), made.notes.begin(), made.notes.end());
   return absl::OkStatus();
 }
 

@@ -71,8 +71,9 @@ absl::StatusOr<std::unique_ptr<ScoreRun>> ScoreRun::Start(std::shared_ptr<ScoreJ
   const DecoderConfig& config = decoder.config();
   run->chunk_rows_ = std::min(chunk_rows, window);
   run->windows_ = WindowCount(run->job_->spec);
-  SAGE_ASSIGN_OR_RETURN(run->kv_, make_arena((window + page_tokens - 1) / page_tokens));
-  run->pages_.resize(static_cast<size_t>(run->kv_->pages()));
+  const int64_t pages = (window + page_tokens - 1) / page_tokens;
+  SAGE_ASSIGN_OR_RETURN(run->kv_, make_arena(pages));
+  run->pages_.resize(static_cast<size_t>(KvPageEntries(pages, run->kv_->layout().sink_pages)));
   std::iota(run->pages_.begin(), run->pages_.end(), 0);
   SAGE_ASSIGN_OR_RETURN(run->hidden_, Tensor::Allocate(DType::kF32, {run->chunk_rows_, config.hidden}));
   SAGE_ASSIGN_OR_RETURN(run->logits_,

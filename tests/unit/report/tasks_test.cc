@@ -92,7 +92,7 @@ TEST(TaskScore, ARealModelPrefersEnglish) {
   ThreadPool threads(2);
   const auto files = LoadTokenizer(path);
   ASSERT_TRUE(files.ok()) << files.status();
-  auto model = ReportModel::Load(path, "f32", 256, threads, CancelToken());
+  auto model = ReportModel::Load(path, KvAsked{"f32", {}, {}, {}, 0}, 256, threads, CancelToken());
   ASSERT_TRUE(model.ok()) << model.status();
   const TaskItem item{
       "Once upon a time, there was a little girl named Lily. She liked to", {" zxq qq", " play", " %%"}, 1};

@@ -156,7 +156,9 @@ TEST_F(InferenceTest, SlowReaderIsEnded) {
   FakeEngine::text_bytes = 64 << 10;
   grpc::ClientContext context;
   auto stream = stub_->ModelStreamInfer(&context);
-  stream->Write(Ids("a", 100000));
+  ModelInferRequest request = Ids("a", 100000);
+  request.add_outputs()->set_name("text_output");
+  stream->Write(request);
   ExpectIdle();  // the buffer filled and the generation was cancelled, although nobody read
   ModelStreamInferResponse response;
   while (stream->Read(&response)) {
