@@ -152,9 +152,10 @@ TEST_F(InferenceTest, CancelAtAnyTimeFreesEverything) {
 }
 
 TEST_F(InferenceTest, SlowReaderIsEnded) {
-  FakeEngine::step_us = 1;
-  FakeEngine::text_bytes = 64 << 10;
+  FakeEngine::step_us = 0;
+  FakeEngine::text_bytes = 256 << 10;
   grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));  // a failure, not a hang
   auto stream = stub_->ModelStreamInfer(&context);
   ModelInferRequest request = Ids("a", 100000);
   request.add_outputs()->set_name("text_output");
