@@ -72,9 +72,11 @@ class Service final : public pb::QuantizationService::CallbackService {
     if (!repeat) {
       pb::CalibrateRequest request = asked;
       const pb::QuantConfig& config = request.config();
-      SAGE_ASSIGN_OR_RETURN(std::string strategy,
-                            ResolveLinearStrategy(config.weight_dtype().empty() ? "int4" : config.weight_dtype(),
-                                                  config.activation_dtype()));
+      const std::string weights = config.weight_dtype().empty() ? "int4" : config.weight_dtype();
+      std::string strategy = "kv-" + config.kv_dtype();  // what a plan of the KV cache alone is called
+      if (weights != "none" || !config.activation_dtype().empty()) {
+        SAGE_ASSIGN_OR_RETURN(strategy, ResolveLinearStrategy(weights, config.activation_dtype()));
+      }
       SAGE_RETURN_IF_ERROR(ToCalibrationSpec(request, daemon_.paths()).status());
       if (request.output().empty()) request.set_output(DefaultOutput(request, strategy));
       const std::string name = request.output();
