@@ -198,7 +198,7 @@ void CopyKeys(const Json& metadata, GgufKeys& keys) {
     if (value.is_number_integer() && !value.is_number_unsigned()) keys.AddI32(key, value.get<int32_t>());
     if (value.is_number_float()) keys.AddF32(key, value.get<float>());
     if (!value.is_array() || value.empty()) continue;
-    const auto all = [&](auto is) { return std::all_of(value.begin(), value.end(), is); };
+    const auto all = [&array = value](auto is) { return std::all_of(array.begin(), array.end(), is); };
     if (all([](const Json& v) { return v.is_string(); })) keys.AddStrings(key, value.get<std::vector<std::string>>());
     if (all([](const Json& v) { return v.is_number_integer(); })) keys.AddI32s(key, value.get<std::vector<int32_t>>());
     if (all([](const Json& v) { return v.is_number_float(); })) keys.AddF32s(key, value.get<std::vector<float>>());
