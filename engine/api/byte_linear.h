@@ -38,12 +38,7 @@ struct ByteLinear {
                     absl::StrCat("act_order must be false and clip_ratio in [0, 1), got act_order=", spec.act_order,
                                  ", clip_ratio=", spec.clip_ratio));
     }
-    if (spec.scale_dtype != DType::kF32 && spec.scale_dtype != DType::kF16 && spec.scale_dtype != DType::kBF16) {
-      return Refuse(
-          kName, "BAD_SCALE_DTYPE",
-          absl::StrCat("scale_dtype must be F32, F16 or BF16, got ", std::string(DTypeName(spec.scale_dtype))));
-    }
-    return absl::OkStatus();
+    return CheckScaleDType(kName, spec.scale_dtype);
   }
 
   static absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec& spec, const LayerPlan& plan,

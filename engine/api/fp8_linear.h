@@ -43,12 +43,7 @@ struct Fp8Linear {
                        spec.symmetric, ", act_order=", spec.act_order, ", clip_ratio=", spec.clip_ratio,
                        ", double_quant=", spec.double_quant, ", activation_group_size=", spec.activation_group_size));
     }
-    if (spec.scale_dtype != DType::kF32 && spec.scale_dtype != DType::kF16 && spec.scale_dtype != DType::kBF16) {
-      return Refuse(
-          kName, "BAD_SCALE_DTYPE",
-          absl::StrCat("scale_dtype must be F32, F16 or BF16, got ", std::string(DTypeName(spec.scale_dtype))));
-    }
-    return absl::OkStatus();
+    return CheckScaleDType(kName, spec.scale_dtype);
   }
 
   static absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec& spec, const LayerPlan& plan,

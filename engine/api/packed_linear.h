@@ -44,11 +44,7 @@ struct PackedLinear {
     if (!(spec.clip_ratio >= 0 && spec.clip_ratio < 1)) {
       return Refuse(kName, "BAD_CLIP_RATIO", absl::StrCat("clip_ratio must be in [0, 1), got ", spec.clip_ratio));
     }
-    if (spec.scale_dtype != DType::kF32 && spec.scale_dtype != DType::kF16 && spec.scale_dtype != DType::kBF16) {
-      return Refuse(
-          kName, "BAD_SCALE_DTYPE",
-          absl::StrCat("scale_dtype must be F32, F16 or BF16, got ", std::string(DTypeName(spec.scale_dtype))));
-    }
+    SAGE_RETURN_IF_ERROR(CheckScaleDType(kName, spec.scale_dtype));
     return RefuseFloatFields(kName, spec);
   }
 

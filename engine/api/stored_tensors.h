@@ -34,6 +34,12 @@ inline absl::Status CheckSize(std::string_view strategy, int64_t N, int64_t K) {
   return Refuse(strategy, "BAD_LAYER_SHAPE", absl::StrCat("N and K must be 1 .. 2147483647, got N=", N, ", K=", K));
 }
 
+inline absl::Status CheckScaleDType(std::string_view strategy, DType dtype) {
+  if (dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16) return absl::OkStatus();
+  return Refuse(strategy, "BAD_SCALE_DTYPE",
+                absl::StrCat("scale_dtype must be F32, F16 or BF16, got ", std::string(DTypeName(dtype))));
+}
+
 // For strategies that know none of these fields.
 inline absl::Status RefuseFloatFields(std::string_view strategy, const LinearSpec& spec) {
   if (spec.block_rows == 1 && !spec.double_quant && spec.activation_group_size == -1) return absl::OkStatus();

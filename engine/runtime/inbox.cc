@@ -33,23 +33,19 @@ absl::Status Inbox::Push(std::shared_ptr<GenerationRequest> request) {
   return absl::OkStatus();
 }
 
-absl::Status Inbox::PushScore(std::shared_ptr<ScoreJob> job) {
+template <typename Job>
+absl::Status Inbox::PushJob(std::vector<std::shared_ptr<Job>>& jobs, std::shared_ptr<Job> job) {
   std::lock_guard<std::mutex> lock(mutex_);
   SAGE_RETURN_IF_ERROR(CheckOpen());
-  new_work_.scores.push_back(std::move(job));
+  jobs.push_back(std::move(job));
   sleeping_ = false;
   wake_.notify_one();
   return absl::OkStatus();
 }
 
-absl::Status Inbox::PushProfile(std::shared_ptr<ProfileJob> job) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  SAGE_RETURN_IF_ERROR(CheckOpen());
-  new_work_.profiles.push_back(std::move(job));
-  sleeping_ = false;
-  wake_.notify_one();
-  return absl::OkStatus();
-}
+absl::Status Inbox::PushScore(std::shared_ptr<ScoreJob> job) { return PushJob(new_work_.scores, std::move(job)); }
+
+absl::Status Inbox::PushProfile(std::shared_ptr<ProfileJob> job) { return PushJob(new_work_.profiles, std::move(job)); }
 
 bool Inbox::Take(bool busy, Work* work) {
   std::unique_lock<std::mutex> lock(mutex_);

@@ -48,6 +48,8 @@ class Inbox {
 
  private:
   absl::Status CheckOpen() const;
+  template <typename Job>
+  absl::Status PushJob(std::vector<std::shared_ptr<Job>>& jobs, std::shared_ptr<Job> job);
 
   const AdmissionLimits limits_;
   std::mutex mutex_;

@@ -2,11 +2,11 @@
 #include <filesystem>
 #include <thread>
 
-#include "fake_runtime.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "in_process_daemon.h"
 #include "sage/quant/v1/engine.grpc.pb.h"
 #include "sage/quant/v1/generation.grpc.pb.h"
 #include "sage/quant/v1/operation.grpc.pb.h"
@@ -19,39 +19,15 @@ namespace {
 
 namespace pb = ::sage::quant::v1;
 
-class GrpcTest : public testing::Test {
+class GrpcTest : public InProcessDaemonTest {
  protected:
   void SetUp() override {
-    const std::string name = testing::UnitTest::GetInstance()->current_test_info()->name();
-    top_ = testing::TempDir() + "/grpc_test_" + name;
-    std::filesystem::remove_all(top_);
-    std::filesystem::create_directories(top_ + "/root/m");
-    FakeEngine::step_us = 200;
-    FakeEngine::text_bytes = 0;
-    DaemonConfig config;
-    config.data_dir = top_ + "/data";
-    config.model_roots = {top_ + "/root"};
-    config.grpc_listen = *ParseListenAddress("127.0.0.1:0");
-    config.http_listen = *ParseListenAddress("127.0.0.1:0");
-    auto daemon = Daemon::Create(config, [](const RuntimeOptions&) { return std::make_unique<FakeRuntime>(); });
-    ASSERT_TRUE(daemon.ok()) << daemon.status();
-    daemon_ = *std::move(daemon);
-    auto server = GrpcServer::Start(*daemon_);
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
-    daemon_->SetReady();
-    channel_ = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
+    InProcessDaemonTest::SetUp();
+    ASSERT_FALSE(HasFatalFailure());
     engines_ = pb::EngineService::NewStub(channel_);
     generation_ = pb::GenerationService::NewStub(channel_);
     operations_ = pb::OperationService::NewStub(channel_);
     quantization_ = pb::QuantizationService::NewStub(channel_);
-  }
-  void TearDown() override {
-    if (daemon_) daemon_->StopWork(absl::Now());
-    if (server_) server_->Shutdown(absl::Now() + absl::Seconds(2));
-    server_ = nullptr;
-    daemon_ = nullptr;
-    std::filesystem::remove_all(top_);
   }
 
   grpc::Status Start(const std::string& id, pb::Engine* engine, const std::string& quantization = "",
@@ -85,10 +61,6 @@ class GrpcTest : public testing::Test {
     EXPECT_EQ(engine->running, 0);
   }
 
-  std::string top_;
-  std::unique_ptr<Daemon> daemon_;
-  std::unique_ptr<GrpcServer> server_;
-  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<pb::EngineService::Stub> engines_;
   std::unique_ptr<pb::GenerationService::Stub> generation_;
   std::unique_ptr<pb::OperationService::Stub> operations_;

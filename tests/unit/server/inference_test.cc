@@ -5,9 +5,9 @@
 #include <thread>
 
 #include "engine/base/status.h"
-#include "fake_runtime.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "in_process_daemon.h"
 #include "inference/grpc_service.grpc.pb.h"
 #include "server/daemon.h"
 #include "server/grpc_server.h"
@@ -19,39 +19,17 @@ namespace {
 using inference::ModelInferRequest;
 using inference::ModelStreamInferResponse;
 
-class InferenceTest : public testing::Test {
+class InferenceTest : public InProcessDaemonTest {
  protected:
   void SetUp() override {
-    top_ = testing::TempDir() + "/inference_test_" + testing::UnitTest::GetInstance()->current_test_info()->name();
-    std::filesystem::remove_all(top_);
-    std::filesystem::create_directories(top_ + "/root/m");
-    FakeEngine::step_us = 200;
-    FakeEngine::text_bytes = 0;
-    DaemonConfig config;
-    config.data_dir = top_ + "/data";
-    config.model_roots = {top_ + "/root"};
-    config.grpc_listen = *ParseListenAddress("127.0.0.1:0");
-    auto daemon = Daemon::Create(config, [](const RuntimeOptions&) { return std::make_unique<FakeRuntime>(); });
-    ASSERT_TRUE(daemon.ok()) << daemon.status();
-    daemon_ = *std::move(daemon);
-    auto server = GrpcServer::Start(*daemon_);
-    ASSERT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
-    daemon_->SetReady();
+    InProcessDaemonTest::SetUp();
+    ASSERT_FALSE(HasFatalFailure());
     EngineSpec spec;
     spec.engine_id = "e";
     spec.model = top_ + "/root/m";
     const auto begun = [](const std::string&) { return std::string(); };
     ASSERT_TRUE(daemon_->engines().Start(spec, begun, CancelToken(), [](const Progress&) {}).ok());
-    stub_ = inference::GRPCInferenceService::NewStub(
-        grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials()));
-  }
-  void TearDown() override {
-    if (daemon_) daemon_->StopWork(absl::Now());
-    if (server_) server_->Shutdown(absl::Now() + absl::Seconds(2));
-    server_ = nullptr;
-    daemon_ = nullptr;
-    std::filesystem::remove_all(top_);
+    stub_ = inference::GRPCInferenceService::NewStub(channel_);
   }
   static ModelInferRequest Ids(const std::string& id, int64_t max_tokens, const std::string& model = "e") {
     ModelInferRequest request;
@@ -71,9 +49,6 @@ class InferenceTest : public testing::Test {
     EXPECT_EQ(engine->running, 0);
   }
 
-  std::string top_;
-  std::unique_ptr<Daemon> daemon_;
-  std::unique_ptr<GrpcServer> server_;
   std::unique_ptr<inference::GRPCInferenceService::Stub> stub_;
 };
 
