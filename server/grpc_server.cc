@@ -29,22 +29,36 @@ constexpr const char* kServiceNames[] = {
     "inference.GRPCInferenceService",
 };
 
+// gRPC of 2024 and later: each provider is named for what it provides, and providing is watching.
+template <typename Options, typename Provider>
+requires requires(Options& options, Provider provider) { options.set_identity_certificate_provider(provider); }
+Options WatchCertificates(const Provider& provider, bool authorities) {
+  Options options = *Options::Create(provider);
+  if (authorities) options.set_root_certificate_provider(provider);
+  return options;
+}
+
+// gRPC before that, Debian 12's 1.51 among them.
+template <typename Options, typename Provider>
+Options WatchCertificates(const Provider& provider, bool authorities) {
+  Options options(provider);
+  options.watch_identity_key_cert_pairs();
+  if (authorities) options.watch_root_certs();
+  return options;
+}
+
 // The provider reads its files again every second, so that a renewed certificate needs no restart. They lie in memory
 // and hold what Certificates has checked.
 std::shared_ptr<grpc::ServerCredentials> Credentials(const Certificates& certificates) {
   if (!certificates.open()) return grpc::InsecureServerCredentials();
   constexpr unsigned kRefreshSeconds = 1;
-  auto provider = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
+  const bool authorities = !certificates.authorities_path().empty();
+  const auto provider = std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
       certificates.identity_path(), certificates.identity_path(), certificates.authorities_path(), kRefreshSeconds);
-  grpc::experimental::TlsServerCredentialsOptions options(provider);
-  options.watch_identity_key_cert_pairs();
+  auto options = WatchCertificates<grpc::experimental::TlsServerCredentialsOptions>(provider, authorities);
   options.set_check_call_host(false);
-  if (certificates.authorities_path().empty()) {
-    options.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
-  } else {
-    options.watch_root_certs();
-    options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  }
+  options.set_cert_request_type(authorities ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                                            : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
   return grpc::experimental::TlsServerCredentials(options);
 }
 

@@ -45,6 +45,30 @@ bool HasDotDot(const std::string& name) {
   return false;
 }
 
+bool IsInsideAny(const std::string& path, const std::vector<std::string>& folders) {
+  return std::any_of(folders.begin(), folders.end(), [&](const std::string& f) { return IsInside(path, f); });
+}
+
+// No link below `folder` may lead out of the allowed folders: whoever may write into a model folder must not choose
+// what else the daemon reads. A Hugging Face cache passes, its links stay below the root.
+absl::Status CheckLinks(const std::string& folder, int depth, const std::vector<std::string>& below, const char* what) {
+  std::error_code error;
+  if (!IsDirectory(folder)) return absl::OkStatus();
+  for (auto entry = std::filesystem::recursive_directory_iterator(folder, error);
+       !error && entry != std::filesystem::recursive_directory_iterator(); entry.increment(error)) {
+    if (entry.depth() >= depth) entry.disable_recursion_pending();
+    if (!entry->is_symlink(error)) continue;
+    const std::string target = RealPath(entry->path().string());
+    if (target.empty() || IsInsideAny(target, below)) continue;
+    return MakeError(absl::StatusCode::kPermissionDenied, "PATH_OUTSIDE_ROOTS",
+                     absl::StrCat(what, ": links must stay below the model roots, got a link that leaves them: ",
+                                  entry->path().lexically_relative(folder).string(),
+                                  "; name the folder it leads to as another --model-root"),
+                     {{"file", entry->path().lexically_relative(folder).string()}});
+  }
+  return absl::OkStatus();
+}
+
 // models--ORG--NAME/snapshots/<newest> of a Hugging Face cache; "" when there is none.
 std::string CacheSnapshot(const std::string& root, const std::string& name) {
   if (std::count(name.begin(), name.end(), '/') != 1 || HasDotDot(name)) return "";
@@ -105,11 +129,15 @@ absl::StatusOr<std::string> ModelPaths::Resolve(const std::string& name, const s
   for (const std::string& candidate : candidates) {
     const std::string real = candidate.empty() ? "" : RealPath(candidate);
     if (real.empty()) continue;
-    if (std::any_of(below.begin(), below.end(), [&](const std::string& f) { return IsInside(real, f); })) return real;
+    if (IsInsideAny(real, below)) {
+      // A root that is a model itself may hold much else below.
+      const bool is_root = std::find(below.begin(), below.end(), real) != below.end();
+      SAGE_RETURN_IF_ERROR(CheckLinks(real, is_root ? 0 : 4, below, what));
+      return real;
+    }
     outside = true;
   }
-  if (outside || (name[0] == '/' &&
-                  std::none_of(below.begin(), below.end(), [&](const std::string& f) { return IsInside(name, f); }))) {
+  if (outside || (name[0] == '/' && !IsInsideAny(name, below))) {
     return MakeError(
         absl::StatusCode::kPermissionDenied, "PATH_OUTSIDE_ROOTS",
         absl::StrCat(what, ": must lie under a model root or the daemon's data folder, got \"", name, "\""),

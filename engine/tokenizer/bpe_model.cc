@@ -120,7 +120,8 @@ absl::Status BpeModel::Tokenize(std::string_view word, std::vector<int32_t>& ids
   std::vector<Symbol> symbols;
   symbols.reserve(word.size());
   const auto add = [&](int32_t id) { symbols.push_back({id, 0, 0}); };
-  std::optional<int32_t> pending_unk;
+  constexpr int32_t kNone = -1;
+  int32_t pending_unk = kNone;
   std::string decorated;
   for (size_t at = 0; at < word.size();) {
     const size_t size = DecodeUtf8(word, at).size;
@@ -132,8 +133,8 @@ absl::Status BpeModel::Tokenize(std::string_view word, std::vector<int32_t>& ids
       piece = decorated;
     }
     if (const auto id = vocabulary.Find(piece)) {
-      if (pending_unk) add(*pending_unk);
-      pending_unk.reset();
+      if (pending_unk != kNone) add(pending_unk);
+      pending_unk = kNone;
       add(*id);
       continue;
     }
@@ -152,10 +153,10 @@ absl::Status BpeModel::Tokenize(std::string_view word, std::vector<int32_t>& ids
     if (!has_unk) continue;
     const auto unk = vocabulary.Find(unk_token);
     if (!unk) return MissingUnk(unk_token);
-    if (pending_unk && !fuse_unk) add(*pending_unk);
+    if (pending_unk != kNone && !fuse_unk) add(pending_unk);
     pending_unk = *unk;
   }
-  if (pending_unk) add(*pending_unk);
+  if (pending_unk != kNone) add(pending_unk);
   const int32_t count = static_cast<int32_t>(symbols.size());
   for (int32_t i = 0; i < count; ++i) {
     symbols[i].previous = i - 1;

@@ -11,7 +11,7 @@ namespace sage::jinja {
 namespace {
 
 void AppendEscape(std::string* out, uint32_t unit) {
-  char buffer[8];
+  char buffer[16];
   std::snprintf(buffer, sizeof(buffer), "\\u%04x", unit);
   *out += buffer;
 }

@@ -1,5 +1,6 @@
 """The package of client/python against a real daemon: built as a wheel, imported from it, its README executed."""
 import asyncio
+import dataclasses
 import os
 import re
 import subprocess
@@ -65,6 +66,10 @@ def test_calibrate_load_chat_report(sagequant, manager, daemon):
     assert len(client.generate("A", runtime=runtime, max_tokens=2, n=3, seed=1)["choices"]) == 3
     assert client.score("Once upon a time there was a girl", runtime)["ppl"] > 1
     assert "py" in [m["engine_id"] for m in client.models()]
+    with sagequant.QuantizationManager(dataclasses.replace(manager.config, draft_mode=True), server=daemon.grpc) as drafting:
+        with drafting.load_quantized(artifact, engine_id="py-draft") as guessing:
+            again = client.generate("Once upon a time", runtime=guessing, max_tokens=12, temperature=0)
+    assert again.token_ids == answer.token_ids
 
     report = manager.evaluate(str(ROOT / "tests/data/quickstart.txt"), windows=2, window=64, speed=False)
     assert report["perplexity"]["ratio"] > 0
@@ -114,7 +119,7 @@ def test_errors_are_typed(sagequant, daemon, engine):
     assert caught.value.reason == "GROUP_SIZE_MUST_DIVIDE_K" and "operation" in caught.value.metadata
     with pytest.raises(errors.UnavailableError):
         sagequant.UnifiedInferenceClient.create("127.0.0.1:1", timeout=3).models()
-    for bad in ({"enable_qat": True}, {"draft_mode": True}, {"group_size": -1, "per_channel": False}):
+    for bad in ({"enable_qat": True}, {"group_size": -1, "per_channel": False}):
         with pytest.raises(errors.UnsupportedError):
             sagequant.QuantConfig(**bad).to_wire()
     with pytest.raises(errors.InvalidArgumentError, match="SERVER_IS_URL"):

@@ -66,6 +66,7 @@ def start_request(model: str, config: Optional[QuantConfig], engine_id: Optional
         config.check()
         fields["kv_quant"] = "" if config.kv_cache_dtype == "none" else config.kv_cache_dtype
         fields["backend"] = "" if config.backend == "auto" else config.backend
+        fields["draft_mode"] = "ngram" if config.draft_mode else ""
     return engine_pb2.StartEngineRequest(**{**fields, **options})
 
 

@@ -16,7 +16,8 @@ class QuantConfig:
     """Field for field SAGE's QuantConfig. `backend` is "auto" here: the daemon knows what it has. `scale_precision` is ""
     (the model's own dtype) here, because that is what other tools read.
 
-    enable_qat and draft_mode are refused; fuse_ln and fuse_qdq change nothing (kernels fuse what they fuse).
+    draft_mode makes load_quantized start an engine that guesses ahead from repetitions ("ngram"); its text stays the same.
+    enable_qat is refused; fuse_ln and fuse_qdq change nothing (kernels fuse what they fuse).
     """
 
     weight_dtype: str = "int4"  # int4, int8, fp8, nf4, w8a16, w8a8, or a strategy's name
@@ -41,8 +42,6 @@ class QuantConfig:
         """Raises what the daemon could not do or would misread."""
         if self.enable_qat:
             raise UnsupportedError("enable_qat: there is no quantization-aware training", "QAT_UNSUPPORTED")
-        if self.draft_mode:
-            raise UnsupportedError("draft_mode: there is no draft path", "DRAFT_UNSUPPORTED")
         if self.priority not in _PRIORITY:
             raise InvalidArgumentError(f"priority: one of {', '.join(_PRIORITY)}, got {self.priority!r}", "UNKNOWN_PRIORITY")
         if self.scale_precision not in _SCALE:

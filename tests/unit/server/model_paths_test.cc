@@ -55,6 +55,21 @@ TEST_F(ModelPathsTest, RefusesWhatLeadsOutside) {
   EXPECT_EQ(paths_.ResolveModel(std::string("a\0b", 3)).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(ModelPathsTest, LinksInsideAModelStayInside) {
+  fs::create_directories(top_ / "root/models--org--cached/blobs");
+  std::ofstream(top_ / "root/models--org--cached/blobs/1") << "x";
+  fs::create_symlink("../../blobs/1", top_ / "root/models--org--cached/snapshots/abc/config.json");
+  EXPECT_TRUE(paths_.ResolveModel("org/cached").ok());
+  fs::create_symlink(top_ / "outside/file", top_ / "root/org/model/model.safetensors");
+  const auto leaves = paths_.ResolveModel("org/model");
+  ASSERT_EQ(leaves.status().code(), absl::StatusCode::kPermissionDenied) << leaves.status();
+  EXPECT_EQ(GetErrorReason(leaves.status()).reason, "PATH_OUTSIDE_ROOTS");
+  EXPECT_NE(leaves.status().message().find("model.safetensors"), std::string::npos);
+  fs::remove(top_ / "root/org/model/model.safetensors");
+  fs::create_symlink("missing", top_ / "root/org/model/dangling");  // nothing is there to be read
+  EXPECT_TRUE(paths_.ResolveModel("org/model").ok());
+}
+
 TEST_F(ModelPathsTest, NewArtifacts) {
   EXPECT_EQ(*paths_.NewArtifact("fresh"), (top_ / "data/artifacts/fresh").string());
   EXPECT_EQ(*paths_.NewArtifact((top_ / "data/else").string()), (top_ / "data/else").string());
