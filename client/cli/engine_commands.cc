@@ -197,6 +197,12 @@ void AddStart(CLI::App& engine, Context& context) {
   command->add_option_function<int32_t>(
       "--max-seqs", [request](int32_t v) { request->set_max_seqs(v); }, "Sequences in one step");
   command->add_option_function<int64_t>(
+      "--max-queue-requests", [request](int64_t v) { request->set_max_queue_requests(v); },
+      "Requests that may wait before more are refused (1024)");
+  command->add_option_function<int64_t>(
+      "--max-queue-tokens", [request](int64_t v) { request->set_max_queue_tokens(v); },
+      "Prompt tokens that may wait before more are refused (1048576)");
+  command->add_option_function<int64_t>(
       "--max-model-len", [request](int64_t v) { request->set_max_model_len(v); }, "Longest context");
   command
       ->add_option_function<uint64_t>(

@@ -14,20 +14,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "engine/base/file_error.h"
 #include "engine/base/status.h"
 
 namespace sage {
 namespace {
 
-absl::Status ErrnoStatus(const std::string& what, const std::string& path) {
-  const int error = errno;
-  const auto code = error == ENOENT || error == ENOTDIR ? absl::StatusCode::kNotFound
-                    : error == EACCES || error == EPERM ? absl::StatusCode::kPermissionDenied
-                    : error == ENOSPC                   ? absl::StatusCode::kResourceExhausted
-                                                        : absl::StatusCode::kInternal;
-  return MakeError(code, code == absl::StatusCode::kNotFound ? "FILE_NOT_FOUND" : "FILE_ERROR",
-                   absl::StrCat(what, " ", path, ": ", strerror(error)));
-}
+absl::Status ErrnoStatus(const std::string& what, const std::string& path) { return FileError(errno, what, path); }
 
 class FileDescriptor {
  public:
@@ -55,6 +48,20 @@ absl::StatusOr<size_t> RegularFileSize(const FileDescriptor& fd, const std::stri
 }
 
 }  // namespace
+
+absl::Status FileError(int error, const std::string& what, const std::string& path) {
+  const bool full = error == ENOSPC || error == EDQUOT;
+  const bool missing = error == ENOENT || error == ENOTDIR;
+  const auto code = missing                             ? absl::StatusCode::kNotFound
+                    : error == EACCES || error == EPERM ? absl::StatusCode::kPermissionDenied
+                    : full                              ? absl::StatusCode::kResourceExhausted
+                                                        : absl::StatusCode::kInternal;
+  return MakeError(code,
+                   missing ? "FILE_NOT_FOUND"
+                   : full  ? "NO_SPACE"
+                           : "FILE_ERROR",
+                   absl::StrCat(what, " ", path, ": ", strerror(error)));
+}
 
 absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
   FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/file.h"
+#include "engine/base/file_error.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact_tokenizer.h"
 #include "engine/runtime/operations.h"
@@ -24,12 +25,6 @@ namespace fs = std::filesystem;
 constexpr const char* kTokenizerFiles[] = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",   "vocab.json",
     "merges.txt",     "tokenizer.model",       "tokenizer.bin",           "chat_template.jinja", "chat_template.json"};
-
-absl::Status FileProblem(const std::string& what, const std::error_code& error) {
-  return MakeError(
-      error == std::errc::no_space_on_device ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kInternal,
-      "FILE_ERROR", absl::StrCat(what, ": ", error.message()));
-}
 
 absl::Status DataLoss(const std::string& message) {
   return MakeError(absl::StatusCode::kDataLoss, "ARTIFACT_CORRUPT", message);
@@ -47,7 +42,7 @@ absl::StatusOr<std::vector<std::string>> RegularFiles(const std::string& folder)
     std::error_code ignored;
     if (it->is_regular_file(ignored)) names.push_back(it->path().filename().string());
   }
-  if (error) return FileProblem(absl::StrCat("cannot list ", folder), error);
+  if (error) return FileError(error.value(), "cannot list", folder);
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -165,7 +160,7 @@ absl::Status RemoveAllBut(const std::string& folder, const std::vector<ShardReco
     if (!keep) remove.push_back(it->path());
   }
   for (const fs::path& path : remove) fs::remove_all(path, error);
-  return error ? FileProblem(absl::StrCat("cannot clear ", folder), error) : absl::OkStatus();
+  return error ? FileError(error.value(), "cannot clear", folder) : absl::OkStatus();
 }
 
 absl::Status PublishFolder(const std::string& staged, const std::string& target) {
@@ -177,16 +172,16 @@ absl::Status PublishFolder(const std::string& staged, const std::string& target)
   const std::string parent = fs::path(target).parent_path().string();
   if (!parent.empty()) SAGE_RETURN_IF_ERROR(MakeDirectories(parent));
   if (rename(staged.c_str(), target.c_str()) != 0) {
-    if (errno != EXDEV) return FileProblem(absl::StrCat("cannot rename to ", target), {errno, std::generic_category()});
+    if (errno != EXDEV) return FileError(errno, "cannot rename to", target);
     const std::string beside = target + ".incoming";
     std::error_code error;
     fs::remove_all(beside, error);
     fs::copy(staged, beside, fs::copy_options::recursive, error);
-    if (error) return FileProblem(absl::StrCat("cannot copy to ", beside), error);
+    if (error) return FileError(error.value(), "cannot copy to", beside);
     SAGE_ASSIGN_OR_RETURN(const std::vector<std::string> names, RegularFiles(beside));
     for (const std::string& name : names) SAGE_RETURN_IF_ERROR(FsyncPath(beside + "/" + name));
     if (rename(beside.c_str(), target.c_str()) != 0) {
-      return FileProblem(absl::StrCat("cannot rename to ", target), {errno, std::generic_category()});
+      return FileError(errno, "cannot rename to", target);
     }
     fs::remove_all(staged, error);
   }
@@ -195,7 +190,7 @@ absl::Status PublishFolder(const std::string& staged, const std::string& target)
 
 absl::StatusOr<std::unique_ptr<FolderLock>> FolderLock::Take(const std::string& path) {
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return FileProblem(absl::StrCat("cannot open ", path), {errno, std::generic_category()});
+  if (fd < 0) return FileError(errno, "cannot open", path);
   if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
     close(fd);
     return MakeError(absl::StatusCode::kAborted, "OPERATION_IN_PROGRESS",

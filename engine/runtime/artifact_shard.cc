@@ -11,18 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/file.h"
+#include "engine/base/file_error.h"
 #include "engine/base/status.h"
 #include "engine/tensor/gguf_file.h"
 #include "engine/tensor/safetensors_file.h"
 
 namespace sage {
 namespace {
-
-absl::Status FileError(const std::string& what, const std::string& path) {
-  const int error = errno;
-  return MakeError(error == ENOSPC ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kInternal, "FILE_ERROR",
-                   absl::StrCat(what, " ", path, ": ", strerror(error)));
-}
 
 // A file under construction: hashes what it writes and removes itself unless renamed.
 class ShardFile {
@@ -34,7 +29,7 @@ class ShardFile {
   }
   absl::Status Open() {
     fd_ = open(tmp_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    return fd_ < 0 ? FileError("cannot create", tmp_) : absl::OkStatus();
+    return fd_ < 0 ? FileError(errno, "cannot create", tmp_) : absl::OkStatus();
   }
   absl::Status Append(const void* bytes, size_t size) {
     hash_.Update(bytes, size);
@@ -43,15 +38,15 @@ class ShardFile {
     while (size > 0) {
       const ssize_t n = write(fd_, p, std::min<size_t>(size, size_t{1} << 30));
       if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return FileError("cannot write", tmp_);
+      if (n < 0) return FileError(errno, "cannot write", tmp_);
       p += n;
       size -= static_cast<size_t>(n);
     }
     return absl::OkStatus();
   }
   absl::Status Finish() {
-    if (fsync(fd_) != 0) return FileError("cannot fsync", tmp_);
-    if (rename(tmp_.c_str(), path_.c_str()) != 0) return FileError("cannot rename", path_);
+    if (fsync(fd_) != 0) return FileError(errno, "cannot fsync", tmp_);
+    if (rename(tmp_.c_str(), path_.c_str()) != 0) return FileError(errno, "cannot rename", path_);
     close(fd_);
     fd_ = -1;
     return absl::OkStatus();

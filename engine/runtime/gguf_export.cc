@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/file.h"
+#include "engine/base/file_error.h"
 #include "engine/base/status.h"
 #include "engine/quant/ggml_blocks.h"
 #include "engine/runtime/gguf_keys.h"
@@ -45,11 +46,7 @@ class OutputFile {
   absl::Status Sync() { return fsync(fd_) == 0 ? absl::OkStatus() : Problem("cannot fsync"); }
 
  private:
-  absl::Status Problem(const char* what) const {
-    const int error = errno;
-    return MakeError(error == ENOSPC ? absl::StatusCode::kResourceExhausted : absl::StatusCode::kInternal, "FILE_ERROR",
-                     absl::StrCat(what, " ", path_, ": ", strerror(error)));
-  }
+  absl::Status Problem(const char* what) const { return FileError(errno, what, path_); }
   std::string path_;
   int fd_ = -1;
 };

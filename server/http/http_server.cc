@@ -41,6 +41,27 @@ void AddProbes(Daemon& daemon, const std::atomic<bool>& serving, httplib::Server
   });
 }
 
+// Listens and answers the port, or a number below 1.
+int Bind(httplib::Server& server, const ListenAddress& address) {
+  if (!server.is_valid()) return -1;
+  // Not the library's SO_REUSEPORT: a second daemon on this port must fail, not take half of the connections.
+  int socket = -1;
+  server.set_socket_options([&socket](int candidate) {
+    const int yes = 1;
+    setsockopt(candidate, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+    socket = candidate;
+  });
+  int port = address.port;
+  if (port == 0) {
+    port = server.bind_to_any_port(address.host.c_str());
+  } else if (!server.bind_to_port(address.host.c_str(), port)) {
+    return -1;
+  }
+  // The library lets five connections wait; beyond that the kernel resets clients in a burst.
+  constexpr int kWaitingConnections = 1024;
+  return port > 0 && listen(socket, kWaitingConnections) == 0 ? port : -1;
+}
+
 // With client authorities, everything but the probes needs a verified certificate (a kubelet has none to show).
 std::unique_ptr<httplib::Server> MakeTlsServer(Daemon& daemon) {
   std::unique_ptr<httplib::Server> server = std::make_unique<httplib::SSLServer>([&](SSL_CTX& context) {
@@ -135,12 +156,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(Daemon& daemon) {
   AddOpenAiRoutes(daemon, server);
   AddManagementRoutes(daemon, server);
   ListenAddress bound = config.http_listen;
-  const bool valid = server.is_valid();
-  if (valid && bound.port == 0) {
-    bound.port = server.bind_to_any_port(bound.host.c_str());
-  } else if (!valid || !server.bind_to_port(bound.host.c_str(), bound.port)) {
-    bound.port = -1;
-  }
+  bound.port = Bind(server, bound);
   if (bound.port <= 0) {
     return MakeError(absl::StatusCode::kUnavailable, "CANNOT_LISTEN",
                      absl::StrCat("http-listen: cannot listen on ", config.http_listen.ToString()));

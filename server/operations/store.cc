@@ -30,6 +30,10 @@ constexpr char kColumns[] =
     "update_ms,cancel_requested,attempts";
 
 absl::Status DatabaseError(sqlite3* db, const char* what) {
+  if (db != nullptr && sqlite3_errcode(db) == SQLITE_FULL) {
+    return MakeError(absl::StatusCode::kResourceExhausted, "NO_SPACE",
+                     absl::StrCat("operations database: ", what, ": the disk of the data folder is full"));
+  }
   return MakeError(absl::StatusCode::kInternal, "DATABASE_ERROR",
                    absl::StrCat("operations database: ", what, ": ", db == nullptr ? "no memory" : sqlite3_errmsg(db)));
 }

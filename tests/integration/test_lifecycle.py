@@ -104,6 +104,72 @@ def test_64_streams_a_third_cancelled(tmp_path, model_root):
     daemon.stop()
 
 
+def test_ten_times_the_load_is_refused_in_words(tmp_path, model_root):
+    """A short queue, a burst of connections: each is answered or told to come back, none is cut off."""
+    daemon = Daemon(tmp_path, model_root)
+    daemon.json("llm", "engine", "start", "stories260K", "--engine-id", "s", "--max-seqs", "4", "--max-queue-requests", "8")
+    body = {"model": "s", "prompt": "Once upon a time", "max_tokens": 64}
+    answers, broken = [], []
+
+    def client():
+        try:
+            answers.append(requests.post(f"http://{daemon.http}/v1/completions", json=body, timeout=120))
+        except requests.RequestException as error:
+            broken.append(repr(error))
+
+    threads = [threading.Thread(target=client) for _ in range(120)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not broken, broken[:3]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(refused) + sum(answer.status_code == 200 for answer in answers) == 120
+    assert refused and all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+    assert {answer.json()["error"]["code"] for answer in refused} == {"QUEUE_FULL"}
+    second = subprocess.run([BIN / "sagequantd", "--data-dir", tmp_path / "second", "--grpc-listen", "127.0.0.1:0",
+                             "--http-listen", daemon.http], capture_output=True, text=True, timeout=30)
+    assert second.returncode != 0 and "CANNOT_LISTEN" in second.stderr + second.stdout
+    daemon.stop()
+
+
+def free_kib(folder):
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_bsize // 1024
+
+
+def test_a_full_disk_fails_clearly_and_loses_nothing(tmp_path, model_root):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode != 0:
+        pytest.skip("a small file system cannot be mounted here")
+    daemon = None
+    try:
+        (disk / "data").mkdir()
+        (tmp_path / "data").symlink_to(disk / "data")
+        daemon = Daemon(tmp_path, model_root)
+        calibrate = ["quant", "calibrate", "--model", "stories260K", "--weight-dtype", "int8", "--group-size", "-1", "--output"]
+        first = daemon.json(*calibrate, "first")
+        filler = disk / "filler"
+        filler.write_bytes(bytes((free_kib(disk) - 160) * 1024))  # room for the operation, not for the weights
+        _, error = daemon.fails(*calibrate, "second")
+        assert (error["code"], error["reason"]) == ("RESOURCE_EXHAUSTED", "NO_SPACE"), error
+        with open(filler, "ab") as file:
+            file.write(bytes(max(0, free_kib(disk)) * 1024))
+        _, error = daemon.fails(*calibrate, "third")  # not even the operation can be written down
+        assert (error["code"], error["reason"]) == ("RESOURCE_EXHAUSTED", "NO_SPACE"), error
+        daemon.json("llm", "engine", "start", "first", "--engine-id", "e")  # what was there still serves
+        assert len(daemon.json("llm", "generate", "--engine", "e", "--prompt", "Once", "--max-tokens", "4")["choices"]) == 1
+        filler.unlink()
+        again = daemon.json(*calibrate, "second")  # goes on where it stopped, and ends with the same bytes
+        assert [layer["sha256"] for layer in again["layers"]] == [layer["sha256"] for layer in first["layers"]]
+        assert os.listdir(daemon.data / "work") == []
+    finally:
+        if daemon is not None:
+            daemon.stop()
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def test_check_config_and_precedence(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("threads: 1\n")
