@@ -13,18 +13,22 @@
 namespace sage {
 
 // The input x of one or more linear layers over ALL tokens of all batches. Empty (K = 0) for methods that need none.
+// Each token counts by the square of its weight c: for layers whose output is added to the hidden states the inverse of
+// what the next norm will divide them by, as far as it is known, so that an error counts as the layers behind will see
+// it; else 1.
 struct InputStatistics {
   int64_t K = 0, tokens = 0;
-  std::vector<float> gram;      // [K, K] sum of x x^T
+  std::vector<float> gram;      // [K, K] sum of c^2 x x^T
   std::vector<float> mean_abs;  // [K] mean |x_j|
   std::vector<float> max_abs;   // [K] largest |x_j|
-  std::vector<float> sample;    // [S, K] tokens at even strides, S <= 512
-  // Of the first and the second half of the tokens, where the unquantized model ran beside the quantized one (x_full
-  // is its input, r_full and r the sums that the layer's output is added to); else empty.
+  std::vector<float> sample;    // [S, K] c x of tokens at even strides, S <= 512
+  // Of the first and the second half of the tokens, where the unquantized model ran beside the quantized one; else
+  // empty.
   struct Half {
-    std::vector<float> gram;      // [K, K] sum x x^T
-    std::vector<float> shift;     // [K, K] sum (x_full - x) x^T
-    std::vector<float> residual;  // [N, K] sum (r_full - r) x^T, for layers that write the residual stream
+    std::vector<float> gram;    // [K, K] sum c^2 x x^T
+    std::vector<float> shift;   // [K, K] sum c^2 (x_full - x) x^T; empty where `wanted` is given
+    std::vector<float> wanted;  // [N, K] sum c^2 y x^T with y what the layer should put out: for layers that are added
+                                // to the hidden states, what the unquantized ones behind it have more
   };
   std::array<Half, 2> halves;
 };

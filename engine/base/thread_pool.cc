@@ -70,7 +70,7 @@ void ThreadPool::WorkerLoop(int worker) {
     if (stop_.load()) return;
     seen = generation_.load(std::memory_order_acquire);
     Drain(*job_, worker);
-    job_->active.fetch_sub(1, std::memory_order_acq_rel);
+    if (job_->active.fetch_sub(1, std::memory_order_acq_rel) == 1) job_->active.notify_one();
   }
 }
 
@@ -91,7 +91,15 @@ void ThreadPool::Run(int64_t tasks, absl::FunctionRef<void(int64_t, int)> body) 
     wake_.notify_all();
   }
   Drain(*job_, 0);
-  while (job_->active.load(std::memory_order_acquire) != 0) Pause();
+  // A worker that has not got a core yet would be kept from it by spinning on: on a busy machine the caller sleeps.
+  int active = 0;
+  for (int spins = 0; (active = job_->active.load(std::memory_order_acquire)) != 0;) {
+    if (++spins < kSpinsBeforeSleep) {
+      Pause();
+    } else {
+      job_->active.wait(active, std::memory_order_acquire);
+    }
+  }
 }
 
 void ThreadPool::ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> body) {

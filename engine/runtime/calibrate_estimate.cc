@@ -18,20 +18,22 @@ namespace {
 constexpr int64_t kFloat = 4, kDouble = 8;
 constexpr int64_t kSampleRows = 512;
 
-// Learned rounding multiplies every weight with the Gram matrix once a step.
+// Products of a weight with the Gram matrix: a search over a few rows, descent in rounds; learned rounding takes one a
+// step.
 double SolverProducts(const CalibrationPlan& plan) {
   const std::string_view name = plan.calibrator->name;
-  const double search = plan.calibrator->choose_scales != nullptr ? 40 : 0;
-  const double descent = plan.calibrator->compensates ? 16 : 1;
-  return search + descent + (name == "autoround" ? 200 + 16 : 0);
+  const double search = plan.calibrator->choose_scales != nullptr ? 8 : 0;
+  const double descent = plan.calibrator->compensates ? 12 : 1;
+  return search + descent + (name == "autoround" ? 200 + 12 : 0);
 }
 
 int64_t WorkingBytes(const LinearSlot& slot, bool compensates) {
   const int64_t matrix = slot.K * slot.K, weight = slot.N * slot.K;
-  // Sums in f64 and as f32, twice over two halves with the shift beside the Gram matrix.
-  const int64_t sums = compensates ? 2 * (matrix / 2 * kDouble + matrix * kDouble + 2 * matrix * kFloat) +
-                                         matrix * kFloat + 2 * weight * (kDouble + kFloat)
-                                   : matrix / 2 * kDouble + matrix * kFloat;
+  const bool added = slot.kind == "o_proj" || slot.kind == "down_proj";
+  // Sums in f64 and as f32. Beside the unquantized model: twice over two halves, and with them the outputs that are
+  // wanted or the shift of the inputs.
+  const int64_t half = matrix / 2 * kDouble + matrix * kFloat + (added ? weight : matrix) * (kDouble + kFloat);
+  const int64_t sums = compensates ? 2 * half + matrix * kFloat : matrix / 2 * kDouble + matrix * kFloat;
   // Factors of the solver in f64, and copies of the weight: target, updates, codes, differences, gradients.
   return sums + 2 * matrix * kDouble + 8 * weight * kFloat;
 }
@@ -55,10 +57,9 @@ CalibrationEstimate EstimateCalibration(const CalibrationPlan& plan, int64_t sam
     if (!looks) continue;
     out.statistics_bytes = std::max(out.statistics_bytes, WorkingBytes(slot, compensates));
     const double K = static_cast<double>(slot.K);
-    // Three passes of the quantized stream over each weight and one of the other, the sums, the solver.
-    out.operations += 2 * weight * tokens * (compensates ? 5 : 3);
-    out.operations +=
-        K * K * tokens * (compensates ? 4 : 2) / (slot.kind == "down_proj" || slot.kind == "o_proj" ? 1 : 3);
+    // Passes of the streams over each weight, the sums (shared by layers that read one input), the solver.
+    out.operations += 2 * weight * tokens * 3;
+    out.operations += K * K * tokens * 2 / (slot.kind == "down_proj" || slot.kind == "o_proj" ? 1 : 3);
     out.operations += 2 * weight * K * SolverProducts(plan) + 4.0 * K * K * K;
   }
   out.layer_bytes += 4 * largest * kFloat;

@@ -139,6 +139,16 @@ void ExcludeOverridden(const std::vector<LinearOverride>& overrides, const std::
   }
 }
 
+std::vector<LinearSlot> WithoutOwnGroupSize(const std::vector<LinearOverride>& overrides,
+                                            const std::vector<LinearSlot>& slots) {
+  std::vector<LinearSlot> out;
+  for (const LinearSlot& slot : slots) {
+    const std::optional<LinearOverride> merged = Merged(overrides, slot.name, nullptr);
+    if (!merged.has_value() || !merged->group_size.has_value()) out.push_back(slot);
+  }
+  return out;
+}
+
 absl::StatusOr<std::map<std::string, LinearChoice, std::less<>>> ResolveOverrides(
     const std::vector<LinearOverride>& overrides, const CalibrationPlan& plan, const std::vector<LinearSlot>& slots) {
   std::map<std::string, LinearChoice, std::less<>> out;

@@ -23,6 +23,9 @@ absl::StatusOr<std::vector<LinearOverride>> ParseOverrides(const std::vector<std
 // (lm_head stays).
 void ExcludeOverridden(const std::vector<LinearOverride>& overrides, const std::vector<LinearSlot>& slots,
                        std::vector<std::string>* ignored);
+// The modules of `slots` for which no override gives a group size.
+std::vector<LinearSlot> WithoutOwnGroupSize(const std::vector<LinearOverride>& overrides,
+                                            const std::vector<LinearSlot>& slots);
 // The modules of `slots` that differ from the plan's own scheme. Every override must match a module
 // (PATTERN_MATCHES_NOTHING); the format must hold every scheme.
 absl::StatusOr<std::map<std::string, LinearChoice, std::less<>>> ResolveOverrides(

@@ -153,6 +153,11 @@ RangeSpec RangeOf(const CalibrationSpec& spec) {
 // Weights stay as they are: only the KV cache is calibrated.
 absl::Status PlanKvOnly(const CalibrationSpec& spec, CalibrationPlan& plan) {
   const std::vector<LinearSlot>& slots = plan.source->linears();
+  if (!spec.exclude.empty() || !spec.overrides.empty()) {
+    return Invalid("NOTHING_TO_EXCLUDE", absl::StrCat(spec.exclude.empty() ? "override" : "exclude",
+                                                      ": weight_dtype none keeps all weights as they are; kv_exclude "
+                                                      "names layers that keep a 16-bit KV cache"));
+  }
   for (const LinearSlot& slot : slots) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, plan.source->Stored(slot));
     SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(stored.spec.strategy));
@@ -351,8 +356,11 @@ absl::Status PlanLinears(const CalibrationSpec& spec, CalibrationPlan& plan) {
   plan.act_order = spec.act_order;
   plan.linear.clip_ratio = spec.clip_ratio;
   SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ResolveScaleDType(spec.scale_precision, plan, slots[0]));
+  // The common size need not fit layers that have their own.
+  std::vector<LinearSlot> common = WithoutOwnGroupSize(overrides, slots);
+  if (common.empty()) common = slots;
   SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,
-                        ResolveGroupSize(*plan.strategy, plan.linear, slots, spec.group_size, spec.group_size_auto));
+                        ResolveGroupSize(*plan.strategy, plan.linear, common, spec.group_size, spec.group_size_auto));
   SAGE_ASSIGN_OR_RETURN(plan.overrides, ResolveOverrides(overrides, plan, slots));
   SAGE_RETURN_IF_ERROR(CheckTensorParallel(plan, slots, spec.tensor_parallel));
   slots.erase(std::remove_if(slots.begin(), slots.end(),

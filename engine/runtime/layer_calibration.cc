@@ -75,19 +75,14 @@ class LayerWork {
     LayerWeights& w = out_.weights;
     const bool folds = plan_.calibrator->choose_scales != nullptr;
     if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.input_norm, LayerInput::kAttention));
-    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("v_proj", LayerInput::kAttended));
-    SAGE_RETURN_IF_ERROR(Solve(LayerInput::kAttention));
+    SAGE_RETURN_IF_ERROR(SolveBeside(LayerInput::kAttention, "v_proj", LayerInput::kAttended));
     SAGE_RETURN_IF_ERROR(RunAttention());
-    if (full_.stream != nullptr) SAGE_RETURN_IF_ERROR(full_.stream->RunAttention(source_, layer_));
     SAGE_RETURN_IF_ERROR(Solve(LayerInput::kAttended));
     SAGE_RETURN_IF_ERROR(stream_.AddAttention(w));
-    if (full_.stream != nullptr) SAGE_RETURN_IF_ERROR(full_.stream->AddAttention(source_));
     if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.post_norm, LayerInput::kMlp));
-    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows("up_proj", LayerInput::kProduct));
-    SAGE_RETURN_IF_ERROR(Solve(LayerInput::kMlp));
+    SAGE_RETURN_IF_ERROR(SolveBeside(LayerInput::kMlp, "up_proj", LayerInput::kProduct));
     SAGE_RETURN_IF_ERROR(Solve(LayerInput::kProduct));
     SAGE_RETURN_IF_ERROR(stream_.AddMlp(w));
-    if (full_.stream != nullptr) SAGE_RETURN_IF_ERROR(full_.stream->AddMlp(source_));
     return std::move(out_);
   }
 
@@ -119,11 +114,43 @@ class LayerWork {
     StatisticsRequest request;
     request.input = input;
     request.folded = &folded_[static_cast<size_t>(input)];
-    request.shifts = solving;
-    request.residual = input == LayerInput::kAttended || input == LayerInput::kProduct;
+    request.halves = solving;
     absl::StatusOr<InputStatistics> out = CollectStatistics(stream_, out_.weights, full_, request, threads_);
     if (!out.ok()) return Annotate(out.status(), absl::StrCat("model.layers.", layer_));
     return out;
+  }
+
+  // Solves the readers of `place`, whose outputs make the input `product`: that of the next linear, whose scales are
+  // folded into the rows of `producer` before. What the unquantized stream says of `place` is collected first; then it
+  // moves on, behind what is made of `product`.
+  absl::Status SolveBeside(LayerInput place, std::string_view producer, LayerInput product) {
+    const bool solves = QuantizesAny(place), attention = product == LayerInput::kAttended;
+    const bool folds =
+        plan_.calibrator->choose_scales != nullptr && Quantizes(producer) && Quantizes(ReadersOf(product)[0]);
+    InputStatistics input, produced;
+    if (full_.stream != nullptr) {
+      if (solves) {
+        SAGE_ASSIGN_OR_RETURN(input, Collect(place, true));
+      }
+      if (attention) SAGE_RETURN_IF_ERROR(full_.stream->RunAttention(source_, layer_));
+      if (folds) {
+        StatisticsRequest request;
+        request.input = product;
+        request.adds = true;
+        SAGE_ASSIGN_OR_RETURN(produced, CollectStatistics(*full_.stream, source_, {}, request, threads_));
+      } else {
+        SAGE_RETURN_IF_ERROR(full_.stream->Add(product, source_, nullptr));
+      }
+    } else if (folds) {
+      if (attention) SAGE_RETURN_IF_ERROR(stream_.RunAttention(out_.weights, layer_));
+      SAGE_ASSIGN_OR_RETURN(produced, Collect(product, false));
+    }
+    if (folds) SAGE_RETURN_IF_ERROR(FoldIntoRows(producer, product, produced));
+    if (!solves) return absl::OkStatus();
+    if (full_.stream == nullptr) {
+      SAGE_ASSIGN_OR_RETURN(input, Collect(place, true));
+    }
+    return SolveReaders(place, input);
   }
 
   absl::StatusOr<std::vector<float>> ChooseScales(const InputStatistics& input,
@@ -196,12 +223,9 @@ class LayerWork {
   }
 
   // v -> o and up -> down: the producer's rows are divided.
-  absl::Status FoldIntoRows(std::string_view producer, LayerInput place) {
+  absl::Status FoldIntoRows(std::string_view producer, LayerInput place, const InputStatistics& input) {
     const std::string_view consumer = ReadersOf(place)[0];
-    if (!Quantizes(producer) || !Quantizes(consumer)) return absl::OkStatus();
     const bool attention = place == LayerInput::kAttended;
-    if (attention) SAGE_RETURN_IF_ERROR(stream_.RunAttention(out_.weights, layer_));
-    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(place, false));
     SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, {&consumer, 1}));
     if (attention) SAGE_RETURN_IF_ERROR(ShareOverHeads(input, &scales));
     MultiplyColumns(Linear(consumer).weight, scales);
@@ -222,15 +246,22 @@ class LayerWork {
     return absl::OkStatus();
   }
 
-  absl::Status Solve(LayerInput place) {
+  bool QuantizesAny(LayerInput place) const {
     const absl::Span<const std::string_view> kinds = ReadersOf(place);
-    if (std::none_of(kinds.begin(), kinds.end(), [&](std::string_view kind) { return Quantizes(kind); })) {
-      return absl::OkStatus();
-    }
+    return std::any_of(kinds.begin(), kinds.end(), [&](std::string_view kind) { return Quantizes(kind); });
+  }
+
+  absl::Status Solve(LayerInput place) {
+    if (!QuantizesAny(place)) return absl::OkStatus();
+    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(place, true));
+    return SolveReaders(place, input);
+  }
+
+  absl::Status SolveReaders(LayerInput place, const InputStatistics& input) {
+    const absl::Span<const std::string_view> kinds = ReadersOf(place);
     // An 8-bit float keeps its relative precision whatever the scale: cutting its range by error would gain nothing.
     const bool floats = plan_.strategy->weight_dtype == "fp8";
     RangeObserver range(floats ? RangeSpec{} : plan_.range);
-    SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(place, true));
     StaticGrid grid;  // no scale: activations are dynamic
     if (plan_.static_activations) {
       const int64_t K = Linear(kinds[0]).weight.shape()[1];
@@ -241,6 +272,7 @@ class LayerWork {
       grid = GridOfRange(found, !plan_.activation_asymmetric, dtype);
       if (floats) grid.scale = FloatScaleOfRange(found, kMaxE4M3, dtype);
     }
+    SAGE_RETURN_IF_ERROR(Compensate(kinds, input));
     for (const std::string_view kind : kinds) {
       if (!Quantizes(kind)) continue;
       const absl::Status status = SolveOne(kind, input, grid);
@@ -268,28 +300,44 @@ class LayerWork {
     return absl::OkStatus();
   }
 
-  // The weights that make up for what the quantized layers before this one have changed, in place of its own.
-  absl::Status Compensate(std::string_view kind, const InputStatistics& input) {
+  // The weights that make up for what the quantized layers before these have changed, in place of their own.
+  absl::Status Compensate(absl::Span<const std::string_view> kinds, const InputStatistics& input) {
     if (full_.stream == nullptr) return absl::OkStatus();
-    Tensor& weight = Linear(kind).weight;
-    const int64_t N = weight.shape()[0], K = weight.shape()[1];
+    std::vector<float> stack;  // of the weights
+    std::vector<std::string_view> stacked;
+    std::vector<int64_t> rows;
+    const int64_t K = input.K;
+    for (const std::string_view kind : kinds) {
+      if (!Quantizes(kind)) continue;
+      const absl::Span<const float> weight = FloatsOf(Linear(kind).weight.view());
+      stack.insert(stack.end(), weight.begin(), weight.end());
+      stacked.push_back(kind);
+      rows.push_back(static_cast<int64_t>(weight.size()) / K);
+    }
+    const int64_t N = static_cast<int64_t>(stack.size()) / K;
     std::array<std::vector<float>, 2> cross;  // [N, K] what the outputs lack, times x^T
     for (size_t i = 0; i < 2; ++i) {
-      cross[i] = input.halves[i].residual;
+      const InputStatistics::Half& half = input.halves[i];
+      cross[i] = half.wanted;
       cross[i].resize(static_cast<size_t>(N * K));
-      GemmSpec<float> product;
+      GemmSpec<float> product;  // what is wanted less what there is, or what W makes of the difference of the inputs
       product.rows = N;
       product.columns = product.depth = K;
-      product.a = {weight.as<float>(), K, 1};
-      product.b = {input.halves[i].shift.data(), K, 1};
+      product.a = {stack.data(), K, 1};
+      product.b = {half.wanted.empty() ? half.shift.data() : half.gram.data(), K, 1};
+      product.sign = half.wanted.empty() ? 1.0f : -1.0f;
       product.accumulate = true;
       Gemm(product, cross[i].data(), K, threads_);
     }
-    SAGE_ASSIGN_OR_RETURN(const TargetWeight target,
-                          SolveOutputTarget(FloatsOf(weight.view()), N, K, {input.halves[0].gram, cross[0]},
-                                            {input.halves[1].gram, cross[1]}, kTargetDamps, threads_));
-    std::copy(target.weight.begin(), target.weight.end(), weight.as<float>());
-    out_.strength[ModuleName(layer_, kind)] = target.strength;
+    absl::StatusOr<TargetWeight> target = SolveOutputTarget(stack, rows, K, {input.halves[0].gram, cross[0]},
+                                                            {input.halves[1].gram, cross[1]}, kTargetDamps, threads_);
+    if (!target.ok()) return Annotate(target.status(), ModuleName(layer_, kinds[0]));
+    const float* from = target->weight.data();
+    for (size_t i = 0; i < stacked.size(); ++i) {
+      std::copy_n(from, rows[i] * K, Linear(stacked[i]).weight.as<float>());
+      from += rows[i] * K;
+      out_.strength[ModuleName(layer_, stacked[i])] = target->strength[i];
+    }
     return absl::OkStatus();
   }
 
@@ -297,7 +345,6 @@ class LayerWork {
     Tensor& weight = Linear(kind).weight;
     const std::string name = ModuleName(layer_, kind);
     const LinearChoice choice = plan_.ChoiceOf(name);
-    SAGE_RETURN_IF_ERROR(Compensate(kind, input));
     SAGE_ASSIGN_OR_RETURN(const LayerPlan layer_plan,
                           plan_.calibrator->solve(input, weight.view(), choice.Asked(), *choice.strategy, threads_));
     SAGE_ASSIGN_OR_RETURN(StoredLinear stored,

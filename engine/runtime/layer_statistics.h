@@ -22,8 +22,9 @@ struct StatisticsRequest {
   LayerInput input = LayerInput::kAttention;
   // The scales that were folded out of this input (x_full is divided by them); empty = none.
   const std::vector<float>* folded = nullptr;
-  bool shifts = false;    // fill `halves`; needs a FullStream
-  bool residual = false;  // their `residual` too
+  // Fill `halves`; needs a FullStream. For kAttended and kProduct it must stand behind the addition already.
+  bool halves = false;
+  bool adds = false;  // kAttended and kProduct: the pass adds them to the hidden states
 };
 
 // One pass over the input of `w` in `stream`. Values that are not finite are refused.

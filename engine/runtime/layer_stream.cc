@@ -177,22 +177,22 @@ absl::Status LayerStream::Visit(LayerInput input, const LayerWeights& w, VisitRo
   return absl::OkStatus();
 }
 
+void LayerStream::Project(LayerInput input, const LayerWeights& w, const float* rows, int64_t M, float* out) {
+  Multiply(rows, M, input == LayerInput::kAttended ? w.o : w.down, out);
+}
+
 // A chunk's rows are read before they change, and no later chunk reads them.
-absl::Status LayerStream::AddProjected(LayerInput input, const LayerWeights& w, const LayerWeights::Linear& linear) {
+absl::Status LayerStream::Add(LayerInput input, const LayerWeights& w, const VisitRows* visit) {
   const int64_t hidden = config_.hidden;
   std::vector<float> projected(static_cast<size_t>(kChunkRows * hidden));
   int64_t begin = 0;
   return Visit(input, w, [&](const float* rows, int64_t M) {
-    Multiply(rows, M, linear, projected.data());
+    Project(input, w, rows, M, projected.data());
     backend_->kernels().add(ctx_, x_.data() + begin * hidden, projected.data(), M * hidden);
     begin += M;
-    return absl::OkStatus();
+    return visit == nullptr ? absl::OkStatus() : (*visit)(rows, M);
   });
 }
-
-absl::Status LayerStream::AddAttention(const LayerWeights& w) { return AddProjected(LayerInput::kAttended, w, w.o); }
-
-absl::Status LayerStream::AddMlp(const LayerWeights& w) { return AddProjected(LayerInput::kProduct, w, w.down); }
 
 absl::Status LayerStream::Run(const LayerWeights& w, int64_t l) {
   SAGE_RETURN_IF_ERROR(RunAttention(w, l));

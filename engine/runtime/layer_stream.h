@@ -54,14 +54,20 @@ class LayerStream {
   // the first; what was attended between the first two; the MLP's inputs and products before the last.
   // Shows the keys (after rope) and values of every sample to `kv` where it is given.
   absl::Status RunAttention(const LayerWeights& w, int64_t l, KvStatistics* kv = nullptr);
-  absl::Status AddAttention(const LayerWeights& w);
-  absl::Status AddMlp(const LayerWeights& w);
+  absl::Status AddAttention(const LayerWeights& w) { return Add(LayerInput::kAttended, w, nullptr); }
+  absl::Status AddMlp(const LayerWeights& w) { return Add(LayerInput::kProduct, w, nullptr); }
+  // AddAttention (kAttended) or AddMlp (kProduct). Shows the rows of the input to `visit` where it is given, when their
+  // share is in the hidden states.
+  absl::Status Add(LayerInput input, const LayerWeights& w, const VisitRows* visit);
   // Rows [begin, begin + M) of an input, M <= kChunkRows.
   void Rows(LayerInput input, const LayerWeights& w, int64_t begin, int64_t M, float* out);
   // All of it in chunks of kChunkRows.
   absl::Status Visit(LayerInput input, const LayerWeights& w, VisitRows visit);
   // Hidden states [M, hidden] from row `begin` on, as they stand.
   const float* Hidden(int64_t begin) const { return x_.data() + begin * config_.hidden; }
+  // The share of an input of their own in them [M, hidden]: what `Add` would add for these rows of kAttended or
+  // kProduct.
+  void Project(LayerInput input, const LayerWeights& w, const float* rows, int64_t M, float* out);
 
   // The whole layer.
   absl::Status Run(const LayerWeights& w, int64_t l);
@@ -70,7 +76,6 @@ class LayerStream {
   LayerStream(const DecoderConfig& config, ThreadPool& threads, const CancelToken& cancel);
   absl::Status Embed(const ArtifactSource& source);
   void Multiply(const float* x, int64_t M, const LayerWeights::Linear& linear, float* out);
-  absl::Status AddProjected(LayerInput input, const LayerWeights& w, const LayerWeights::Linear& linear);
   absl::Status AttendSample(const LayerWeights& w, int64_t l, size_t sample, int64_t begin, KvStatistics* kv);
 
   DecoderConfig config_;

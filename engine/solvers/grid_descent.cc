@@ -14,6 +14,8 @@ namespace sage {
 namespace {
 
 constexpr int64_t kBlockRows = 256;  // rows that are worked on together: bounds the memory
+// Another round is not worth its products when fewer than one code of this many has moved in the last.
+constexpr int64_t kLeastMoved = 500;
 // A least-squares scale further than this from the one before it says that the row's problem is ill-posed.
 constexpr double kLeastRatio = 0.25, kMostRatio = 4.0;
 
@@ -88,9 +90,16 @@ class Descent {
         } else if (round > 0) {
           Measure(begin, rows);
         }
+        std::vector<int64_t> now(rows);
         threads_.ParallelFor(rows, 1, [&](int64_t first, int64_t last) {
-          for (int64_t r = first; r < last; ++r) moved[begin + r] += SweepRow(begin + r, r);
+          for (int64_t r = first; r < last; ++r) now[r] = SweepRow(begin + r, r);
         });
+        int64_t all = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+          moved[begin + r] += now[r];
+          all += now[r];
+        }
+        if (all * kLeastMoved < rows * K_) break;
       }
       if (options_.tune_scales) FitScales(begin, rows);
       Measure(begin, rows);

@@ -23,16 +23,18 @@ struct TargetSums {
 
 struct TargetWeight {
   std::vector<float> weight;  // [N, K]
-  double strength = 0;        // 0 = the weights as they were, 1 = the whole least-squares correction
-  double damp = 0;            // of `damps`, the one whose correction held best
+  // By part: 0 = the weights as they were, 1 = the whole least-squares correction; and the one of `damps` whose
+  // correction held best.
+  std::vector<double> strength, damp;
 };
 
 // W + strength * E (H + damp * mean diagonal)^-1 over both halves together, damp being the one of `damps` (each in
-// (0, 1]) whose correction of one half takes most from the error of the other. Inputs that were zero in every token
-// keep their weights. INVALID_ARGUMENT on shapes and values that are not finite; where no damping makes H positive
-// definite the weights stay as they were.
-absl::StatusOr<TargetWeight> SolveOutputTarget(absl::Span<const float> weight, int64_t N, int64_t K,
-                                               const TargetSums& first, const TargetSums& second,
+// (0, 1]) whose correction of one half takes most from the error of the other. `parts`: rows of the layers that are
+// stacked in the weight, each with a strength and a damping of its own; a sample of their rows decides. Inputs that
+// were zero in every token keep their weights. INVALID_ARGUMENT on shapes and values that are not finite; where no
+// damping makes H positive definite the weights stay as they were.
+absl::StatusOr<TargetWeight> SolveOutputTarget(absl::Span<const float> weight, absl::Span<const int64_t> parts,
+                                               int64_t K, const TargetSums& first, const TargetSums& second,
                                                absl::Span<const double> damps, ThreadPool& threads);
 
 }  // namespace sage

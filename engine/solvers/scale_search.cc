@@ -14,6 +14,9 @@ namespace {
 
 constexpr float kLeastAwqScale = 1e-4f, kLeastSmooth = 1e-5f;
 constexpr int kClipSteps = 20, kClipCandidates = 10;
+// Of each layer, for the error of a candidate: they settle one number.
+constexpr int64_t kTrialRows = 256;
+constexpr int kCoarseStep = 3;
 constexpr int64_t kClipRows = 256;  // rows of one batch of the clip search: bounds its memory
 
 absl::Status Invalid(const char* who, std::string_view reason, const std::string& message) {
@@ -188,6 +191,23 @@ double OutputError(absl::Span<const float> a, absl::Span<const float> b, int64_t
   return sum;
 }
 
+namespace {
+
+// Rows at even strides of every layer, stacked.
+std::vector<float> TrialRows(absl::Span<const LayerWeight> layers, int64_t K) {
+  std::vector<float> out;
+  for (const LayerWeight& layer : layers) {
+    const int64_t rows = std::min(layer.N, kTrialRows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* row = layer.values.data() + r * layer.N / rows * K;
+      out.insert(out.end(), row, row + K);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
 absl::StatusOr<AwqChoice> SearchAwqScales(absl::Span<const LayerWeight> layers, int64_t K,
                                           absl::Span<const float> x_mean, absl::Span<const float> gram,
                                           const GridSpec& spec, int steps, AwqCandidates candidates,
@@ -195,34 +215,34 @@ absl::StatusOr<AwqChoice> SearchAwqScales(absl::Span<const LayerWeight> layers, 
   SAGE_RETURN_IF_ERROR(CheckLayers("awq", layers, K, spec));
   SAGE_RETURN_IF_ERROR(CheckFinite("awq", "the mean of |x|", x_mean, K));
   SAGE_RETURN_IF_ERROR(CheckFinite("awq", "the Gram matrix", gram, K * K));
+  const std::vector<float> rows = TrialRows(layers, K);
+  const int64_t N = static_cast<int64_t>(rows.size()) / K;
   const auto error_of = [&](absl::Span<const float> scales) -> absl::StatusOr<double> {
-    double sum = 0;
-    for (const LayerWeight& layer : layers) {
-      SAGE_ASSIGN_OR_RETURN(const std::vector<float> q, FakeQuantize(layer.values, layer.N, K, scales, spec, threads));
-      sum += GramError(layer.values, q, gram, layer.N, K, threads);
-    }
-    return sum;
+    SAGE_ASSIGN_OR_RETURN(const std::vector<float> q, FakeQuantize(rows, N, K, scales, spec, threads));
+    return GramError(rows, q, gram, N, K, threads);
   };
   AwqChoice best;
   best.scales.assign(K, 1.0f);
   SAGE_ASSIGN_OR_RETURN(best.identity_error, error_of({}));
   best.error = best.identity_error;
   const std::vector<float> w_mean = MeanOfWeights(layers, K, spec.group_size);
+  const auto attempt = [&](bool duo, int i) {
+    if (i < (duo ? 0 : 1) || i >= steps) return;  // without duo scaling ratio 0 is plain rounding
+    const double ratio = static_cast<double>(i) / static_cast<double>(steps);
+    std::vector<float> scales = AwqScales(x_mean, duo ? absl::MakeConstSpan(w_mean) : absl::Span<const float>(), ratio);
+    const absl::StatusOr<double> error = error_of(scales);
+    // A candidate may push a range beyond the scale dtype; that only rules the candidate out.
+    if (!error.ok() || !(*error < best.error)) return;
+    best = {std::move(scales), ratio, duo, false, *error, best.identity_error};
+  };
   for (const bool duo : {true, false}) {
     if (candidates == (duo ? AwqCandidates::kActivations : AwqCandidates::kDuo)) continue;
-    for (int i = duo ? 0 : 1; i < steps; ++i) {  // without duo scaling ratio 0 is plain rounding
-      const double ratio = static_cast<double>(i) / static_cast<double>(steps);
-      std::vector<float> scales =
-          AwqScales(x_mean, duo ? absl::MakeConstSpan(w_mean) : absl::Span<const float>(), ratio);
-      const absl::StatusOr<double> error = error_of(scales);
-      // A candidate may push a range beyond the scale dtype; that only rules the candidate out.
-      if (!error.ok() || !(*error < best.error)) continue;
-      best.scales = std::move(scales);
-      best.ratio = ratio;
-      best.duo = duo;
-      best.identity = false;
-      best.error = *error;
-    }
+    for (int i = 0; i < steps; i += kCoarseStep) attempt(duo, i);
+  }
+  if (best.identity) return best;
+  const int middle = static_cast<int>(std::lround(best.ratio * steps));
+  for (int i = middle - kCoarseStep + 1; i < middle + kCoarseStep; ++i) {
+    if (i != middle) attempt(best.duo, i);
   }
   return best;
 }

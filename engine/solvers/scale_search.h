@@ -65,8 +65,9 @@ struct AwqChoice {
   double identity_error = 0;  // of plain rounding
 };
 
-// Tries plain rounding first, then ratios i / steps, i = 0..steps - 1, and keeps the least error under the Gram matrix
-// [K, K] of the shared input; never worse than plain rounding.
+// Tries plain rounding first, then ratios i / steps, i = 0..steps - 1 (every third, then the neighbours of the best),
+// and keeps the least error under the Gram matrix [K, K] of the shared input. Errors are those of at most 256 rows of
+// each layer, at even strides; on them the choice is never worse than plain rounding.
 absl::StatusOr<AwqChoice> SearchAwqScales(absl::Span<const LayerWeight> layers, int64_t K,
                                           absl::Span<const float> x_mean, absl::Span<const float> gram,
                                           const GridSpec& spec, int steps, AwqCandidates candidates,

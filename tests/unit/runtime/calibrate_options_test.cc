@@ -1,5 +1,6 @@
 // Options of a calibration: methods that look at text resume and repeat to the same bytes, layers that are stored
 // otherwise than the rest, memory caps and spilled activations, checks for tensor parallelism.
+#include "absl/strings/str_cat.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
@@ -9,6 +10,7 @@
 #include "engine/runtime/state_buffer.h"
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/artifact_folder.h"
+#include "tests/unit/runtime/tiny_model.h"
 
 namespace sage {
 namespace {
@@ -94,16 +96,19 @@ TEST(CalibrateOptions, SpilledActivationsGiveTheSameBytes) {
 }
 
 // Writes, opens again, and looks at every layer's scheme.
-void CheckMixed(const std::string& format, const char* four, const char* eight) {
+TEST(CalibrateOptions, LayersMayBeStoredOtherwise) {
   const ScratchFolder scratch;
+  const char *four = "int4_w4a16", *eight = "int8_w8a16";
   CalibrationSpec spec = TextSpec(scratch, "gptq");
-  spec.format = format;
   spec.group_size = 43;  // divides 172, not 64: only where it is overridden
   EXPECT_EQ(ReasonOf(Calibrate(spec).status()), "GROUP_SIZE_MUST_DIVIDE_K");
   spec.group_size = -1;
-  spec.overrides = {"*.down_proj=bits:8", "*.layers.1.*=group_size:16", "*.layers.1.mlp.down_proj=bits:4,group_size:43",
-                    "*.layers.2.self_attn.*=exclude:true", "*.layers.2.self_attn.v_proj=exclude:false"};
-  if (format == "compressed_tensors") spec.overrides.push_back("*.layers.3.mlp.*=symmetric:false");
+  spec.overrides = {"*.down_proj=bits:8",
+                    "*.layers.1.*=group_size:16",
+                    "*.layers.1.mlp.down_proj=bits:4,group_size:43",
+                    "*.layers.2.self_attn.*=exclude:true",
+                    "*.layers.2.self_attn.v_proj=exclude:false",
+                    "*.layers.3.mlp.*=symmetric:false"};
   const auto result = Calibrate(spec);
   ASSERT_TRUE(result.ok()) << result.status();
   const auto written = ArtifactSource::Open(spec.output);
@@ -119,9 +124,7 @@ void CheckMixed(const std::string& format, const char* four, const char* eight) 
     }
     EXPECT_EQ(stored->spec.strategy, down && slot.layer != 1 ? eight : four) << slot.name;
     EXPECT_EQ(stored->spec.group_size, slot.layer != 1 ? -1 : down ? 43 : 16) << slot.name;
-    if (format == "compressed_tensors") {
-      EXPECT_EQ(stored->spec.symmetric, slot.layer != 3 || attention) << slot.name;
-    }
+    EXPECT_EQ(stored->spec.symmetric, slot.layer != 3 || attention) << slot.name;
   }
   EXPECT_TRUE(VerifyArtifactFolder(spec.output, {}).ok());
   const auto again = Calibrate(spec);
@@ -129,7 +132,76 @@ void CheckMixed(const std::string& format, const char* four, const char* eight) 
   EXPECT_TRUE(again->resumed);
 }
 
-TEST(CalibrateOptions, LayersMayBeStoredOtherwise) { CheckMixed("compressed_tensors", "int4_w4a16", "int8_w8a16"); }
+TEST(CalibrateOptions, LayersOfGptqFoldersMayBeStoredOtherwise) {
+  const ScratchFolder scratch;
+  ASSERT_TRUE(MakeDirectories(scratch / "model").ok());
+  TinySizes sizes;
+  sizes.hidden = 64;
+  sizes.D = 32;  // every N and K a multiple of 32, as the format asks
+  ASSERT_TRUE(WriteTinyModel(scratch / "model", sizes));
+  std::string ids = "[1";
+  for (int i = 1; i < 600; ++i) ids += absl::StrCat(",", i * i * 7 % 40);
+  ids += "]";
+  ASSERT_TRUE(WriteFileAtomic(scratch / "ids.json", ids).ok());
+  CalibrationSpec spec = StoriesSpec(scratch);
+  spec.model = scratch / "model";
+  spec.method = "gptq";
+  spec.weight_dtype = "int4";
+  spec.format = "gptq";
+  spec.dataset = scratch / "ids.json";
+  spec.samples = 4;
+  spec.sequence_length = 128;
+  spec.group_size = 32;
+  spec.overrides = {"*.mlp.*=bits:8", "*.q_proj=group_size:16", "*.o_proj=exclude:true", "*.gate_proj=bits:4"};
+  for (const bool act_order : {false, true}) {
+    spec.act_order = act_order;
+    spec.output = scratch / (act_order ? "ordered" : "plain");
+    const auto result = Calibrate(spec);
+    ASSERT_TRUE(result.ok()) << result.status();
+    const auto written = ArtifactSource::Open(spec.output);
+    ASSERT_TRUE(written.ok()) << written.status();
+    for (const LinearSlot& slot : (*written)->linears()) {
+      const auto stored = (*written)->Stored(slot);
+      ASSERT_TRUE(stored.ok()) << slot.name << stored.status();
+      if (slot.layer < 0 || slot.kind == "o_proj") {
+        EXPECT_EQ(stored->spec.strategy, "bf16") << slot.name;
+        continue;
+      }
+      const bool eight = slot.kind == "up_proj" || slot.kind == "down_proj";
+      EXPECT_EQ(stored->spec.strategy, eight ? "gptq_w8a16" : "gptq_w4a16") << slot.name;
+      EXPECT_EQ(stored->spec.group_size, slot.kind == "q_proj" ? 16 : 32) << slot.name;
+    }
+    EXPECT_TRUE(VerifyArtifactFolder(spec.output, {}).ok());
+  }
+}
+
+TEST(CalibrateOptions, TheCommonGroupSizeNeedNotFitLayersWithTheirOwn) {
+  const ScratchFolder scratch;
+  CalibrationSpec spec = StoriesSpec(scratch);
+  spec.weight_dtype = "int4";
+  spec.group_size = 32;  // divides 64, not the 172 inputs of down_proj
+  EXPECT_EQ(ReasonOf(PlanCalibration(spec).status()), "GROUP_SIZE_MUST_DIVIDE_K");
+  spec.overrides = {"*.down_proj=group_size:43"};
+  const auto plan = PlanCalibration(spec);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->linear.group_size, 32);
+  EXPECT_EQ(plan->ChoiceOf("model.layers.0.mlp.down_proj").linear.group_size, 43);
+  spec.overrides = {"*.down_proj=bits:8"};
+  EXPECT_EQ(ReasonOf(PlanCalibration(spec).status()), "GROUP_SIZE_MUST_DIVIDE_K");
+}
+
+TEST(CalibrateOptions, RefusesToExcludeWhereNoWeightIsQuantized) {
+  const ScratchFolder scratch;
+  CalibrationSpec spec = TextSpec(scratch, "minmax");
+  spec.weight_dtype = "none";
+  spec.kv_quantization = "int8_per_token";
+  EXPECT_TRUE(PlanCalibration(spec).ok()) << PlanCalibration(spec).status();
+  spec.exclude = {"*.o_proj"};
+  EXPECT_EQ(ReasonOf(PlanCalibration(spec).status()), "NOTHING_TO_EXCLUDE");
+  spec.exclude.clear();
+  spec.overrides = {"*.o_proj=bits:8"};
+  EXPECT_EQ(ReasonOf(PlanCalibration(spec).status()), "NOTHING_TO_EXCLUDE");
+}
 
 TEST(CalibrateOptions, RefusesOverridesThatCannotBeHonoured) {
   const ScratchFolder scratch;
