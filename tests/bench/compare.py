@@ -2,15 +2,21 @@
 """Measures engines of SageQuant, llama.cpp, vLLM's CPU build and transformers on one model, interleaved in one run.
 
 usage: compare.py --model-root DIR --model NAME [--quantizations none,int8,int4] [--gguf FILE ...] [--llama-bench PATH]
-                  [--rounds 5] [--tokens 64] [--prompt 512] [--depth 0] [--streams 16] [--json]
+                  [--head-quantization int8] [--rounds 5] [--tokens 64] [--prompt 512] [--depth 0] [--streams 16]
+                  [--alone] [--load] [--json]
 
-NAME is a Hugging Face folder under DIR; each of --quantizations is an engine of ours on it. Each --gguf (a path under DIR) is served by us
-as it lies and by llama.cpp (PyPI xllamacpp in this interpreter; --llama-bench runs that binary beside it). transformers (f32) and vLLM take
-part when this interpreter can import them. Every round measures each contestant once, in turn, so that a machine whose speed drifts
-treats all alike; printed are medians and the ratio to the baseline (llama.cpp on the first GGUF, else transformers), taken round by round.
+NAME is a Hugging Face folder under DIR (tests/bench/random_model writes such folders and GGUF files of larger shapes); each of
+--quantizations is an engine of ours on it, with lm_head in --head-quantization. Each --gguf (a path under DIR) is served by us as it lies
+and by llama.cpp: PyPI xllamacpp in this interpreter, which needs a vocabulary in the file, or its own llama-bench, with llama-batched-bench
+beside it for streams. transformers (f32) and vLLM take part when this interpreter can import them. Every round measures each contestant
+once, in turn, so that a machine whose speed drifts treats all alike; printed are medians and the ratio to the baseline (llama.cpp on the
+first GGUF, else transformers), taken round by round.
 
 decode: one stream behind a 16-id prompt. prefill: one prompt of --prompt ids. depth: one stream behind --depth ids. streams: --streams
-requests at once, all of their tokens over the wall time. Prefix caches are off. Exit 2 for a wrong call.
+requests at once, all of their tokens over the wall time. first: time to the first token of a 16-id prompt, in decode steps (ours). --alone
+adds the decode steps of our engine without the service (`sage llm engine profile`) as `alone`. --load starts each engine of ours in a
+daemon of its own first: seconds until it serves, and its peak resident memory over its weights. Prefix caches are off. Exit 2 for a
+wrong call.
 """
 import argparse
 import concurrent.futures
@@ -28,7 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "release" / "bin"
-FIGURES = ("decode", "prefill", "depth", "streams")
+FIGURES = ("decode", "alone", "prefill", "depth", "streams")
 
 
 def parse_arguments():
@@ -44,6 +50,9 @@ def parse_arguments():
     parser.add_argument("--depth", type=int, default=0, help="0 leaves depth out")
     parser.add_argument("--streams", type=int, default=0, help="0 leaves streams out")
     parser.add_argument("--kv-quant", default="auto")
+    parser.add_argument("--head-quantization", default="none", help="lm_head of our engines on --model")
+    parser.add_argument("--alone", action="store_true", help="also our engine without the service")
+    parser.add_argument("--load", action="store_true", help="also start time and peak memory of our engines")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--skip", default="", help="contestants to leave out: transformers,vllm,llama")
     parser.add_argument("--json", action="store_true")
@@ -97,14 +106,31 @@ class Daemon:
         self.process.wait()
 
 
+def load_figures(args, start):
+    """Seconds to start and peak memory over weights, in a daemon that does nothing else."""
+    daemon = Daemon(args)
+    began = time.perf_counter()
+    record = daemon.call(*start)
+    seconds = time.perf_counter() - began
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    daemon.close()
+    return {"start_s": round(seconds, 3), "peak_mb": round(peak / 1e6, 1), "peak_over_weights": round(peak / record["weight_bytes"], 3)}
+
+
 class Sage:
     def __init__(self, daemon, args, model, quantization):
-        self.daemon, self.id = daemon, f"bench-{len(os.listdir(daemon.folder.name))}-{abs(hash((model, quantization))) % 10**8}"
-        self.record = daemon.call("llm", "engine", "start", model, "--engine-id", self.id, "--quantization", quantization, "--kv-quant",
-                                  args.kv_quant, "--no-prefix-cache")
-        self.name = "sage " + self.record["quantization"]
+        self.id = f"{Path(model).stem}-{quantization}"
+        self.start = ["llm", "engine", "start", model, "--engine-id", self.id, "--quantization", quantization, "--kv-quant", args.kv_quant,
+                      "--no-prefix-cache"]
+        if args.model and model == args.model:
+            self.start += ["--head-quantization", args.head_quantization]
+        self.load = load_figures(args, self.start) if args.load else {}
+        self.daemon, self.wants_alone = daemon, args.alone
+        self.record = daemon.call(*self.start)
+        self.name = f"sage {self.record['quantization']} kv {self.record['kv_quant']}"
         self.megabytes = self.record["weight_bytes"] / 1e6
-        self.hash = ""
+        self.hash, self.first_steps = "", 0.0
 
     def generate(self, ids, tokens):
         return self.daemon.call("llm", "generate", "--engine", self.id, "--prompt-ids", ",".join(map(str, ids)), "--max-tokens",
@@ -113,7 +139,13 @@ class Sage:
     def decode(self, ids, tokens):
         out = self.generate(ids, tokens)
         self.hash = hashlib.sha256(str(out["choices"][0]["token_ids"]).encode()).hexdigest()[:12]
-        return (tokens - 1) / out["timings"]["decode_ms"] * 1000
+        step_ms = out["timings"]["decode_ms"] / (tokens - 1)
+        self.first_steps = out["timings"]["prefill_ms"] / step_ms
+        return 1000 / step_ms
+
+    def alone(self, ids, tokens):
+        out = self.daemon.call("llm", "engine", "profile", self.id, "--prompt", str(len(ids)), "--steps", str(tokens))
+        return out["decode"]["tokens"] / out["decode"]["seconds"]
 
     def prefill(self, ids):
         return len(ids) / self.generate(ids, 1)["timings"]["prefill_ms"] * 1000
@@ -158,10 +190,12 @@ class LlamaCpp:
 
 
 class LlamaBench:
-    """llama.cpp's own benchmark; it has no many-streams figure."""
+    """llama.cpp's own benchmarks: llama-bench, and llama-batched-bench beside it for many streams."""
 
     def __init__(self, args, file):
-        self.command = [args.llama_bench, "-m", file, "-t", str(args.threads), "-r", "1", "-o", "json"]
+        self.command = [args.llama_bench, "-m", file, "-t", str(args.threads), "-r", "1", "-fa", "1", "-o", "json"]
+        self.batched = [Path(args.llama_bench).with_name("llama-batched-bench"), "-m", file, "-t", str(args.threads), "-fa", "on",
+                        "--output-format", "jsonl"]
         self.name, self.megabytes, self.hash = "llama-bench " + Path(file).stem, os.path.getsize(file) / 1e6, ""
 
     def run(self, *arguments):
@@ -172,6 +206,14 @@ class LlamaBench:
 
     def prefill(self, ids):
         return self.run("-p", str(len(ids)), "-n", "0")
+
+    def streams(self, prompts, tokens):
+        count, length = len(prompts), len(prompts[0])
+        asked = {"-c": count * (length + tokens), "-npp": length, "-ntg": tokens, "-npl": count}
+        out = subprocess.run([*self.batched, *(str(x) for pair in asked.items() for x in pair)], capture_output=True, text=True,
+                             check=True).stdout
+        figures = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
+        return count * tokens / figures["t"]  # with the prompts, as ours
 
 
 class Transformers:
@@ -238,7 +280,7 @@ def contestants(args, daemon):
     for file in args.gguf:
         path = os.path.join(args.model_root, file)
         if "llama" not in skip:
-            makers.append(("llama.cpp", lambda path=path: LlamaCpp(args, path)))
+            makers.append(("xllamacpp", lambda path=path: LlamaCpp(args, path)))
         if args.llama_bench:
             makers.append(("llama-bench", lambda path=path: LlamaBench(args, path)))
     if args.model and "transformers" not in skip:
@@ -264,9 +306,23 @@ def measure(contestant, args, round_number):
         out["prefill"] = contestant.prefill(ids_of(args.prompt, round_number))
     if args.depth:
         out["depth"] = contestant.decode(ids_of(args.depth, round_number), args.tokens)
+    if getattr(contestant, "wants_alone", False):
+        out["alone"] = contestant.alone(prompts[0], args.tokens)
+    if hasattr(contestant, "first_steps"):
+        out["first"] = contestant.first_steps
     if args.streams and hasattr(contestant, "streams"):
         out["streams"] = contestant.streams(prompts, args.tokens)
     return out
+
+
+def print_own(rows):
+    """What has no counterpart among the peers."""
+    for e in rows:
+        own = {"first token, decode steps": e.get("first"), "of the engine alone": e.get("decode_over_alone"), "start s": e.get("start_s"),
+               "peak memory over weights": e.get("peak_over_weights")}
+        text = ", ".join(f"{what} {value:.3g}" for what, value in own.items() if value is not None)
+        if text:
+            print(f"{e['name']:34.34} {text}")
 
 
 def main():
@@ -284,12 +340,16 @@ def main():
     result = {"cpu": cpu, "threads": args.threads, "model": args.model, "gguf": args.gguf, "rounds": args.rounds,
               "baseline": everyone[0].name, "rows": []}
     for contestant, row in zip(everyone, rows):
-        entry = {"name": contestant.name, "megabytes": contestant.megabytes, "hash": contestant.hash}
+        entry = {"name": contestant.name, "megabytes": contestant.megabytes, "hash": contestant.hash, **getattr(contestant, "load", {})}
         for what in FIGURES:
             if what in row[0]:
                 entry[what] = statistics.median(r[what] for r in row)
             if what in row[0] and what in rows[0][0]:
                 entry[what + "_ratio"] = statistics.median(r[what] / b[what] for r, b in zip(row, rows[0]))
+        if "first" in row[0]:
+            entry["first"] = statistics.median(r["first"] for r in row)
+        if "alone" in row[0]:
+            entry["decode_over_alone"] = statistics.median(r["decode"] / r["alone"] for r in row)
         result["rows"].append(entry)
     if args.json:
         print(json.dumps(result))
@@ -299,6 +359,7 @@ def main():
     for e in result["rows"]:
         figures = "".join(f" {e.get(what, 0):12.1f} {e.get(what + '_ratio', 0):6.2f}" for what in FIGURES if what in rows[0][0])
         print(f"{e['name']:34.34} {e['megabytes']:7.1f}{figures}  {e['hash']}")
+    print_own(result["rows"])
     sys.stdout.flush()
     os._exit(0)  # peers leave threads behind that do not end
 
