@@ -3,7 +3,7 @@
 
 usage: compare.py --model-root DIR --model NAME [--quantizations none,int8,int4] [--gguf FILE ...] [--llama-bench PATH]
                   [--head-quantization int8] [--rounds 5] [--tokens 64] [--prompt 512] [--depth 0] [--streams 16]
-                  [--alone] [--load] [--json]
+                  [--alone] [--load] [--cpu-clock] [--json]
 
 NAME is a Hugging Face folder under DIR (tests/bench/random_model writes such folders and GGUF files of larger shapes); each of
 --quantizations is an engine of ours on it, with lm_head in --head-quantization. Each --gguf (a path under DIR) is served by us as it lies
@@ -15,8 +15,10 @@ first GGUF, else transformers), taken round by round.
 decode: one stream behind a 16-id prompt. prefill: one prompt of --prompt ids. depth: one stream behind --depth ids. streams: --streams
 requests at once, all of their tokens over the wall time. first: time to the first token of a 16-id prompt, in decode steps (ours). --alone
 adds the decode steps of our engine without the service (`sage llm engine profile`) as `alone`. --load starts each engine of ours in a
-daemon of its own first: seconds until it serves, and its peak resident memory over its weights. Prefix caches are off. Exit 2 for a
-wrong call.
+daemon of its own first: seconds until it serves, and its peak resident memory over its weights. Prefix caches are off.
+
+--cpu-clock counts CPU seconds of the processes of ours and of llama-bench instead of time (llama-bench: as the difference to the same run
+of one token): with --threads 1 that is the speed on a machine where other programs run beside. Exit 2 for a wrong call.
 """
 import argparse
 import concurrent.futures
@@ -53,6 +55,7 @@ def parse_arguments():
     parser.add_argument("--head-quantization", default="none", help="lm_head of our engines on --model")
     parser.add_argument("--alone", action="store_true", help="also our engine without the service")
     parser.add_argument("--load", action="store_true", help="also start time and peak memory of our engines")
+    parser.add_argument("--cpu-clock", action="store_true", help="tokens a CPU second; for --threads 1")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--skip", default="", help="contestants to leave out: transformers,vllm,llama")
     parser.add_argument("--json", action="store_true")
@@ -136,6 +139,35 @@ class Sage:
         return self.daemon.call("llm", "generate", "--engine", self.id, "--prompt-ids", ",".join(map(str, ids)), "--max-tokens",
                                 str(tokens), "--temperature", "0", "--ignore-eos")
 
+    def cpu_spent(self):
+        tasks = Path(f"/proc/{self.daemon.process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+    def cpu_of(self, ids, tokens):
+        """CPU seconds up to the first token of a streamed request, and from there to the last."""
+        body = {"model": self.id, "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        request = urllib.request.Request(self.daemon.http + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        began = self.cpu_spent()
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            answer.readline()
+            first = self.cpu_spent()
+            answer.read()
+        return first - began, self.cpu_spent() - first
+
+    def cpu_figures(self, prompts, prompt, depth, tokens):
+        out = {"decode": (tokens - 1) / self.cpu_of(prompts[0], tokens)[1]}
+        if prompt:
+            out["prefill"] = len(prompt) / self.cpu_of(prompt, 1)[0]
+        if depth:
+            out["depth"] = (tokens - 1) / self.cpu_of(depth, tokens)[1]
+        if len(prompts) > 1:
+            spent = [self.cpu_spent()]
+            for count in (1, tokens):
+                self.streams(prompts, count)
+                spent.append(self.cpu_spent())
+            out["streams"] = len(prompts) * (tokens - 1) / (spent[2] - 2 * spent[1] + spent[0])
+        return out
+
     def decode(self, ids, tokens):
         out = self.generate(ids, tokens)
         self.hash = hashlib.sha256(str(out["choices"][0]["token_ids"]).encode()).hexdigest()[:12]
@@ -197,6 +229,29 @@ class LlamaBench:
         self.batched = [Path(args.llama_bench).with_name("llama-batched-bench"), "-m", file, "-t", str(args.threads), "-fa", "on",
                         "--output-format", "jsonl"]
         self.name, self.megabytes, self.hash = "llama-bench " + Path(file).stem, os.path.getsize(file) / 1e6, ""
+
+    def cpu_seconds(self, command, *arguments):
+        process = subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            sys.exit(f"{command[0]}: exit code {process.returncode}")
+        return usage.ru_utime + usage.ru_stime
+
+    def cpu_figures(self, prompts, prompt, depth, tokens):
+        def single(p, n, d):
+            return self.cpu_seconds([*self.command, "--no-warmup"], "-p", p, "-n", n, "-d", d)
+        def batched(n):
+            count, length = len(prompts), len(prompts[0])
+            return self.cpu_seconds(self.batched, "-c", count * (length + tokens), "-npp", length, "-ntg", n, "-npl", count)
+        out = {"decode": (tokens - 1) / (single(0, tokens, 16) - single(0, 1, 16))}
+        if prompt:
+            out["prefill"] = (len(prompt) - 1) / (single(len(prompt), 0, 0) - single(1, 0, 0))
+        if depth:
+            out["depth"] = (tokens - 1) / (single(0, tokens, len(depth)) - single(0, 1, len(depth)))
+        if len(prompts) > 1:
+            out["streams"] = len(prompts) * (tokens - 1) / (batched(tokens) - batched(1))
+        return out
 
     def run(self, *arguments):
         return json.loads(subprocess.run([*self.command, *arguments], capture_output=True, text=True, check=True).stdout)[-1]["avg_ts"]
@@ -301,6 +356,8 @@ def contestants(args, daemon):
 
 def measure(contestant, args, round_number):
     prompts = [ids_of(16, 16 * round_number + i) for i in range(max(1, args.streams))]
+    if args.cpu_clock:
+        return contestant.cpu_figures(prompts, ids_of(args.prompt, round_number), ids_of(args.depth, round_number), args.tokens)
     out = {"decode": contestant.decode(prompts[0], args.tokens)}
     if args.prompt:
         out["prefill"] = contestant.prefill(ids_of(args.prompt, round_number))
@@ -329,6 +386,8 @@ def main():
     args = parse_arguments()
     daemon = Daemon(args)
     everyone = contestants(args, daemon)
+    if args.cpu_clock:
+        everyone = [contestant for contestant in everyone if hasattr(contestant, "cpu_figures")]
     rows = [[] for _ in everyone]
     for contestant in everyone:
         contestant.decode(ids_of(16, 999), 4)
@@ -355,7 +414,8 @@ def main():
         print(json.dumps(result))
         return
     print(f"{cpu}, {args.threads} threads, {args.model} {' '.join(args.gguf)}, {args.rounds} rounds, ratios to {everyone[0].name}")
-    print(f"{'':34} {'MB':>7}" + "".join(f" {what + ' t/s':>12} {'ratio':>6}" for what in FIGURES if what in rows[0][0]))
+    unit = " t/cpus" if args.cpu_clock else " t/s"
+    print(f"{'':34} {'MB':>7}" + "".join(f" {what + unit:>12} {'ratio':>6}" for what in FIGURES if what in rows[0][0]))
     for e in result["rows"]:
         figures = "".join(f" {e.get(what, 0):12.1f} {e.get(what + '_ratio', 0):6.2f}" for what in FIGURES if what in rows[0][0])
         print(f"{e['name']:34.34} {e['megabytes']:7.1f}{figures}  {e['hash']}")
