@@ -169,6 +169,7 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   SAGE_ASSIGN_OR_RETURN(spec.quantization, ResolveQuantization(request.quantization(), paths));
   SAGE_ASSIGN_OR_RETURN(spec.attn_quantization, ResolveQuantization(request.attn_quantization(), paths));
   SAGE_ASSIGN_OR_RETURN(spec.mlp_quantization, ResolveQuantization(request.mlp_quantization(), paths));
+  spec.head_quantization = request.head_quantization();
   spec.kv_quantization = request.kv_quant();
   if (request.kv_include_size() > 4096) return BadField("kv_include", "TOO_MANY", "at most 4096 patterns");
   if (request.kv_exclude_size() > 4096) return BadField("kv_exclude", "TOO_MANY", "at most 4096 patterns");

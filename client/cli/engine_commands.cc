@@ -187,6 +187,8 @@ void AddStart(CLI::App& engine, Context& context) {
        [request](const std::string& v) { request->set_attn_quantization(v); });
   text("--mlp-quantization", "Strategy of gate, up, down",
        [request](const std::string& v) { request->set_mlp_quantization(v); });
+  text("--head-quantization", "Strategy of lm_head, which stays as stored otherwise",
+       [request](const std::string& v) { request->set_head_quantization(v); });
   text("--backend", "cpu, cuda or auto", [request](const std::string& v) { request->set_backend(v); });
   text("--draft-mode", "none, or ngram: guess from repetitions; the text stays the same",
        [request](const std::string& v) { request->set_draft_mode(v); });

@@ -127,6 +127,7 @@ struct EngineSpec {
   std::string model_name;    // as the user wrote it
   std::string quantization;  // "" = as stored; strategy, short word, or path of an artifact
   std::string attn_quantization, mlp_quantization;
+  std::string head_quantization;  // "", none = lm_head as stored, whatever `quantization` says
   std::string kv_quantization;  // "", auto = the checkpoint's own, else f32 for unquantized models and bf16 otherwise
   std::vector<std::string> kv_include, kv_exclude;  // layers in and out of an 8-bit KV strategy; empty = as stored
   int64_t kv_sink_tokens = 0;    // first positions of each sequence in 16 bits, whole pages; 0 = as stored

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -98,11 +99,37 @@ class StepProfile {
   std::vector<Operator> operators_;
 };
 
+// Products that do not depend on one another (q, k and v; gate and up), run as one job: the threads meet once for all
+// of them. While a context has a group, operators that can leave their work there.
+class ProductGroup {
+ public:
+  // `body` runs each of [0, tasks) once; what it refers to must live until Run.
+  void Add(int64_t tasks, std::function<void(int64_t)> body) { parts_.push_back({tasks, std::move(body)}); }
+  void Run(ThreadPool& threads) {
+    int64_t tasks = 0;
+    for (const Part& part : parts_) tasks += part.tasks;
+    threads.Run(tasks, [&](int64_t task, int) {
+      size_t i = 0;
+      while (task >= parts_[i].tasks) task -= parts_[i++].tasks;
+      parts_[i].body(task);
+    });
+    parts_.clear();
+  }
+
+ private:
+  struct Part {
+    int64_t tasks;
+    std::function<void(int64_t)> body;
+  };
+  std::vector<Part> parts_;
+};
+
 struct StepContext {
   ThreadPool* threads = nullptr;
   ActivationCache* activations = nullptr;
   LinearObserver* observer = nullptr;  // null while serving
   StepProfile* profile = nullptr;      // null but in a profile
+  ProductGroup* group = nullptr;       // null but while a group is collected
   int64_t next_value_id = 1;
   int64_t NewValue() { return next_value_id++; }
 };

@@ -1,8 +1,7 @@
-// Worker threads with a spin-then-sleep wait and one shared task counter.
+// Worker threads with a spin-then-sleep wait and one shared count of tasks.
 #include "engine/base/thread_pool.h"
 
 #include <algorithm>
-#include <chrono>
 
 namespace sage {
 namespace {
@@ -10,6 +9,11 @@ namespace {
 // About 100 microseconds of spinning before a worker sleeps: longer than the gap between two operators of a step,
 // far shorter than the gap between two requests.
 constexpr int kSpinsBeforeSleep = 4000;
+// The caller sleeps sooner or later too: the worker it waits for may need its core.
+constexpr int kSpinsForTasks = 8000;
+
+constexpr uint64_t kJob = uint64_t{1} << 32;
+constexpr uint64_t kLeft = kJob - 1;
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -21,15 +25,7 @@ inline void Pause() {
 
 }  // namespace
 
-// The job lives as long as the pool; fields are published by generation_.
-struct ThreadPool::Job {
-  std::atomic<int64_t> next{0};
-  int64_t tasks = 0;
-  std::atomic<int> active{0};
-  const absl::FunctionRef<void(int64_t, int)>* body = nullptr;
-};
-
-ThreadPool::ThreadPool(int threads) : job_(std::make_unique<Job>()) {
+ThreadPool::ThreadPool(int threads) {
   for (int worker = 1; worker < std::max(1, threads); ++worker) {
     workers_.emplace_back([this, worker] { WorkerLoop(worker); });
   }
@@ -39,39 +35,64 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     stop_.store(true);
-    generation_.fetch_add(1);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::Drain(Job& job, int worker) {
-  while (true) {
-    const int64_t task = job.next.fetch_add(1, std::memory_order_relaxed);
-    if (task >= job.tasks) return;
-    (*job.body)(task, worker);
+void ThreadPool::Drain(int worker) {
+  int64_t finished = 0, tasks = 0;
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  while ((ticket & kLeft) != 0) {
+    if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acquire)) continue;
+    tasks = tasks_.load(std::memory_order_relaxed);
+    (*body_.load(std::memory_order_relaxed))(tasks - static_cast<int64_t>(ticket & kLeft), worker);
+    ++finished;
+    ticket = ticket_.load(std::memory_order_acquire);
+  }
+  if (finished == 0) return;
+  // What a worker took is of one job: the next one begins only when this count is complete.
+  if (done_.fetch_add(finished) + finished == tasks && caller_sleeps_.load()) {
+    { std::lock_guard<std::mutex> lock(done_mutex_); }
+    all_done_.notify_one();
   }
 }
 
 void ThreadPool::WorkerLoop(int worker) {
   uint64_t seen = 0;
-  while (true) {
-    int spins = 0;
-    while (generation_.load(std::memory_order_acquire) == seen && !stop_.load(std::memory_order_relaxed)) {
-      if (++spins < kSpinsBeforeSleep) {
-        Pause();
-        continue;
-      }
-      std::unique_lock<std::mutex> lock(sleep_mutex_);
-      sleepers_.fetch_add(1);
-      wake_.wait(lock, [&] { return generation_.load() != seen || stop_.load(); });
-      sleepers_.fetch_sub(1);
+  int spins = 0;
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    if ((ticket & kLeft) != 0) {
+      Drain(worker);
+      spins = 0;
+      continue;
     }
-    if (stop_.load()) return;
-    seen = generation_.load(std::memory_order_acquire);
-    Drain(*job_, worker);
-    if (job_->active.fetch_sub(1, std::memory_order_acq_rel) == 1) job_->active.notify_one();
+    if (ticket != seen) {  // a job that came and went
+      seen = ticket;
+      spins = 0;
+    }
+    if (++spins < kSpinsBeforeSleep) {
+      Pause();
+      continue;
+    }
+    std::unique_lock<std::mutex> lock(sleep_mutex_);
+    sleepers_.fetch_add(1);
+    wake_.wait(lock, [&] { return ticket_.load() != seen || stop_.load(); });
+    sleepers_.fetch_sub(1);
+    spins = 0;
   }
+}
+
+void ThreadPool::WaitForTasks(int64_t tasks) {
+  for (int spins = 0; spins < kSpinsForTasks; ++spins) {
+    if (done_.load(std::memory_order_acquire) == tasks) return;
+    Pause();
+  }
+  std::unique_lock<std::mutex> lock(done_mutex_);
+  caller_sleeps_.store(true);
+  all_done_.wait(lock, [&] { return done_.load() == tasks; });
+  caller_sleeps_.store(false);
 }
 
 void ThreadPool::Run(int64_t tasks, absl::FunctionRef<void(int64_t, int)> body) {
@@ -81,25 +102,18 @@ void ThreadPool::Run(int64_t tasks, absl::FunctionRef<void(int64_t, int)> body) 
     return;
   }
   std::lock_guard<std::mutex> run_lock(run_mutex_);
-  job_->next.store(0, std::memory_order_relaxed);
-  job_->tasks = tasks;
-  job_->body = &body;
-  job_->active.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1);
+  // Nobody holds a task of the job before, so nobody reads these fields.
+  tasks_.store(tasks, std::memory_order_relaxed);
+  body_.store(&body, std::memory_order_relaxed);
+  done_.store(0, std::memory_order_relaxed);
+  const uint64_t job = (ticket_.load(std::memory_order_relaxed) & ~kLeft) + kJob;
+  ticket_.store(job | static_cast<uint64_t>(tasks));
   if (sleepers_.load() > 0) {
     { std::lock_guard<std::mutex> lock(sleep_mutex_); }
     wake_.notify_all();
   }
-  Drain(*job_, 0);
-  // A worker that has not got a core yet would be kept from it by spinning on: on a busy machine the caller sleeps.
-  int active = 0;
-  for (int spins = 0; (active = job_->active.load(std::memory_order_acquire)) != 0;) {
-    if (++spins < kSpinsBeforeSleep) {
-      Pause();
-    } else {
-      job_->active.wait(active, std::memory_order_acquire);
-    }
-  }
+  Drain(0);
+  WaitForTasks(tasks);
 }
 
 void ThreadPool::ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> body) {

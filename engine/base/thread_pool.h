@@ -1,11 +1,13 @@
 // A fixed set of worker threads for data-parallel steps. Workers spin briefly between jobs of a step (a decode step
 // hands out hundreds of jobs a few microseconds apart) and then sleep, so an idle daemon costs nothing.
+//
+// A job waits for its tasks, never for its workers: a worker that sleeps, or that the machine runs something else in
+// place of, holds nothing up, and the caller does the work by itself.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -25,26 +27,36 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Runs body(task, worker) for task in [0, tasks), worker in [0, size()); returns when all are done. Tasks are handed
-  // out by an atomic counter, so which worker runs a task is not fixed: results must not depend on it. Not reentrant;
-  // one caller at a time (concurrent callers are serialised).
+  // out in order to whoever comes first, so which worker runs a task is not fixed: results must not depend on it. Not
+  // reentrant; one caller at a time (concurrent callers are serialised). At most 2^31 tasks.
   void Run(int64_t tasks, absl::FunctionRef<void(int64_t task, int worker)> body);
 
   // Cuts [0, n) into contiguous ranges of at least `grain` items, about one to four a worker.
   void ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t begin, int64_t end)> body);
 
  private:
-  struct Job;
+  using Body = absl::FunctionRef<void(int64_t, int)>;
   void WorkerLoop(int worker);
-  static void Drain(Job& job, int worker);
+  // Takes tasks of the current job until none is left.
+  void Drain(int worker);
+  void WaitForTasks(int64_t tasks);
 
   std::vector<std::thread> workers_;
   std::mutex run_mutex_;
   std::mutex sleep_mutex_;
-  std::condition_variable wake_;
-  std::atomic<uint64_t> generation_{0};
+  std::condition_variable wake_;  // of workers
+  std::mutex done_mutex_;
+  std::condition_variable all_done_;  // of the caller
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
-  std::unique_ptr<Job> job_;
+
+  // The job in the upper half, how many of its tasks nobody has taken in the lower. Who counts a task down has it, and
+  // the job's fields stay as they are until that task is done.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  std::atomic<int64_t> tasks_{0};
+  std::atomic<const Body*> body_{nullptr};
+  alignas(64) std::atomic<int64_t> done_{0};
+  std::atomic<bool> caller_sleeps_{false};
 };
 
 }  // namespace sage

@@ -1,6 +1,7 @@
 // The bound form of a decoder: every name resolved, every kernel chosen; a step touches nothing else.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,6 +55,13 @@ class BoundDecoder final : public Decoder {
   void KeepRows(const DecoderBatch& batch, std::vector<SequenceSlice>& kept);
   void Mlp(StepContext& ctx, size_t l, int64_t M);
   void Run(StepContext& ctx, const BoundProjection& projection, const StepValue& x, float* out, int64_t stride) const;
+  // Projections of one value, each into its columns of `out`, as one job of the threads; `name` is the profile's.
+  struct Product {
+    const BoundProjection* projection;
+    float* out;
+  };
+  void RunTogether(StepContext& ctx, std::string_view name, std::initializer_list<Product> products, const StepValue& x,
+                   int64_t stride);
 
   DecoderConfig config_;
   const Backend& backend_;
@@ -67,6 +75,7 @@ class BoundDecoder final : public Decoder {
   size_t weight_bytes_ = 0;
   std::string quantization_;
   Workspace work_;
+  ProductGroup group_;
 };
 
 }  // namespace sage

@@ -75,6 +75,21 @@ void BoundDecoder::Run(StepContext& ctx, const BoundProjection& projection, cons
         [&] { projection.linear->Forward(ctx, x, out, stride); });
 }
 
+void BoundDecoder::RunTogether(StepContext& ctx, std::string_view name, std::initializer_list<Product> products,
+                               const StepValue& x, int64_t stride) {
+  int64_t bytes = 0;
+  for (const Product& p : products) {
+    if (ctx.observer != nullptr) ctx.observer->Observe(p.projection->module, x);
+    bytes += static_cast<int64_t>(p.projection->linear->weight_bytes());
+  }
+  Timed(ctx, name, bytes, [&] {
+    ctx.group = &group_;
+    for (const Product& p : products) p.projection->linear->Forward(ctx, x, p.out, stride);
+    ctx.group = nullptr;
+    group_.Run(*ctx.threads);
+  });
+}
+
 void BoundDecoder::Project(StepContext& ctx, size_t l, const DecoderBatch& batch, KvArena& kv, int64_t M) {
   const BoundLayer& layer = layers_[l];
   const Kernels& ops = backend_.kernels();
@@ -90,9 +105,7 @@ void BoundDecoder::Project(StepContext& ctx, size_t l, const DecoderBatch& batch
     ops.rms_norm(ctx, work_.x.as<float>(), hidden, layer.input_norm.data(), eps, M, hidden, normed, hidden);
   });
   const StepValue input{ctx.NewValue(), normed, M, hidden, hidden};
-  Run(ctx, layer.q, input, q, stride);
-  Run(ctx, layer.k, input, k, stride);
-  Run(ctx, layer.v, input, v, stride);
+  RunTogether(ctx, "qkv_proj", {{&layer.q, q}, {&layer.k, k}, {&layer.v, v}}, input, stride);
   if (config_.qk_norm) {
     Timed(ctx, "head_norm", 0, [&] {
       ops.head_norm(ctx, q, stride, config_.H, D, layer.q_norm.data(), eps, M);
@@ -164,8 +177,7 @@ void BoundDecoder::Mlp(StepContext& ctx, size_t l, int64_t M) {
                  static_cast<float>(config_.norm_eps), M, hidden, normed, hidden);
   });
   const StepValue input{ctx.NewValue(), normed, M, hidden, hidden};
-  Run(ctx, layer.gate, input, gate, 2 * F);
-  Run(ctx, layer.up, input, up, 2 * F);
+  RunTogether(ctx, "gate_up_proj", {{&layer.gate, gate}, {&layer.up, up}}, input, 2 * F);
   Timed(ctx, "silu_mul", 0, [&] { ops.silu_mul(ctx, gate, 2 * F, up, 2 * F, M, F, work_.product.as<float>()); });
   const StepValue product{ctx.NewValue(), work_.product.as<float>(), M, F, F};
   Run(ctx, layer.down, product, work_.projected.as<float>(), hidden);

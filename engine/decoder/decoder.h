@@ -48,11 +48,13 @@ struct DecoderBatch {
 };
 
 // How linear layers are to be quantized on load: "" keeps what the checkpoint stores; otherwise a strategy (plug-in
-// name) applied by rounding to nearest when the stored form differs. lm_head and embeddings keep their stored form.
+// name) applied by rounding to nearest when the stored form differs. Embeddings keep their stored form, and so does
+// lm_head unless head_strategy names another; a head tied to the embeddings becomes a second, quantized copy.
 struct DecoderLoadSpec {
   std::string strategy;       // all linears of the layers
   std::string attn_strategy;  // q, k, v, o; overrides `strategy`
   std::string mlp_strategy;   // gate, up, down
+  std::string head_strategy;  // lm_head; `strategy` says nothing of it
   // Details of quantizing on load. group_size 0 = the largest of 128, 64, 32 that divides K of every layer, else the
   // largest in 16..256 that does, else per channel.
   LinearSpec linear;

@@ -64,8 +64,7 @@ class DecoderLoader {
 
  private:
   const std::string& AskedStrategy(const LinearSlot& slot) const {
-    static const std::string kNone;
-    if (slot.layer < 0) return kNone;
+    if (slot.layer < 0) return spec_.head_strategy;
     const bool attention =
         slot.kind == "q_proj" || slot.kind == "k_proj" || slot.kind == "v_proj" || slot.kind == "o_proj";
     const std::string& own = attention ? spec_.attn_strategy : spec_.mlp_strategy;
@@ -73,7 +72,7 @@ class DecoderLoader {
   }
 
   absl::Status CheckAskedStrategies() {
-    for (const std::string* name : {&spec_.strategy, &spec_.attn_strategy, &spec_.mlp_strategy}) {
+    for (const std::string* name : {&spec_.strategy, &spec_.attn_strategy, &spec_.mlp_strategy, &spec_.head_strategy}) {
       if (name->empty()) continue;
       SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(*name));
       if (def->quantize == nullptr) {
@@ -225,6 +224,12 @@ class DecoderLoader {
   absl::Status LoadHead() {
     const DecoderConfig& c = out_->config_;
     if (!c.tied_embeddings) return BindSlot(ListLinears(c).back(), &out_->head_);
+    const std::string& asked = spec_.head_strategy;
+    if (!asked.empty() && asked != out_->embedding_.spec.strategy) {
+      SAGE_ASSIGN_OR_RETURN(StoredLinear head, Requantize(out_->embedding_, asked));
+      out_->head_.strategy = asked;
+      return BindStored("lm_head", std::move(head), &out_->head_);
+    }
     out_->head_.strategy = out_->embedding_.spec.strategy;
     SAGE_RETURN_IF_ERROR(BindStored("lm_head", out_->embedding_, &out_->head_));
     // A head that reads the table in place is not a second copy.

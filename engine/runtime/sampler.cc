@@ -36,13 +36,46 @@ uint64_t Mix(uint64_t x) {  // splitmix64's finaliser
   return x ^ (x >> 31);
 }
 
-// Index of the largest value, the first one of equals.
-size_t ArgMax(absl::Span<const float> values) {
-  size_t best = 0;
-  for (size_t i = 1; i < values.size(); ++i) {
-    if (values[i] > values[best]) best = i;
+// The largest value, and whether all are finite or -inf. In lanes, so that compilers use vectors.
+struct Scanned {
+  float largest = -std::numeric_limits<float>::infinity();
+  bool bad = false;
+};
+Scanned Scan(absl::Span<const float> values) {
+  constexpr size_t kLanes = 16;
+  Scanned out;
+  float most[kLanes];
+  int32_t bad[kLanes] = {};
+  std::fill(std::begin(most), std::end(most), out.largest);
+  const size_t whole = values.size() / kLanes * kLanes;
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) {
+      const float x = values[i + j];
+      most[j] = x > most[j] ? x : most[j];
+      bad[j] |= x <= std::numeric_limits<float>::max() ? 0 : 1;
+    }
   }
-  return best;
+  for (size_t i = whole; i < values.size(); ++i) {
+    most[0] = std::max(most[0], values[i]);
+    bad[0] |= values[i] <= std::numeric_limits<float>::max() ? 0 : 1;
+  }
+  for (size_t j = 0; j < kLanes; ++j) {
+    out.largest = std::max(out.largest, most[j]);
+    out.bad = out.bad || bad[j] != 0;
+  }
+  return out;
+}
+
+// Index of the largest value, the first one of equals; no value is NaN.
+size_t ArgMax(absl::Span<const float> values, float largest) {
+  size_t i = 0;
+  while (i + 1 < values.size() && values[i] != largest) ++i;
+  return i;
+}
+
+bool LeavesLogits(const SamplingSpec& spec) {
+  return spec.logit_bias.empty() && spec.repetition_penalty == 1.0 && spec.presence_penalty == 0 &&
+         spec.frequency_penalty == 0;
 }
 
 }  // namespace
@@ -104,16 +137,12 @@ void Sampler::Penalise(const SamplingHistory& history, const SamplingSpec& spec)
   }
 }
 
-absl::Status Sampler::Adjust(absl::Span<const float> logits, const SamplingHistory& history, const SamplingSpec& spec) {
-  bool bad = false;
-  for (const float x : logits) bad |= !(x <= std::numeric_limits<float>::max());
-  if (bad || logits.empty()) return NonFinite(logits.empty() ? "no values" : "NaN or +inf");
+void Sampler::Adjust(absl::Span<const float> logits, const SamplingHistory& history, const SamplingSpec& spec) {
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : spec.logit_bias) {
     if (id >= 0 && static_cast<size_t>(id) < adjusted_.size()) adjusted_[static_cast<size_t>(id)] += bias;
   }
   Penalise(history, spec);
-  return absl::OkStatus();
 }
 
 float Sampler::KthLargest(int64_t k) {
@@ -179,14 +208,20 @@ void Sampler::KeepNucleus(double top_p, Distribution* out) {
 
 absl::Status Sampler::Filter(absl::Span<const float> logits, const SamplingHistory& history, const SamplingSpec& spec,
                              Distribution* out) {
-  SAGE_RETURN_IF_ERROR(Adjust(logits, history, spec));
-  const size_t top = ArgMax(adjusted_);
-  const float largest = adjusted_[top];
+  Scanned scanned = Scan(logits);
+  if (scanned.bad || logits.empty()) return NonFinite(logits.empty() ? "no values" : "NaN or +inf");
+  const bool greedy = spec.temperature == 0 || spec.top_p == 0;
+  if (!greedy || !LeavesLogits(spec)) {
+    Adjust(logits, history, spec);
+    logits = adjusted_;
+    scanned = Scan(logits);
+  }
+  const float largest = scanned.largest;
   if (!std::isfinite(largest)) return NonFinite("no finite value");
   out->ids.clear();
   out->probabilities.clear();
-  if (spec.temperature == 0 || spec.top_p == 0) {
-    out->ids.push_back(static_cast<int32_t>(top));
+  if (greedy) {
+    out->ids.push_back(static_cast<int32_t>(ArgMax(logits, largest)));
     out->probabilities.push_back(1.0);
     return absl::OkStatus();
   }

@@ -43,7 +43,7 @@ class Sampler {
                                  const SamplingSpec& spec, uint64_t seed, int choice, int64_t position);
 
  private:
-  absl::Status Adjust(absl::Span<const float> logits, const SamplingHistory& history, const SamplingSpec& spec);
+  void Adjust(absl::Span<const float> logits, const SamplingHistory& history, const SamplingSpec& spec);
   void Penalise(const SamplingHistory& history, const SamplingSpec& spec);
   float KthLargest(int64_t k);
   void KeepNucleus(double top_p, Distribution* out);

@@ -68,6 +68,12 @@ std::string MakeEngineId(const EngineSpec& spec) {
   return name.empty() ? "engine" : name.substr(0, 63);
 }
 
+absl::StatusOr<double> QuantizedBytes(const std::string& strategy, int64_t N, int64_t K) {
+  SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(strategy));
+  const double bits = def->weight_bits + (def->quantizes ? 64.0 / 32.0 : 0.0);  // scale and offset of 32 inputs
+  return static_cast<double>(N) * static_cast<double>(K) * bits / 8.0;
+}
+
 // Bytes the weights will take: as stored, or at the bits of the strategy that is applied on load.
 absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const DecoderConfig& config,
                                        const DecoderLoadSpec& load) {
@@ -75,16 +81,19 @@ absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const Decod
   for (const LinearSlot& slot : ListLinears(config)) {
     if (!checkpoint.HasLinear(slot.name)) continue;  // loading names what is missing
     const bool mlp = slot.kind == "gate_proj" || slot.kind == "up_proj" || slot.kind == "down_proj";
-    std::string strategy = mlp ? load.mlp_strategy : load.attn_strategy;
-    if (strategy.empty()) strategy = load.strategy;
+    std::string strategy = slot.layer < 0 ? load.head_strategy : mlp ? load.mlp_strategy : load.attn_strategy;
+    if (strategy.empty() && slot.layer >= 0) strategy = load.strategy;
     SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, checkpoint.GetLinear(slot.name));
-    if (slot.layer < 0 || strategy.empty() || strategy == stored.spec.strategy) {
+    if (strategy.empty() || strategy == stored.spec.strategy) {
       total += static_cast<double>(stored.weight_bytes());
       continue;
     }
-    SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(strategy));
-    const double bits = def->weight_bits + (def->quantizes ? 64.0 / 32.0 : 0.0);  // scale and offset of 32 inputs
-    total += static_cast<double>(slot.N) * static_cast<double>(slot.K) * bits / 8.0;
+    SAGE_ASSIGN_OR_RETURN(const double bytes, QuantizedBytes(strategy, slot.N, slot.K));
+    total += bytes;
+  }
+  if (config.tied_embeddings && !load.head_strategy.empty()) {
+    SAGE_ASSIGN_OR_RETURN(const double bytes, QuantizedBytes(load.head_strategy, config.V, config.hidden));
+    total += bytes;
   }
   if (checkpoint.HasLinear("model.embed_tokens")) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear table, checkpoint.GetLinear("model.embed_tokens"));
@@ -155,6 +164,7 @@ absl::Status OpenModel(Start& start) {
   const bool is_path = word.find('/') != std::string::npos && (IsDirectory(word) || FileExists(word));
   if (is_path) start.path = std::exchange(word, std::string());
   SAGE_ASSIGN_OR_RETURN(start.load, ResolveLoadSpec(word, spec.attn_quantization, spec.mlp_quantization));
+  SAGE_ASSIGN_OR_RETURN(start.load.head_strategy, ResolveLinearStrategy(spec.head_quantization));
   SAGE_RETURN_IF_ERROR(ResolveKvStrategy(spec.kv_quantization).status());
   SAGE_ASSIGN_OR_RETURN(start.parts.backend, ChooseBackend(spec.backend, &start.parts.info.notes));
   SAGE_ASSIGN_OR_RETURN(start.checkpoint, OpenCheckpoint(start.path));
@@ -177,8 +187,8 @@ absl::Status PlanMemory(Start& start) {
                         SizeKv(start.spec, ContextLimit(start.config), page_bytes, kPageTokens, plan.sink_pages));
   SAGE_ASSIGN_OR_RETURN(const int64_t weights, PredictWeights(*start.checkpoint, start.config, start.load));
   const int64_t rows = std::max(start.spec.max_step_tokens, start.spec.max_seqs);
-  const bool quantizes =
-      !start.load.strategy.empty() || !start.load.attn_strategy.empty() || !start.load.mlp_strategy.empty();
+  const bool quantizes = !start.load.strategy.empty() || !start.load.attn_strategy.empty() ||
+                         !start.load.mlp_strategy.empty() || !start.load.head_strategy.empty();
   return CheckMemory(weights, start.kv.pages * page_bytes, PredictWorkspace(start.config, rows, quantizes));
 }
 
@@ -223,6 +233,9 @@ void FillInfo(Start& start, absl::Time begun) {
   }
   for (const std::string& note : start.checkpoint->notes()) info.notes.push_back(note);
   for (const std::string& note : start.kv_choice.notes) info.notes.push_back(note);
+  if (!start.load.head_strategy.empty()) {
+    info.notes.push_back(absl::StrCat("lm_head: in ", start.load.head_strategy, ", as head_quantization asks"));
+  }
   if (start.kv.lowered) {
     info.notes.push_back(absl::StrCat("max_model_len: lowered from the model's ", ContextLimit(start.config), " to ",
                                       start.kv.max_model_len, ", what the KV memory of ", info.kv_bytes,

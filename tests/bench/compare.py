@@ -2,15 +2,23 @@
 """Measures engines of SageQuant, llama.cpp, vLLM's CPU build and transformers on one model, interleaved in one run.
 
 usage: compare.py --model-root DIR --model NAME [--quantizations none,int8,int4] [--gguf FILE ...] [--llama-bench PATH]
-                  [--rounds 5] [--tokens 64] [--prompt 512] [--depth 0] [--streams 16] [--json]
+                  [--head-quantization int8] [--rounds 5] [--tokens 64] [--prompt 512] [--depth 0] [--streams 16]
+                  [--alone] [--load] [--cpu-clock] [--json]
 
-NAME is a Hugging Face folder under DIR; each of --quantizations is an engine of ours on it. Each --gguf (a path under DIR) is served by us
-as it lies and by llama.cpp (PyPI xllamacpp in this interpreter; --llama-bench runs that binary beside it). transformers (f32) and vLLM take
-part when this interpreter can import them. Every round measures each contestant once, in turn, so that a machine whose speed drifts
-treats all alike; printed are medians and the ratio to the baseline (llama.cpp on the first GGUF, else transformers), taken round by round.
+NAME is a Hugging Face folder under DIR (tests/bench/random_model writes such folders and GGUF files of larger shapes); each of
+--quantizations is an engine of ours on it, with lm_head in --head-quantization. Each --gguf (a path under DIR) is served by us as it lies
+and by llama.cpp: PyPI xllamacpp in this interpreter, which needs a vocabulary in the file, or its own llama-bench, with llama-batched-bench
+beside it for streams. transformers (f32) and vLLM take part when this interpreter can import them. Every round measures each contestant
+once, in turn, so that a machine whose speed drifts treats all alike; printed are medians and the ratio to the baseline (llama.cpp on the
+first GGUF, else transformers), taken round by round.
 
 decode: one stream behind a 16-id prompt. prefill: one prompt of --prompt ids. depth: one stream behind --depth ids. streams: --streams
-requests at once, all of their tokens over the wall time. Prefix caches are off. Exit 2 for a wrong call.
+requests at once, all of their tokens over the wall time. first: time to the first token of a 16-id prompt, in decode steps (ours). --alone
+adds the decode steps of our engine without the service (`sage llm engine profile`) as `alone`. --load starts each engine of ours in a
+daemon of its own first: seconds until it serves, and its peak resident memory over its weights. Prefix caches are off.
+
+--cpu-clock counts CPU seconds of the processes of ours and of llama-bench instead of time (llama-bench: as the difference to the same run
+of one token): with --threads 1 that is the speed on a machine where other programs run beside. Exit 2 for a wrong call.
 """
 import argparse
 import concurrent.futures
@@ -28,7 +36,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "release" / "bin"
-FIGURES = ("decode", "prefill", "depth", "streams")
+FIGURES = ("decode", "alone", "prefill", "depth", "streams")
 
 
 def parse_arguments():
@@ -44,6 +52,10 @@ def parse_arguments():
     parser.add_argument("--depth", type=int, default=0, help="0 leaves depth out")
     parser.add_argument("--streams", type=int, default=0, help="0 leaves streams out")
     parser.add_argument("--kv-quant", default="auto")
+    parser.add_argument("--head-quantization", default="none", help="lm_head of our engines on --model")
+    parser.add_argument("--alone", action="store_true", help="also our engine without the service")
+    parser.add_argument("--load", action="store_true", help="also start time and peak memory of our engines")
+    parser.add_argument("--cpu-clock", action="store_true", help="tokens a CPU second; for --threads 1")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--skip", default="", help="contestants to leave out: transformers,vllm,llama")
     parser.add_argument("--json", action="store_true")
@@ -97,23 +109,75 @@ class Daemon:
         self.process.wait()
 
 
+def load_figures(args, start):
+    """Seconds to start and peak memory over weights, in a daemon that does nothing else."""
+    daemon = Daemon(args)
+    began = time.perf_counter()
+    record = daemon.call(*start)
+    seconds = time.perf_counter() - began
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    daemon.close()
+    return {"start_s": round(seconds, 3), "peak_mb": round(peak / 1e6, 1), "peak_over_weights": round(peak / record["weight_bytes"], 3)}
+
+
 class Sage:
     def __init__(self, daemon, args, model, quantization):
-        self.daemon, self.id = daemon, f"bench-{len(os.listdir(daemon.folder.name))}-{abs(hash((model, quantization))) % 10**8}"
-        self.record = daemon.call("llm", "engine", "start", model, "--engine-id", self.id, "--quantization", quantization, "--kv-quant",
-                                  args.kv_quant, "--no-prefix-cache")
-        self.name = "sage " + self.record["quantization"]
+        self.id = f"{Path(model).stem}-{quantization}"
+        self.start = ["llm", "engine", "start", model, "--engine-id", self.id, "--quantization", quantization, "--kv-quant", args.kv_quant,
+                      "--no-prefix-cache"]
+        if args.model and model == args.model:
+            self.start += ["--head-quantization", args.head_quantization]
+        self.load = load_figures(args, self.start) if args.load else {}
+        self.daemon, self.wants_alone = daemon, args.alone
+        self.record = daemon.call(*self.start)
+        self.name = f"sage {self.record['quantization']} kv {self.record['kv_quant']}"
         self.megabytes = self.record["weight_bytes"] / 1e6
-        self.hash = ""
+        self.hash, self.first_steps = "", 0.0
 
     def generate(self, ids, tokens):
         return self.daemon.call("llm", "generate", "--engine", self.id, "--prompt-ids", ",".join(map(str, ids)), "--max-tokens",
                                 str(tokens), "--temperature", "0", "--ignore-eos")
 
+    def cpu_spent(self):
+        tasks = Path(f"/proc/{self.daemon.process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+    def cpu_of(self, ids, tokens):
+        """CPU seconds up to the first token of a streamed request, and from there to the last."""
+        body = {"model": self.id, "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        request = urllib.request.Request(self.daemon.http + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        began = self.cpu_spent()
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            answer.readline()
+            first = self.cpu_spent()
+            answer.read()
+        return first - began, self.cpu_spent() - first
+
+    def cpu_figures(self, prompts, prompt, depth, tokens):
+        out = {"decode": (tokens - 1) / self.cpu_of(prompts[0], tokens)[1]}
+        if prompt:
+            out["prefill"] = len(prompt) / self.cpu_of(prompt, 1)[0]
+        if depth:
+            out["depth"] = (tokens - 1) / self.cpu_of(depth, tokens)[1]
+        if len(prompts) > 1:
+            spent = [self.cpu_spent()]
+            for count in (1, tokens):
+                self.streams(prompts, count)
+                spent.append(self.cpu_spent())
+            out["streams"] = len(prompts) * (tokens - 1) / (spent[2] - 2 * spent[1] + spent[0])
+        return out
+
     def decode(self, ids, tokens):
         out = self.generate(ids, tokens)
         self.hash = hashlib.sha256(str(out["choices"][0]["token_ids"]).encode()).hexdigest()[:12]
-        return (tokens - 1) / out["timings"]["decode_ms"] * 1000
+        step_ms = out["timings"]["decode_ms"] / (tokens - 1)
+        self.first_steps = out["timings"]["prefill_ms"] / step_ms
+        return 1000 / step_ms
+
+    def alone(self, ids, tokens):
+        out = self.daemon.call("llm", "engine", "profile", self.id, "--prompt", str(len(ids)), "--steps", str(tokens))
+        return out["decode"]["tokens"] / out["decode"]["seconds"]
 
     def prefill(self, ids):
         return len(ids) / self.generate(ids, 1)["timings"]["prefill_ms"] * 1000
@@ -158,11 +222,36 @@ class LlamaCpp:
 
 
 class LlamaBench:
-    """llama.cpp's own benchmark; it has no many-streams figure."""
+    """llama.cpp's own benchmarks: llama-bench, and llama-batched-bench beside it for many streams."""
 
     def __init__(self, args, file):
-        self.command = [args.llama_bench, "-m", file, "-t", str(args.threads), "-r", "1", "-o", "json"]
+        self.command = [args.llama_bench, "-m", file, "-t", str(args.threads), "-r", "1", "-fa", "1", "-o", "json"]
+        self.batched = [Path(args.llama_bench).with_name("llama-batched-bench"), "-m", file, "-t", str(args.threads), "-fa", "on",
+                        "--output-format", "jsonl"]
         self.name, self.megabytes, self.hash = "llama-bench " + Path(file).stem, os.path.getsize(file) / 1e6, ""
+
+    def cpu_seconds(self, command, *arguments):
+        process = subprocess.Popen([*command, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            sys.exit(f"{command[0]}: exit code {process.returncode}")
+        return usage.ru_utime + usage.ru_stime
+
+    def cpu_figures(self, prompts, prompt, depth, tokens):
+        def single(p, n, d):
+            return self.cpu_seconds([*self.command, "--no-warmup"], "-p", p, "-n", n, "-d", d)
+        def batched(n):
+            count, length = len(prompts), len(prompts[0])
+            return self.cpu_seconds(self.batched, "-c", count * (length + tokens), "-npp", length, "-ntg", n, "-npl", count)
+        out = {"decode": (tokens - 1) / (single(0, tokens, 16) - single(0, 1, 16))}
+        if prompt:
+            out["prefill"] = (len(prompt) - 1) / (single(len(prompt), 0, 0) - single(1, 0, 0))
+        if depth:
+            out["depth"] = (tokens - 1) / (single(0, tokens, len(depth)) - single(0, 1, len(depth)))
+        if len(prompts) > 1:
+            out["streams"] = len(prompts) * (tokens - 1) / (batched(tokens) - batched(1))
+        return out
 
     def run(self, *arguments):
         return json.loads(subprocess.run([*self.command, *arguments], capture_output=True, text=True, check=True).stdout)[-1]["avg_ts"]
@@ -172,6 +261,14 @@ class LlamaBench:
 
     def prefill(self, ids):
         return self.run("-p", str(len(ids)), "-n", "0")
+
+    def streams(self, prompts, tokens):
+        count, length = len(prompts), len(prompts[0])
+        asked = {"-c": count * (length + tokens), "-npp": length, "-ntg": tokens, "-npl": count}
+        out = subprocess.run([*self.batched, *(str(x) for pair in asked.items() for x in pair)], capture_output=True, text=True,
+                             check=True).stdout
+        figures = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))
+        return count * tokens / figures["t"]  # with the prompts, as ours
 
 
 class Transformers:
@@ -238,7 +335,7 @@ def contestants(args, daemon):
     for file in args.gguf:
         path = os.path.join(args.model_root, file)
         if "llama" not in skip:
-            makers.append(("llama.cpp", lambda path=path: LlamaCpp(args, path)))
+            makers.append(("xllamacpp", lambda path=path: LlamaCpp(args, path)))
         if args.llama_bench:
             makers.append(("llama-bench", lambda path=path: LlamaBench(args, path)))
     if args.model and "transformers" not in skip:
@@ -259,20 +356,38 @@ def contestants(args, daemon):
 
 def measure(contestant, args, round_number):
     prompts = [ids_of(16, 16 * round_number + i) for i in range(max(1, args.streams))]
+    if args.cpu_clock:
+        return contestant.cpu_figures(prompts, ids_of(args.prompt, round_number), ids_of(args.depth, round_number), args.tokens)
     out = {"decode": contestant.decode(prompts[0], args.tokens)}
     if args.prompt:
         out["prefill"] = contestant.prefill(ids_of(args.prompt, round_number))
     if args.depth:
         out["depth"] = contestant.decode(ids_of(args.depth, round_number), args.tokens)
+    if getattr(contestant, "wants_alone", False):
+        out["alone"] = contestant.alone(prompts[0], args.tokens)
+    if hasattr(contestant, "first_steps"):
+        out["first"] = contestant.first_steps
     if args.streams and hasattr(contestant, "streams"):
         out["streams"] = contestant.streams(prompts, args.tokens)
     return out
+
+
+def print_own(rows):
+    """What has no counterpart among the peers."""
+    for e in rows:
+        own = {"first token, decode steps": e.get("first"), "of the engine alone": e.get("decode_over_alone"), "start s": e.get("start_s"),
+               "peak memory over weights": e.get("peak_over_weights")}
+        text = ", ".join(f"{what} {value:.3g}" for what, value in own.items() if value is not None)
+        if text:
+            print(f"{e['name']:34.34} {text}")
 
 
 def main():
     args = parse_arguments()
     daemon = Daemon(args)
     everyone = contestants(args, daemon)
+    if args.cpu_clock:
+        everyone = [contestant for contestant in everyone if hasattr(contestant, "cpu_figures")]
     rows = [[] for _ in everyone]
     for contestant in everyone:
         contestant.decode(ids_of(16, 999), 4)
@@ -284,21 +399,27 @@ def main():
     result = {"cpu": cpu, "threads": args.threads, "model": args.model, "gguf": args.gguf, "rounds": args.rounds,
               "baseline": everyone[0].name, "rows": []}
     for contestant, row in zip(everyone, rows):
-        entry = {"name": contestant.name, "megabytes": contestant.megabytes, "hash": contestant.hash}
+        entry = {"name": contestant.name, "megabytes": contestant.megabytes, "hash": contestant.hash, **getattr(contestant, "load", {})}
         for what in FIGURES:
             if what in row[0]:
                 entry[what] = statistics.median(r[what] for r in row)
             if what in row[0] and what in rows[0][0]:
                 entry[what + "_ratio"] = statistics.median(r[what] / b[what] for r, b in zip(row, rows[0]))
+        if "first" in row[0]:
+            entry["first"] = statistics.median(r["first"] for r in row)
+        if "alone" in row[0]:
+            entry["decode_over_alone"] = statistics.median(r["decode"] / r["alone"] for r in row)
         result["rows"].append(entry)
     if args.json:
         print(json.dumps(result))
         return
     print(f"{cpu}, {args.threads} threads, {args.model} {' '.join(args.gguf)}, {args.rounds} rounds, ratios to {everyone[0].name}")
-    print(f"{'':34} {'MB':>7}" + "".join(f" {what + ' t/s':>12} {'ratio':>6}" for what in FIGURES if what in rows[0][0]))
+    unit = " t/cpus" if args.cpu_clock else " t/s"
+    print(f"{'':34} {'MB':>7}" + "".join(f" {what + unit:>12} {'ratio':>6}" for what in FIGURES if what in rows[0][0]))
     for e in result["rows"]:
         figures = "".join(f" {e.get(what, 0):12.1f} {e.get(what + '_ratio', 0):6.2f}" for what in FIGURES if what in rows[0][0])
         print(f"{e['name']:34.34} {e['megabytes']:7.1f}{figures}  {e['hash']}")
+    print_own(result["rows"])
     sys.stdout.flush()
     os._exit(0)  # peers leave threads behind that do not end
 

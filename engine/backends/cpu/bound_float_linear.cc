@@ -69,7 +69,7 @@ class FloatLinear final : public BoundLinear {
                              panel_bytes_};
     // Pieces of whole pairs: two panels share each broadcast activation.
     const int64_t count = (N_ + 15) / 16;
-    SplitOutputs(ctx, (count + 1) / 2, x.M * N_ * K_, [&](int64_t begin, int64_t end) {
+    SplitOutputs(ctx, (count + 1) / 2, x.M * N_ * K_, [=, this](int64_t begin, int64_t end) {
       tier_.float_panels(rows, stride, x.M, panels, begin * 2, std::min(end * 2, count), N_,
                          bias_.empty() ? nullptr : bias_.data(), out, out_stride);
     });

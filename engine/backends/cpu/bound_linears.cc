@@ -77,7 +77,7 @@ class DenseLinear final : public BoundLinear {
 
   void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
     const int64_t K = weight_.K;
-    SplitOutputs(ctx, (weight_.N + 7) / 8, x.M * weight_.N * K, [&](int64_t begin, int64_t end) {
+    SplitOutputs(ctx, (weight_.N + 7) / 8, x.M * weight_.N * K, [=, this](int64_t begin, int64_t end) {
       fn_(x.data, x.stride, x.M, K, weight_.dense.values.data, begin * 8, std::min(end * 8, weight_.N),
           BiasOf(weight_.bias), out, out_stride);
     });
@@ -104,7 +104,7 @@ class BlockLinear final : public BoundLinear {
 
   void Forward(StepContext& ctx, const StepValue& x, float* out, int64_t out_stride) const override {
     const QuantizedRows rows = QuantizeActivation(ctx, x, form_, tier_);
-    SplitOutputs(ctx, weight_.N, x.M * weight_.N * weight_.K, [&](int64_t begin, int64_t end) {
+    SplitOutputs(ctx, weight_.N, x.M * weight_.N * weight_.K, [=, this](int64_t begin, int64_t end) {
       fn_(rows, {weight_.blocks.data, row_bytes_}, begin, end, BiasOf(weight_.bias), out, out_stride);
     });
   }
@@ -141,7 +141,7 @@ class PanelLinear final : public BoundLinear {
                          CodeBias()};
     const int64_t panels = (N_ + 15) / 16;
     // Pieces of whole pairs: two panels share each broadcast activation.
-    SplitOutputs(ctx, (panels + 1) / 2, x.M * N_ * K_, [&](int64_t begin, int64_t end) {
+    SplitOutputs(ctx, (panels + 1) / 2, x.M * N_ * K_, [=, this](int64_t begin, int64_t end) {
       tier_.panels(rows, w, begin * 2, std::min(end * 2, panels), N_, BiasOf(bias_), out, out_stride);
     });
   }

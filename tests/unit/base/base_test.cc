@@ -1,4 +1,5 @@
 // Status reasons, bounded JSON, atomic files, path joins and the thread pool.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
@@ -120,6 +121,24 @@ TEST(ThreadPoolTest, SleepsAndWakesAndServesSeveralCallers) {
   caller();
   other.join();
   EXPECT_EQ(sum.load(), 2 * 200 * 100);
+}
+
+// Far more workers than cores: jobs end without those that never get a turn, and no task runs twice or late.
+TEST(ThreadPoolTest, JobsOfManySizesFromTwoCallers) {
+  ThreadPool pool(16);
+  const auto caller = [&](int64_t salt) {
+    std::vector<int> seen(64);
+    for (int64_t i = 0; i < 2000; ++i) {
+      const int64_t tasks = 1 + (i * 7 + salt) % 64;
+      std::fill(seen.begin(), seen.end(), 0);
+      pool.Run(tasks, [&](int64_t task, int) { ++seen[static_cast<size_t>(task)]; });
+      ASSERT_EQ(std::count(seen.begin(), seen.end(), 1), tasks);
+      ASSERT_EQ(std::count(seen.begin(), seen.end(), 0), 64 - tasks);
+    }
+  };
+  std::thread other([&] { caller(5); });
+  caller(11);
+  other.join();
 }
 
 }  // namespace

@@ -5,11 +5,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_join.h"
 #include "engine/base/status.h"
 #include "engine/runtime/memory_limit.h"
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/fake_decoder.h"
+#include "tests/unit/runtime/tiny_model.h"
 
 namespace sage {
 namespace {
@@ -104,6 +107,44 @@ TEST(StartEngine, RefusesWithAReason) {
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.max_seqs = 0; })), "OUT_OF_RANGE");
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.kv_quantization = "int5"; })), "UNKNOWN_KV_STRATEGY");
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.quantization = "int5"; })), "UNKNOWN_QUANTIZATION");
+}
+
+// lm_head follows head_quantization alone, is told in the bindings and the notes, and a tied table stays as it is.
+TEST(StartEngine, HeadIsQuantizedOnlyWhenAsked) {
+  const ScratchFolder scratch;
+  const std::string folder = scratch / "tiny";
+  std::filesystem::create_directory(folder);
+  ASSERT_TRUE(WriteTinyModel(folder, TinySizes()));
+  const auto start = [&](const std::string& all, const std::string& head) {
+    EngineSpec spec;
+    spec.model = folder;
+    spec.backend = "cpu";
+    spec.quantization = all;
+    spec.head_quantization = head;
+    return StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+  };
+  int64_t plain_bytes = 0;
+  for (const std::string head : {"", "none", "int8", "int8_w8a16", "bf16"}) {
+    const auto engine = start("int4", head);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    const EngineInfo& info = (*engine)->info();
+    const LinearBinding& bound = info.bindings.back();
+    const bool eight = head.rfind("int8", 0) == 0;
+    EXPECT_EQ(bound.layer, "lm_head");
+    EXPECT_EQ(bound.strategy, eight ? "int8_w8a16" : "bf16") << head;
+    EXPECT_EQ(info.quantization, "int4_w4a16");
+    EXPECT_EQ(absl::StrContains(absl::StrJoin(info.notes, "; "), "lm_head"), eight || head == "bf16") << head;
+    if (head.empty()) plain_bytes = info.weight_bytes;
+    EXPECT_EQ(info.weight_bytes, plain_bytes + (eight ? static_cast<int64_t>(bound.weight_bytes) : 0)) << head;
+    GenerateSpec generate;
+    generate.prompt_ids = {1, 2, 3};
+    generate.max_tokens = 4;
+    generate.ignore_eos = true;
+    Collector collector;
+    ASSERT_TRUE((*engine)->Submit(generate, collector.sink()).ok());
+    EXPECT_TRUE(collector.Wait().status.ok());
+  }
+  EXPECT_EQ(Reason(start("", "int5").status()), "UNKNOWN_QUANTIZATION");
 }
 
 // Greedy ids of a story with the KV strategy `word`, its prompt in chunks of `step_tokens`; `kv` is what was chosen.
