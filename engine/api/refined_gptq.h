@@ -10,11 +10,19 @@ namespace sage {
 // else with the scales of the original groups.
 ActOrder OrderOf(const LinearSpec& spec, const LinearStrategyDef& strategy);
 
-// Codes of GPTQ with searched grids, then improved code by code and scale by scale (solvers/grid_descent.h).
-absl::StatusOr<GridWeight> SolveRefinedGptq(const InputStatistics& input, const TensorView& weight,
-                                            const LinearSpec& spec, const LinearStrategyDef& strategy,
-                                            ThreadPool& threads);
-// The same as a plan.
+struct RefinedWeight {
+  GridWeight weight;
+  double damp = 0;  // share of the mean diagonal that was added to the Gram matrix
+};
+
+// Codes of GPTQ with searched grids, then improved code by code and scale by scale (solvers/grid_descent.h). Where the
+// statistics come in halves, one solved on the other says how much damping holds beyond the calibration tokens.
+absl::StatusOr<RefinedWeight> SolveRefinedGptq(const InputStatistics& input, const TensorView& weight,
+                                               const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                               ThreadPool& threads);
+// AWQ's candidates of scales, by the error that will be left when GPTQ has made up for what it can.
+absl::StatusOr<std::vector<float>> ChooseScalesForGptq(const SharedInput& shared, ThreadPool& threads);
+// SolveRefinedGptq as a plan.
 absl::StatusOr<LayerPlan> PlanRefinedGptq(const InputStatistics& input, const TensorView& weight,
                                           const LinearSpec& spec, const LinearStrategyDef& strategy,
                                           ThreadPool& threads);

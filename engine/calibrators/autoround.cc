@@ -2,7 +2,6 @@
 // by signed gradients through the inputs' Gram matrix (quantization.md 2.7), and descent to where no single code wants
 // to move. Each row keeps the best codes it has seen. The matrix is damped like GPTQ's: what a few thousand tokens do
 // not say must not move a code.
-#include "engine/api/awq_scales.h"
 #include "engine/api/grid_plan.h"
 #include "engine/api/refined_gptq.h"
 #include "engine/base/status.h"
@@ -12,20 +11,18 @@
 namespace sage::calibrators {
 namespace {
 
-constexpr double kDamp = 0.01;  // share of the mean diagonal
-
 absl::StatusOr<LayerPlan> Solve(const InputStatistics& input, const TensorView& weight, const LinearSpec& spec,
                                 const LinearStrategyDef& strategy, ThreadPool& threads) {
   const int64_t N = weight.dim(0), K = weight.dim(1);
-  SAGE_ASSIGN_OR_RETURN(const GridWeight start, SolveRefinedGptq(input, weight, spec, strategy, threads));
+  SAGE_ASSIGN_OR_RETURN(const RefinedWeight start, SolveRefinedGptq(input, weight, spec, strategy, threads));
   SignRoundingOptions options;
   options.grid = GridOf(spec, strategy);
   std::vector<float> gram = input.gram;
   double mean = 0;
   for (int64_t k = 0; k < K; ++k) mean += static_cast<double>(gram[k * K + k]) / static_cast<double>(K);
-  for (int64_t k = 0; k < K; ++k) gram[k * K + k] += static_cast<float>(kDamp * mean);
+  for (int64_t k = 0; k < K; ++k) gram[k * K + k] += static_cast<float>(start.damp * mean);
   SAGE_ASSIGN_OR_RETURN(SignRoundingResult learned,
-                        SolveSignRounding(FloatsOf(weight), N, K, gram, start, options, threads));
+                        SolveSignRounding(FloatsOf(weight), N, K, gram, start.weight, options, threads));
   GridDescentOptions descent;
   descent.grid = options.grid;
   SAGE_ASSIGN_OR_RETURN(GridDescentResult result,
@@ -40,7 +37,7 @@ const CalibratorDef kAutoround = {
     .name = "autoround",
     .summary = "awq+gptq, then learned rounding on the same loss: slower, seldom more accurate; needs calibration text",
     .needs_activations = true,
-    .choose_scales = ChooseAwqScales,
+    .choose_scales = ChooseScalesForGptq,
     .solve = Solve,
     .compensates = true,
     .integer_grid = true,

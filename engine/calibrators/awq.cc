@@ -11,6 +11,7 @@ const CalibratorDef kAwq = {
     .needs_activations = true,
     .choose_scales = ChooseAwqScales,
     .solve = SolveClipped,
+    .compensates = true,
     .integer_grid = true,
 };
 

@@ -1,5 +1,4 @@
 // AWQ's scales, then GPTQ on the scaled weights: the two take different parts of the error.
-#include "engine/api/awq_scales.h"
 #include "engine/api/refined_gptq.h"
 
 namespace sage::calibrators {
@@ -9,7 +8,7 @@ const CalibratorDef kAwqGptq = {
     .name = "awq+gptq",
     .summary = "activation-aware scales, then second-order rounding; needs calibration text",
     .needs_activations = true,
-    .choose_scales = ChooseAwqScales,
+    .choose_scales = ChooseScalesForGptq,
     .solve = PlanRefinedGptq,
     .compensates = true,
     .integer_grid = true,

@@ -115,6 +115,40 @@ std::vector<int64_t> OrderInputs(const std::vector<float>& diagonal, ActOrder or
   return out;
 }
 
+// U of the damped matrix in the order of columns; returns the share of damping used.
+template <typename T>
+absl::StatusOr<double> FactorDamped(absl::Span<const float> gram, int64_t K, const GptqOptions& options,
+                                    const Diagonal& diagonal, const std::vector<int64_t>& order, AlignedBuffer<T>& u,
+                                    ThreadPool& threads) {
+  std::vector<double> shares = {options.damp};
+  for (const double share : options.damp_ladder) {
+    if (share > options.damp) shares.push_back(share);
+  }
+  AlignedBuffer<T> buffer(K * K);
+  T* const h = buffer.data();
+  u.Reset(K * K);
+  int64_t failed = -1;
+  for (const double share : shares) {
+    threads.ParallelFor(K, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const float* row = gram.data() + order[i] * K;
+        for (int64_t j = i; j < K; ++j) h[i * K + j] = static_cast<T>(row[order[j]]);
+        // An input that was never active has no say: any positive diagonal rounds it by itself.
+        const double value = row[order[i]] == 0 ? diagonal.mean : static_cast<double>(row[order[i]]);
+        h[i * K + i] = static_cast<T>(value + share * diagonal.mean);
+      }
+    });
+    // No eigenvalue is below what was added, so a pivot below half of it is an artefact of rounding.
+    failed = FactorUpper(h, K, u.data(), 0.5 * share * diagonal.mean, threads);
+    if (failed < 0) return share;
+  }
+  return MakeError(absl::StatusCode::kFailedPrecondition, "GRAM_NOT_POSITIVE_DEFINITE",
+                   absl::StrCat("gptq: the Gram matrix must be positive definite after damping, got a pivot that is "
+                                "not at input ",
+                                order[failed], " with every share tried (", absl::StrJoin(shares, ", "),
+                                "); more calibration tokens or f64 may help"));
+}
+
 template <typename T>
 class Solver {
  public:
@@ -158,35 +192,8 @@ class Solver {
   }
   bool dynamic_grids() const { return options_.order != ActOrder::kStatic; }
 
-  // U of the damped matrix in the order of columns; returns the share of damping used.
   absl::StatusOr<double> Factor(absl::Span<const float> gram) {
-    std::vector<double> shares = {options_.damp};
-    for (const double share : options_.damp_ladder) {
-      if (share > options_.damp) shares.push_back(share);
-    }
-    AlignedBuffer<T> buffer(K_ * K_);
-    T* const h = buffer.data();
-    u_.Reset(K_ * K_);
-    int64_t failed = -1;
-    for (const double share : shares) {
-      threads_.ParallelFor(K_, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const float* row = gram.data() + order_[i] * K_;
-          for (int64_t j = i; j < K_; ++j) h[i * K_ + j] = static_cast<T>(row[order_[j]]);
-          // An input that was never active has no say: any positive diagonal rounds it by itself.
-          const double value = row[order_[i]] == 0 ? diagonal_.mean : static_cast<double>(row[order_[i]]);
-          h[i * K_ + i] = static_cast<T>(value + share * diagonal_.mean);
-        }
-      });
-      // No eigenvalue is below what was added, so a pivot below half of it is an artefact of rounding.
-      failed = FactorUpper(h, K_, u_.data(), 0.5 * share * diagonal_.mean, threads_);
-      if (failed < 0) return share;
-    }
-    return MakeError(absl::StatusCode::kFailedPrecondition, "GRAM_NOT_POSITIVE_DEFINITE",
-                     absl::StrCat("gptq: the Gram matrix must be positive definite after damping, got a pivot that is "
-                                  "not at input ",
-                                  order_[failed], " with every share tried (", absl::StrJoin(shares, ", "),
-                                  "); more calibration tokens or f64 may help"));
+    return FactorDamped<T>(gram, K_, options_, diagonal_, order_, u_, threads_);
   }
 
   // P = alpha * strictly upper part of (D U^T) times U.
@@ -380,6 +387,22 @@ absl::StatusOr<GptqResult> SolveGptq(absl::Span<const float> weight, int64_t N, 
   SAGE_ASSIGN_OR_RETURN(const Diagonal diagonal, ReadDiagonal(gram, K));
   if (options.f64) return Solver<double>(weight, N, K, options, diagonal, threads).Run(gram, shift);
   return Solver<float>(weight, N, K, options, diagonal, threads).Run(gram, shift);
+}
+
+absl::StatusOr<std::vector<float>> RemainingEnergy(absl::Span<const float> gram, int64_t K, const GptqOptions& options,
+                                                   ThreadPool& threads) {
+  SAGE_RETURN_IF_ERROR(CheckOptions(options));
+  SAGE_RETURN_IF_ERROR(CheckSquare("the Gram matrix", "BAD_GRAM_SHAPE", "NON_FINITE_GRAM", gram, K));
+  SAGE_ASSIGN_OR_RETURN(const Diagonal diagonal, ReadDiagonal(gram, K));
+  const std::vector<int64_t> order = OrderInputs(diagonal.values, options.order, GroupWidth(options.grid, K));
+  AlignedBuffer<float> u(0);
+  SAGE_RETURN_IF_ERROR(FactorDamped<float>(gram, K, options, diagonal, order, u, threads).status());
+  std::vector<float> out(K);
+  for (int64_t i = 0; i < K; ++i) {
+    const float pivot = u.data()[i * K + i];
+    out[order[i]] = diagonal.values[order[i]] == 0 ? 0.0f : 1.0f / (pivot * pivot);
+  }
+  return out;
 }
 
 }  // namespace sage

@@ -45,4 +45,10 @@ struct GptqResult {
 absl::StatusOr<GptqResult> SolveGptq(absl::Span<const float> weight, int64_t N, int64_t K, absl::Span<const float> gram,
                                      absl::Span<const float> shift, const GptqOptions& options, ThreadPool& threads);
 
+// What of each input's energy the inputs that come after it in the solver's order cannot make up for: [K], in units of
+// the Gram matrix. The error that the solver leaves is about the sum over weights of their squared rounding error times
+// this, where plain rounding leaves it times the diagonal.
+absl::StatusOr<std::vector<float>> RemainingEnergy(absl::Span<const float> gram, int64_t K, const GptqOptions& options,
+                                                   ThreadPool& threads);
+
 }  // namespace sage

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "engine/solvers/dense_algebra.h"
@@ -206,6 +208,72 @@ std::vector<float> TrialRows(absl::Span<const LayerWeight> layers, int64_t K) {
   return out;
 }
 
+// Candidates of one input, tried on some rows of its layers.
+class CandidateSearch {
+ public:
+  using ErrorOf =
+      absl::FunctionRef<double(const std::vector<float>& rows, const std::vector<float>& rounded, int64_t N)>;
+
+  CandidateSearch(absl::Span<const LayerWeight> layers, int64_t K, const GridSpec& spec, int steps, ErrorOf error,
+                  ThreadPool& threads)
+      : K_(K),
+        spec_(spec),
+        steps_(steps),
+        error_(error),
+        threads_(threads),
+        rows_(TrialRows(layers, K)),
+        w_mean_(MeanOfWeights(layers, K, spec.group_size)) {
+    best_.scales.assign(K, 1.0f);
+  }
+
+  absl::Status TryNone() {
+    SAGE_ASSIGN_OR_RETURN(best_.identity_error, Measure({}));
+    best_.error = best_.identity_error;
+    return absl::OkStatus();
+  }
+
+  void TryCoarsely(absl::Span<const float> magnitude, bool duo) {
+    for (int i = 0; i < steps_; i += kCoarseStep) Try(magnitude, duo, i);
+  }
+
+  AwqChoice Finish() {
+    if (best_.identity) return best_;
+    const int middle = static_cast<int>(std::lround(best_.ratio * steps_));
+    for (int i = middle - kCoarseStep + 1; i < middle + kCoarseStep; ++i) {
+      if (i != middle) Try(magnitude_, best_.duo, i);
+    }
+    return best_;
+  }
+
+ private:
+  absl::StatusOr<double> Measure(absl::Span<const float> scales) {
+    const int64_t N = static_cast<int64_t>(rows_.size()) / K_;
+    SAGE_ASSIGN_OR_RETURN(const std::vector<float> q, FakeQuantize(rows_, N, K_, scales, spec_, threads_));
+    return error_(rows_, q, N);
+  }
+
+  void Try(absl::Span<const float> magnitude, bool duo, int i) {
+    if (i < (duo ? 0 : 1) || i >= steps_) return;  // without duo scaling ratio 0 is plain rounding
+    const double ratio = static_cast<double>(i) / static_cast<double>(steps_);
+    std::vector<float> scales =
+        AwqScales(magnitude, duo ? absl::MakeConstSpan(w_mean_) : absl::Span<const float>(), ratio);
+    const absl::StatusOr<double> error = Measure(scales);
+    // A candidate may push a range beyond the scale dtype; that only rules the candidate out.
+    if (!error.ok() || !(*error < best_.error)) return;
+    best_ = {std::move(scales), ratio, duo, false, *error, best_.identity_error};
+    magnitude_ = magnitude;
+  }
+
+  const int64_t K_;
+  const GridSpec& spec_;
+  const int steps_;
+  const ErrorOf error_;
+  ThreadPool& threads_;
+  const std::vector<float> rows_, w_mean_;
+  AwqChoice best_;
+  absl::Span<const float> magnitude_;  // of the best
+};
+
 }  // namespace
 
 absl::StatusOr<AwqChoice> SearchAwqScales(absl::Span<const LayerWeight> layers, int64_t K,
@@ -215,36 +283,45 @@ absl::StatusOr<AwqChoice> SearchAwqScales(absl::Span<const LayerWeight> layers, 
   SAGE_RETURN_IF_ERROR(CheckLayers("awq", layers, K, spec));
   SAGE_RETURN_IF_ERROR(CheckFinite("awq", "the mean of |x|", x_mean, K));
   SAGE_RETURN_IF_ERROR(CheckFinite("awq", "the Gram matrix", gram, K * K));
-  const std::vector<float> rows = TrialRows(layers, K);
-  const int64_t N = static_cast<int64_t>(rows.size()) / K;
-  const auto error_of = [&](absl::Span<const float> scales) -> absl::StatusOr<double> {
-    SAGE_ASSIGN_OR_RETURN(const std::vector<float> q, FakeQuantize(rows, N, K, scales, spec, threads));
-    return GramError(rows, q, gram, N, K, threads);
+  const auto error = [&](const std::vector<float>& rows, const std::vector<float>& rounded, int64_t N) {
+    return GramError(rows, rounded, gram, N, K, threads);
   };
-  AwqChoice best;
-  best.scales.assign(K, 1.0f);
-  SAGE_ASSIGN_OR_RETURN(best.identity_error, error_of({}));
-  best.error = best.identity_error;
-  const std::vector<float> w_mean = MeanOfWeights(layers, K, spec.group_size);
-  const auto attempt = [&](bool duo, int i) {
-    if (i < (duo ? 0 : 1) || i >= steps) return;  // without duo scaling ratio 0 is plain rounding
-    const double ratio = static_cast<double>(i) / static_cast<double>(steps);
-    std::vector<float> scales = AwqScales(x_mean, duo ? absl::MakeConstSpan(w_mean) : absl::Span<const float>(), ratio);
-    const absl::StatusOr<double> error = error_of(scales);
-    // A candidate may push a range beyond the scale dtype; that only rules the candidate out.
-    if (!error.ok() || !(*error < best.error)) return;
-    best = {std::move(scales), ratio, duo, false, *error, best.identity_error};
+  CandidateSearch search(layers, K, spec, steps, error, threads);
+  SAGE_RETURN_IF_ERROR(search.TryNone());
+  if (candidates != AwqCandidates::kActivations) search.TryCoarsely(x_mean, true);
+  if (candidates != AwqCandidates::kDuo) search.TryCoarsely(x_mean, false);
+  return search.Finish();
+}
+
+absl::StatusOr<AwqChoice> SearchCompensatedScales(absl::Span<const LayerWeight> layers, int64_t K,
+                                                  absl::Span<const float> x_mean, absl::Span<const float> energy,
+                                                  const GridSpec& spec, int steps, ThreadPool& threads) {
+  SAGE_RETURN_IF_ERROR(CheckLayers("awq", layers, K, spec));
+  SAGE_RETURN_IF_ERROR(CheckFinite("awq", "the mean of |x|", x_mean, K));
+  SAGE_RETURN_IF_ERROR(CheckFinite("awq", "the remaining energy", energy, K));
+  const auto error = [&](const std::vector<float>& rows, const std::vector<float>& rounded, int64_t N) {
+    std::vector<double> of_row(N);
+    threads.ParallelFor(N, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        double sum = 0;
+        for (int64_t k = 0; k < K; ++k) {
+          const double lost = static_cast<double>(rows[n * K + k]) - static_cast<double>(rounded[n * K + k]);
+          sum += lost * lost * static_cast<double>(energy[k]);
+        }
+        of_row[n] = sum;
+      }
+    });
+    return std::accumulate(of_row.begin(), of_row.end(), 0.0);
   };
+  std::vector<float> root(K);
+  for (int64_t k = 0; k < K; ++k) root[k] = std::sqrt(energy[k]);
+  CandidateSearch search(layers, K, spec, steps, error, threads);
+  SAGE_RETURN_IF_ERROR(search.TryNone());
   for (const bool duo : {true, false}) {
-    if (candidates == (duo ? AwqCandidates::kActivations : AwqCandidates::kDuo)) continue;
-    for (int i = 0; i < steps; i += kCoarseStep) attempt(duo, i);
+    search.TryCoarsely(x_mean, duo);
+    search.TryCoarsely(root, duo);
   }
-  if (best.identity) return best;
-  const int middle = static_cast<int>(std::lround(best.ratio * steps));
-  for (int i = middle - kCoarseStep + 1; i < middle + kCoarseStep; ++i) {
-    if (i != middle) attempt(best.duo, i);
-  }
-  return best;
+  return search.Finish();
 }
 
 absl::StatusOr<SmoothChoice> SearchSmoothAlpha(absl::Span<const LayerWeight> layers, int64_t K,

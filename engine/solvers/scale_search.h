@@ -73,6 +73,12 @@ absl::StatusOr<AwqChoice> SearchAwqScales(absl::Span<const LayerWeight> layers, 
                                           const GridSpec& spec, int steps, AwqCandidates candidates,
                                           ThreadPool& threads);
 
+// The same for a solver that makes up for errors (gptq.h): the error of a candidate is the sum of squared rounding
+// errors times `energy` [K] (RemainingEnergy), and its root is a second magnitude of the inputs beside x_mean.
+absl::StatusOr<AwqChoice> SearchCompensatedScales(absl::Span<const LayerWeight> layers, int64_t K,
+                                                  absl::Span<const float> x_mean, absl::Span<const float> energy,
+                                                  const GridSpec& spec, int steps, ThreadPool& threads);
+
 struct SmoothChoice {
   std::vector<float> scales;  // [K]
   double alpha = 0;

@@ -307,5 +307,23 @@ TEST(Gptq, RefusesWithReasons) {
   EXPECT_EQ(reason(layer.weight, layer.gram, {}, options), "BAD_ALPHA");
 }
 
+TEST(RemainingEnergy, IsTheDiagonalWhereInputsAreIndependentAndLessElsewhere) {
+  ThreadPool threads(2);
+  const std::vector<float> alone = {4, 0, 0, 0, 0, 0, 0, 0, 9};  // the second input was never active
+  GptqOptions options;
+  options.damp = 0;
+  const auto found = RemainingEnergy(alone, 3, options, threads);
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_NEAR((*found)[0], 4, 1e-5);
+  EXPECT_EQ((*found)[1], 0);
+  EXPECT_NEAR((*found)[2], 9, 1e-5);
+  const std::vector<float> bound = {4, 3, 3, 9};  // the first can be made up for by the second: 4 - 3 * 3 / 9
+  const auto less = RemainingEnergy(bound, 2, options, threads);
+  ASSERT_TRUE(less.ok()) << less.status();
+  EXPECT_NEAR((*less)[0], 3, 1e-5);
+  EXPECT_NEAR((*less)[1], 9, 1e-5);
+  EXPECT_EQ(GetErrorReason(RemainingEnergy(bound, 3, options, threads).status()).reason, "BAD_GRAM_SHAPE");
+}
+
 }  // namespace
 }  // namespace sage

@@ -98,6 +98,29 @@ TEST(SearchAwqScales, LowersTheErrorWhereInputsDiffer) {
   }
 }
 
+TEST(SearchCompensatedScales, FollowTheEnergyThatIsLeft) {
+  ThreadPool one(1), three(3);
+  const LayerProblem a = MakeLayer(300, 64, 500, 35);  // more rows than are tried
+  InputMagnitude stats(64);
+  ASSERT_TRUE(stats.Add(a.x.data(), a.M, 64, one).ok());
+  const LayerWeight layers[] = {{a.weight, 300}};
+  const GridSpec spec = {3, 32, false, DType::kF32};
+  std::vector<float> energy(64, 1.0f);
+  for (int64_t k = 0; k < 64; k += 7) energy[k] = 400.0f;  // what mean |x| knows nothing of
+  const auto best = SearchCompensatedScales(layers, 64, stats.Mean(), energy, spec, 20, one);
+  const auto again = SearchCompensatedScales(layers, 64, stats.Mean(), energy, spec, 20, three);
+  ASSERT_TRUE(best.ok() && again.ok());
+  EXPECT_EQ(best->scales, again->scales);
+  EXPECT_EQ(best->error, again->error);
+  EXPECT_LT(best->error, 0.7 * best->identity_error);
+  for (int64_t k = 0; k < 64; ++k) {
+    if (k % 7 != 0) EXPECT_LT(best->scales[k], best->scales[k / 7 * 7]) << k;
+  }
+  const std::vector<float> bad(64, std::nanf(""));
+  EXPECT_EQ(GetErrorReason(SearchCompensatedScales(layers, 64, stats.Mean(), bad, spec, 20, one).status()).reason,
+            "BAD_STATISTICS");
+}
+
 TEST(SearchAwqScales, KeepsPlainRoundingWhereNothingIsBetter) {
   ThreadPool threads(1);
   std::vector<float> weight(64), gram(64);
