@@ -17,8 +17,8 @@ requests at once, all of their tokens over the wall time. first: time to the fir
 adds the decode steps of our engine without the service (`sage llm engine profile`) as `alone`. --load starts each engine of ours in a
 daemon of its own first: seconds until it serves, and its peak resident memory over its weights. Prefix caches are off.
 
---cpu-clock counts CPU seconds of the processes of ours and of llama-bench instead of time (llama-bench: as the difference to the same run
-of one token): with --threads 1 that is the speed on a machine where other programs run beside. Exit 2 for a wrong call.
+--cpu-clock counts CPU seconds of the processes of ours and of llama-bench instead of time, as the difference to the same run of one token:
+with --threads 1 that is the speed on a machine where other programs run beside. Exit 2 for a wrong call.
 """
 import argparse
 import concurrent.futures
@@ -143,29 +143,22 @@ class Sage:
         tasks = Path(f"/proc/{self.daemon.process.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
-    def cpu_of(self, ids, tokens):
-        """CPU seconds up to the first token of a streamed request, and from there to the last."""
-        body = {"model": self.id, "prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-        request = urllib.request.Request(self.daemon.http + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    def cpu_of(self, call):
         began = self.cpu_spent()
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            answer.readline()
-            first = self.cpu_spent()
-            answer.read()
-        return first - began, self.cpu_spent() - first
+        call()
+        return self.cpu_spent() - began
 
     def cpu_figures(self, prompts, prompt, depth, tokens):
-        out = {"decode": (tokens - 1) / self.cpu_of(prompts[0], tokens)[1]}
+        def behind(ids):
+            return (tokens - 1) / (self.cpu_of(lambda: self.generate(ids, tokens)) - self.cpu_of(lambda: self.generate(ids, 1)))
+        out = {"decode": behind(prompts[0])}
         if prompt:
-            out["prefill"] = len(prompt) / self.cpu_of(prompt, 1)[0]
+            out["prefill"] = len(prompt) / self.cpu_of(lambda: self.generate(prompt, 1))
         if depth:
-            out["depth"] = (tokens - 1) / self.cpu_of(depth, tokens)[1]
+            out["depth"] = behind(depth)
         if len(prompts) > 1:
-            spent = [self.cpu_spent()]
-            for count in (1, tokens):
-                self.streams(prompts, count)
-                spent.append(self.cpu_spent())
-            out["streams"] = len(prompts) * (tokens - 1) / (spent[2] - 2 * spent[1] + spent[0])
+            seconds = self.cpu_of(lambda: self.streams(prompts, tokens)) - self.cpu_of(lambda: self.streams(prompts, 1))
+            out["streams"] = len(prompts) * (tokens - 1) / seconds
         return out
 
     def decode(self, ids, tokens):

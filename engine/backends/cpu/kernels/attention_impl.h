@@ -183,11 +183,18 @@ struct Walk {
       if constexpr (Page::kShifts) blocks->factors[b] = Factors(position, key, b - first);
     }
   }
-  // Asks for K or V of blocks [first, last) ahead of their use.
-  void Fetch(int64_t origin, int64_t first, int64_t last, bool key) const {
+  // While blocks [first, last) of K or V are worked on, the stage behind them is asked from memory: the next blocks of
+  // the part, or V's first ones behind the last of K.
+  void AskAhead(int64_t origin, int64_t first, int64_t last, int64_t part_first, int64_t part_last, bool key,
+                TileBlocks<typename Page::Tile>* blocks) const {
+    blocks->ahead_bytes = 16 * sizeof(Stored);
+    const int64_t behind = last < part_last ? last : part_first;
+    const bool any = key || last < part_last;
     for (int64_t b = first; b < last; ++b) {
-      const auto* const from = reinterpret_cast<const uint8_t*>(Block(origin + b * 16, key));
-      for (int64_t i = 0; i < 16 * Dp * static_cast<int64_t>(sizeof(Stored)); i += 64) Prefetch(from + i);
+      const int64_t next = behind + (b - first);
+      blocks->ahead[b] = any && next < part_last
+                             ? reinterpret_cast<const uint8_t*>(Block(origin + next * 16, key && last < part_last))
+                             : nullptr;
     }
   }
 };
@@ -270,14 +277,14 @@ void CombineParts(const float* partial, int64_t parts, const AttentionTask& t) {
 
 // Values of the blocks [b0, b1) for all rows: positions that every row sees in tiles of all queries, the rest row by
 // row.
-template <class Page, class T>
+template <bool kAsk, class Page, class T>
 void WeighValues(const Walk<Page>& w, const TileBlocks<T>& blocks, int64_t origin, int64_t b0, int64_t b1) {
   const int64_t group = w.t.group;
   const auto values = [&](int64_t row, int64_t rows, int64_t begin, int64_t end) {
     begin = begin > b0 * 16 ? begin : b0 * 16;
     end = end < b1 * 16 ? end : b1 * 16;
-    Values<T>(blocks, w.Dp, begin, end, w.scores + row * group * kPartKeys, rows * group,
-              w.part + row * group * w.state, w.state);
+    Values<T, kAsk>(blocks, w.Dp, begin, end, w.scores + row * group * kPartKeys, rows * group,
+                    w.part + row * group * w.state, w.state);
   };
   const int64_t common_begin = w.Begin(w.t.rows - 1, origin), common_end = w.End(0, origin);
   if (common_begin >= common_end) {
@@ -302,10 +309,9 @@ void AttendPart(const Walk<Page>& w, int64_t origin, int64_t first, int64_t last
       w.Stage(origin, b, end, true, &staged);
       Scores(staged, b, end, w.t.D, w.Dp, w.q, w.queries, w.scores);
     } else {
-      w.Fetch(origin, end, end + kStageBlocks < last ? end + kStageBlocks : last, true);
-      w.Fetch(origin, b, end, false);
       w.Point(origin, b, end, true, &direct);
-      Scores(direct, b, end, w.t.D, w.Dp, w.q, w.queries, w.scores);
+      w.AskAhead(origin, b, end, first, last, true, &direct);
+      Scores<typename Page::Tile, true>(direct, b, end, w.t.D, w.Dp, w.q, w.queries, w.scores);
     }
   }
   if constexpr (Page::kScales) w.GatherScales(origin, first, last);
@@ -321,10 +327,11 @@ void AttendPart(const Walk<Page>& w, int64_t origin, int64_t first, int64_t last
     const int64_t end = b + kStageBlocks < last ? b + kStageBlocks : last;
     if (wide) {
       w.Stage(origin, b, end, false, &staged);
-      WeighValues(w, staged, origin, b, end);
+      WeighValues<false>(w, staged, origin, b, end);
     } else {
       w.Point(origin, b, end, false, &direct);
-      WeighValues(w, direct, origin, b, end);
+      w.AskAhead(origin, b, end, first, last, false, &direct);
+      WeighValues<true>(w, direct, origin, b, end);
     }
   }
 }

@@ -41,10 +41,17 @@ template <class T>
 struct TileBlocks {
   const typename T::Type* at[kPartKeys / 16];
   const float* factors[kPartKeys / 16];  // where T has them
+  // What is asked from memory while block b is worked on: sixteen values are `ahead_bytes` there. Null: nothing. Asked
+  // line by line between the products, because a burst would wait for the memory before it.
+  const uint8_t* ahead[kPartKeys / 16];
+  int64_t ahead_bytes = 0;
+  void Ask(int64_t b, int64_t i) const {
+    if (ahead[b] != nullptr && i * ahead_bytes % 64 == 0) Prefetch(ahead[b] + i * ahead_bytes);
+  }
 };
 
 // Scores of NQ queries (row stride Dp) with NK blocks of 16 positions, each block [Dp][16].
-template <class T, int NQ, int NK>
+template <class T, int NQ, int NK, bool kAsk>
 void ScoreTile(const TileBlocks<T>& k, int64_t b, int64_t D, int64_t Dp, const float* q, float* scores) {
   F acc[NQ][NK];
   for (auto& row : acc) {
@@ -55,6 +62,7 @@ void ScoreTile(const TileBlocks<T>& k, int64_t b, int64_t D, int64_t Dp, const f
     for (int j = 0; j < NK; ++j) {
       key[j] = T::At(k.at[b + j] + d * 16);
       if constexpr (T::kFactors) key[j] = Mul(key[j], F::Set1(k.factors[b + j][d]));
+      if constexpr (kAsk) k.Ask(b + j, d);
     }
     for (int i = 0; i < NQ; ++i) {
       const F x = F::Set1(q[i * Dp + d]);
@@ -67,7 +75,7 @@ void ScoreTile(const TileBlocks<T>& k, int64_t b, int64_t D, int64_t Dp, const f
 }
 
 // acc += weight * value over positions [begin, end) of blocks [16][Dp], for NQ queries and ND vectors of channels.
-template <class T, int NQ, int ND>
+template <class T, int NQ, int ND, bool kAsk>
 void ValueTile(const TileBlocks<T>& v, int64_t d, int64_t Dp, int64_t begin, int64_t end, const float* weights,
                float* acc, int64_t acc_stride) {
   F sum[NQ][ND];
@@ -82,6 +90,7 @@ void ValueTile(const TileBlocks<T>& v, int64_t d, int64_t Dp, int64_t begin, int
       for (int j = 0; j < ND; ++j) {
         value[j] = T::At(row + j * 16);
         if constexpr (T::kFactors) value[j] = Mul(value[j], F::Load(v.factors[block] + d + j * 16));
+        if constexpr (kAsk) v.Ask(block, (t % 16 * Dp + d) / 16 + j);
       }
       for (int i = 0; i < NQ; ++i) {
         const F w = F::Set1(weights[i * kPartKeys + t]);
@@ -126,19 +135,19 @@ void ForQueryTiles(int64_t queries, const Body& body) {
 }
 
 // Scores of all queries with blocks [first, last).
-template <class T>
+template <class T, bool kAsk = false>
 void Scores(const TileBlocks<T>& k, int64_t first, int64_t last, int64_t D, int64_t Dp, const float* q, int64_t queries,
             float* scores) {
   ForQueryTiles(queries, [&]<int NQ>(int64_t query) {
     float* const to = scores + query * kPartKeys;
     int64_t b = first;
-    for (; b + kTileK <= last; b += kTileK) ScoreTile<T, NQ, kTileK>(k, b, D, Dp, q + query * Dp, to + b * 16);
-    for (; b < last; ++b) ScoreTile<T, NQ, 1>(k, b, D, Dp, q + query * Dp, to + b * 16);
+    for (; b + kTileK <= last; b += kTileK) ScoreTile<T, NQ, kTileK, kAsk>(k, b, D, Dp, q + query * Dp, to + b * 16);
+    for (; b < last; ++b) ScoreTile<T, NQ, 1, kAsk>(k, b, D, Dp, q + query * Dp, to + b * 16);
   });
 }
 
 // Weighted values of positions [begin, end) of the part.
-template <class T>
+template <class T, bool kAsk = false>
 void Values(const TileBlocks<T>& v, int64_t Dp, int64_t begin, int64_t end, const float* weights, int64_t queries,
             float* acc, int64_t acc_stride) {
   if (begin >= end) return;
@@ -147,9 +156,9 @@ void Values(const TileBlocks<T>& v, int64_t Dp, int64_t begin, int64_t end, cons
     float* const to = acc + query * acc_stride;
     int64_t d = 0;
     for (; d + kTileD * 16 <= Dp; d += kTileD * 16) {
-      ValueTile<T, NQ, kTileD>(v, d, Dp, begin, end, w, to + d, acc_stride);
+      ValueTile<T, NQ, kTileD, kAsk>(v, d, Dp, begin, end, w, to + d, acc_stride);
     }
-    for (; d < Dp; d += 16) ValueTile<T, NQ, 1>(v, d, Dp, begin, end, w, to + d, acc_stride);
+    for (; d < Dp; d += 16) ValueTile<T, NQ, 1, kAsk>(v, d, Dp, begin, end, w, to + d, acc_stride);
   });
 }
 
