@@ -9,8 +9,8 @@
 
 namespace sage::cuda {
 
-// [M, K] without gaps, rounded half to even (f16 saturates). Null when memory ran out: then Note was called and the layer
-// returns at once.
+// [M, K] without gaps, rounded half to even (f16 saturates). Null when memory ran out: then Note was called and the
+// layer returns at once.
 const __nv_bfloat16* Bf16Form(StepContext& ctx, const StepValue& x, CudaDevice& device);
 const __half* F16Form(StepContext& ctx, const StepValue& x, CudaDevice& device);
 

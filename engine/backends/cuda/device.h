@@ -1,4 +1,5 @@
-// One CUDA device as an engine uses it: a stream, memory from a pool that is given back, staged copies, errors as status.
+// One CUDA device as an engine uses it: a stream, memory from a pool that is given back, staged copies, errors as
+// status.
 //
 // Everything an engine does runs on one stream, in the order of the calls. Nothing waits but Download and Synchronize.
 // Launchers do not return errors: they call Check (or Note) and the next Download or Synchronize returns the first one.
