@@ -1,8 +1,9 @@
 // A device: memory, and the arithmetic that strategies and models use. Plug-ins: engine/backends/<name>/backend.cc.
 //
-// All pointers are device pointers of the backend (host memory for "cpu"). Every operator gives each row the same bits
-// whatever else is in the batch and however many threads run: sums have a fixed order that depends on K and position
-// only.
+// Pointers to values are device pointers of the backend (host memory for "cpu"): what a step needs is put there by
+// memory() before, what it gives is fetched after. Operators only enqueue; nothing waits but Download. Every operator
+// gives each row the same bits whatever else is in the batch and however many threads run: sums have a fixed order that
+// depends on K and position only.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,10 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "engine/api/device_memory.h"
 #include "engine/api/linear_spec.h"
 #include "engine/api/step_context.h"
 
@@ -92,6 +95,18 @@ struct SequenceSlice {
   const int32_t* pages = nullptr;
 };
 
+// The sequences of an operator, on the host, and where the backend put them for its kernels (Backend::Place); without
+// that a device places them for the call.
+struct StepSequences {
+  StepSequences(absl::Span<const SequenceSlice> all) : slices(all) {}
+  StepSequences(const std::vector<SequenceSlice>& all) : slices(all) {}
+  template <size_t kCount>
+  StepSequences(const SequenceSlice (&all)[kCount]) : slices(all) {}
+  StepSequences() = default;
+  absl::Span<const SequenceSlice> slices;
+  const void* placed = nullptr;
+};
+
 struct AttentionArgs {
   int H = 0;  // query heads; H % KH == 0
   KvLayout layout;
@@ -101,7 +116,7 @@ struct AttentionArgs {
   int64_t q_stride = 0;
   float* out = nullptr;  // [M, H * D]
   int64_t out_stride = 0;
-  absl::Span<const SequenceSlice> sequences;
+  StepSequences sequences;
 };
 
 // Reads and writes the KV pages of one layer. `arena` is the layer's memory: page p begins at arena + p * page_bytes().
@@ -111,9 +126,9 @@ class KvKernel {
   virtual size_t page_bytes() const = 0;
   // k, v: [M, KH * D] f32 rows of the batch (row strides given); stores each sequence's rows at its new positions.
   virtual void Store(StepContext& ctx, uint8_t* arena, const float* k, int64_t k_stride, const float* v,
-                     int64_t v_stride, absl::Span<const SequenceSlice> sequences) const = 0;
+                     int64_t v_stride, const StepSequences& sequences) const = 0;
   virtual void Attend(StepContext& ctx, const uint8_t* arena, const AttentionArgs& args) const = 0;
-  // One stored position as f32 (tests, drift reports): k, v [KH * D].
+  // One stored position as f32 on the host (tests, drift reports): k, v [KH * D].
   virtual void Load(const uint8_t* arena, int32_t page, int slot, float* k, float* v) const = 0;
   virtual std::string kernel() const = 0;
 };
@@ -135,6 +150,26 @@ struct Kernels {
   // interleaved.
   void (*rope)(StepContext&, float* x, int64_t stride, int heads, int64_t D, const float* cos, const float* sin,
                bool interleaved, int64_t M);
+  // x += y, then out = rms_norm(x): rows of K without gaps, in one pass.
+  void (*add_rms_norm)(StepContext&, float* x, const float* y, const float* weight, float eps, int64_t M, int64_t K,
+                       float* out);
+};
+
+// Rows of a table [V, K] as f32: token embeddings in the memory of a device.
+class BoundRows {
+ public:
+  virtual ~BoundRows() = default;
+  // ids: [M] on the device, each in [0, V).
+  virtual void Gather(StepContext& ctx, const int32_t* ids, int64_t M, float* out) const = 0;
+  virtual size_t table_bytes() const = 0;
+};
+
+// Steps with equal keys enqueue the same operators on the same memory.
+struct StepKey {
+  bool repeats = false;  // steps like this come again and again: worth recording
+  int64_t M = 0;
+  const void* memory = nullptr;  // the KV arena
+  bool operator<(const StepKey& other) const { return M != other.M ? M < other.M : memory < other.memory; }
 };
 
 class Backend {
@@ -153,6 +188,24 @@ class Backend {
                                                            const KvLayout& layout) const = 0;
   // Names of every kernel this backend has, usable on this machine or not.
   virtual std::vector<std::string> ListKernels() const = 0;
+
+  // What follows has a meaning for backends with memory of their own.
+  virtual DeviceMemory& memory() const { return HostMemory(); }
+  // A table whose rows are gathered on the device, or null: rows are then made on the host and uploaded.
+  virtual absl::StatusOr<std::unique_ptr<BoundRows>> BindRows(const LinearWeight& table) const { return nullptr; }
+  // Puts the sequences of a step and their page tables where the operators that follow find them. `set` tells apart the
+  // lists of one step (0 or 1); the next Place of a set replaces it.
+  virtual absl::StatusOr<StepSequences> Place(int set, absl::Span<const SequenceSlice> sequences,
+                                              const KvLayout& layout) const {
+    return StepSequences(sequences);
+  }
+  // How many rows a step of M decoding sequences runs with: devices round up so that few recordings serve all.
+  virtual int64_t StepRows(int64_t M) const { return M; }
+  // Runs `enqueue`, which calls operators and nothing else, or replays what it enqueued under the same key.
+  virtual absl::Status RunStep(const StepKey& key, absl::FunctionRef<void()> enqueue) const {
+    enqueue();
+    return absl::OkStatus();
+  }
 };
 
 struct BackendDef {

@@ -27,6 +27,7 @@ class Host final : public DeviceMemory {
     Copy(to, from, bytes);
     return absl::OkStatus();
   }
+  void Wait() override {}
 };
 
 }  // namespace

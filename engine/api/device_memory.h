@@ -41,6 +41,10 @@ class DeviceMemory {
   virtual void Copy(void* to, const void* from, size_t bytes) = 0;
   // Waits for the bytes. Returns the first error of anything enqueued since the last Download.
   virtual absl::Status Download(void* to, const void* from, size_t bytes) = 0;
+  // Until everything enqueued is done; its errors stay for the next Download.
+  virtual void Wait() = 0;
+  // Bytes that can still be allocated; -1 when it does not know (the host's are limited by more than it sees).
+  virtual int64_t AvailableBytes() const { return -1; }
 };
 
 // The host's: buffers are tensors (aligned, huge pages), copies are copies.

@@ -12,11 +12,12 @@ ActivationCache::Entry& ActivationCache::Claim(size_t bytes) {
     if (best == nullptr || entry.buffer.bytes() < best->buffer.bytes()) best = &entry;
   }
   if (best != nullptr) return *best;
-  entries_.emplace_back();
-  auto buffer = Tensor::Allocate(DType::kU8, {static_cast<int64_t>(bytes)});
+  // An entry that found no memory the last time is tried again.
+  if (entries_.empty() || !entries_.back().buffer.empty()) entries_.emplace_back();
+  auto buffer = memory_->Allocate(bytes);
   // Activation forms are a few MB at most; running out here is out of memory for the process.
-  if (!buffer.ok()) std::abort();
-  entries_.back().buffer = std::move(*buffer);
+  if (!buffer.ok() && memory_->is_host()) std::abort();
+  if (buffer.ok()) entries_.back().buffer = std::move(*buffer);
   return entries_.back();
 }
 

@@ -12,13 +12,14 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/api/device_memory.h"
 #include "engine/base/thread_pool.h"
-#include "engine/tensor/tensor.h"
 
 namespace sage {
 
-// One activation of a step. `id` names the value within the step (each producer takes the next id), so that projections
-// reading one value share its quantized form. Never keyed by address: buffers are reused within a step.
+// One activation of a step, in the memory of the backend. `id` names the value within the step (each producer takes the
+// next id), so that projections reading one value share its quantized form. Never keyed by address: buffers are reused
+// within a step.
 struct StepValue {
   int64_t id = 0;
   const float* data = nullptr;  // [M, K] f32, row stride `stride`
@@ -31,7 +32,13 @@ struct StepValue {
 // same bytes.
 class ActivationCache {
  public:
-  // `form` names the layout, e.g. "int16"; it is copied. `bytes` is the size of the form.
+  // The forms' memory from here on, the host's at first. Forms elsewhere are dropped.
+  void UseMemory(DeviceMemory& memory) {
+    if (memory_ != &memory) entries_.clear();
+    memory_ = &memory;
+  }
+  // `form` names the layout, e.g. "int16"; it is copied. `bytes` is the size of the form. Null when a
+  // device has no memory for it; `fill` did not run then.
   template <typename Fill>
   uint8_t* Get(int64_t value_id, std::string_view form, size_t bytes, Fill&& fill) {
     for (Entry& entry : entries_) {
@@ -42,6 +49,7 @@ class ActivationCache {
     }
     ++misses_;
     Entry& entry = Claim(bytes);
+    if (entry.buffer.empty()) return nullptr;
     entry.live = true;
     entry.value_id = value_id;
     entry.form = form;
@@ -60,9 +68,10 @@ class ActivationCache {
     bool live = false;
     int64_t value_id = 0;
     std::string form;
-    Tensor buffer;
+    DeviceBuffer buffer;
   };
   Entry& Claim(size_t bytes);
+  DeviceMemory* memory_ = &HostMemory();
   std::vector<Entry> entries_;
   int64_t hits_ = 0;
   int64_t misses_ = 0;
@@ -126,6 +135,7 @@ class ProductGroup {
 
 struct StepContext {
   ThreadPool* threads = nullptr;
+  DeviceMemory* memory = &HostMemory();  // of the backend whose operators run
   ActivationCache* activations = nullptr;
   LinearObserver* observer = nullptr;  // null while serving
   StepProfile* profile = nullptr;      // null but in a profile

@@ -9,6 +9,7 @@
 #include "absl/types/span.h"
 #include "engine/api/backend.h"
 #include "engine/api/checkpoint_format.h"
+#include "engine/api/communicator.h"
 #include "engine/api/kv_strategy.h"
 #include "engine/api/linear_strategy.h"
 #include "engine/api/model.h"
@@ -30,14 +31,14 @@ class KvArena {
   int64_t pages() const { return pages_; }
   size_t bytes() const { return bytes_; }
   size_t page_bytes() const { return pages_ == 0 ? 0 : bytes_ / static_cast<size_t>(pages_); }  // of all layers
-  uint8_t* layer(int64_t l) { return arenas_[static_cast<size_t>(l)].as<uint8_t>(); }
+  uint8_t* layer(int64_t l) const { return arenas_[static_cast<size_t>(l)].as<uint8_t>(); }
 
  private:
   KvLayout layout_;
   int64_t pages_ = 0;
   size_t bytes_ = 0;
   std::vector<std::unique_ptr<KvKernel>> kernels_;
-  std::vector<Tensor> arenas_;
+  std::vector<DeviceBuffer> arenas_;
 };
 
 // The rows of one step. Sequences lie one after another: slice i covers rows [row_begin, row_begin + rows).
@@ -59,6 +60,9 @@ struct DecoderLoadSpec {
   // largest in 16..256 that does, else per channel.
   LinearSpec linear;
   Priority priority = Priority::kLatency;
+  // Tensor parallelism: this rank's heads and feed-forward width, sums over the ranks behind o and down. Every rank
+  // loads and steps alike. Null: the whole model. The communicator outlives the decoder.
+  Communicator* communicator = nullptr;
   DecoderLoadSpec() { linear.group_size = 0; }
 };
 
@@ -76,13 +80,17 @@ class Decoder {
                                                        const ProgressFn& progress);
   virtual ~Decoder() = default;
 
+  // Heads and feed-forward width are those of this rank.
   virtual const DecoderConfig& config() const = 0;
   KvLayout kv_layout(int page_tokens) const { return {config().KH, config().D, page_tokens, config().H}; }
   // Embeds, runs all layers (storing K/V, attending) and writes the final normalised hidden state of output_rows to
-  // hidden [R, hidden]. INVALID_ARGUMENT on an id outside the vocabulary.
+  // hidden [R, hidden], or keeps it for StepLogits when `hidden` is null. INVALID_ARGUMENT on an id outside the
+  // vocabulary.
   virtual absl::Status Forward(StepContext& ctx, const DecoderBatch& batch, KvArena& kv, float* hidden) = 0;
   // logits [R, V] of normalised hidden rows.
-  virtual void Logits(StepContext& ctx, const float* hidden, int64_t rows, float* logits) = 0;
+  virtual absl::Status Logits(StepContext& ctx, const float* hidden, int64_t rows, float* logits) = 0;
+  // The same of output rows [begin, begin + rows) of the last Forward, which was given no `hidden`.
+  virtual absl::Status StepLogits(StepContext& ctx, int64_t begin, int64_t rows, float* logits) = 0;
 
   virtual std::vector<BoundLayerInfo> bindings() const = 0;
   virtual size_t weight_bytes() const = 0;       // all weights held, embeddings included

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "engine/base/status.h"
 #include "engine/decoder/bound_decoder.h"
+#include "engine/decoder/cut_backend.h"
 
 namespace sage {
 namespace {
@@ -38,18 +39,26 @@ class DecoderLoader {
  public:
   DecoderLoader(std::shared_ptr<Checkpoint> checkpoint, const DecoderLoadSpec& spec, const Backend& backend,
                 ThreadPool& threads)
-      : checkpoint_(std::move(checkpoint)), spec_(spec), backend_(backend), threads_(threads) {}
+      : checkpoint_(std::move(checkpoint)), spec_(spec), backend_(backend), cut_(backend), threads_(threads) {}
 
   absl::StatusOr<std::unique_ptr<Decoder>> Load(const CancelToken& cancel, const ProgressFn& progress) {
     SAGE_ASSIGN_OR_RETURN(DecoderConfig config,
                           ParseModelConfig(checkpoint_->config(), checkpoint_->generation_config()));
+    whole_ = config;
+    if (spec_.communicator != nullptr) {
+      SAGE_ASSIGN_OR_RETURN(shard_, ShardDecoder(whole_, spec_.communicator->rank(), spec_.communicator->size()));
+      config.H = static_cast<int>(shard_.heads);
+      config.KH = static_cast<int>(shard_.kv_heads);
+      config.ffn = shard_.ffn;
+    }
     out_ = std::make_unique<BoundDecoder>(std::move(config), backend_);
+    if (shard_.size > 1) out_->communicator_ = spec_.communicator;
     out_->checkpoint_ = checkpoint_;
     SAGE_RETURN_IF_ERROR(CheckAskedStrategies());
     SAGE_RETURN_IF_ERROR(ChooseGroupSize());
     SAGE_RETURN_IF_ERROR(LoadEmbedding());
     const DecoderConfig& c = out_->config_;
-    const std::vector<LinearSlot> slots = ListLinears(c);
+    const std::vector<LinearSlot> slots = ListLinears(whole_);
     out_->layers_.resize(static_cast<size_t>(c.L));
     for (int64_t l = 0; l < c.L; ++l) {
       SAGE_RETURN_IF_ERROR(cancel.Check());
@@ -59,6 +68,7 @@ class DecoderLoader {
     SAGE_RETURN_IF_ERROR(LoadVector("model.norm.weight", c.hidden, &out_->final_norm_));
     SAGE_RETURN_IF_ERROR(LoadHead());
     out_->quantization_ = absl::StrJoin(used_, "+");
+    SAGE_RETURN_IF_ERROR(backend_.memory().Download(nullptr, nullptr, 0));  // whatever went wrong while uploading
     return std::unique_ptr<Decoder>(std::move(out_));
   }
 
@@ -90,7 +100,7 @@ class DecoderLoader {
     linear_ = spec_.linear;
     if (linear_.group_size != 0) return absl::OkStatus();
     std::set<int64_t> widths;
-    for (const LinearSlot& slot : ListLinears(out_->config_)) {
+    for (const LinearSlot& slot : ListLinears(whole_)) {
       if (slot.layer >= 0) widths.insert(slot.K);
     }
     for (const int g : {128, 64, 32}) {
@@ -112,16 +122,19 @@ class DecoderLoader {
     return absl::OkStatus();
   }
 
-  absl::Status LoadVector(const std::string& name, int64_t size, std::vector<float>* out) {
+  absl::Status LoadVector(const std::string& name, int64_t size, DeviceBuffer* out) {
     SAGE_ASSIGN_OR_RETURN(const TensorView view, checkpoint_->GetTensor(name));
     if (view.shape != Shape{size}) {
       return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
                        absl::StrCat(name, ": shape must be [", size, "], got ", ShapeText(view.shape)));
     }
-    out->resize(static_cast<size_t>(size));
-    const absl::Status status = ToFloat(view, out->data());
+    std::vector<float> values(static_cast<size_t>(size));
+    const absl::Status status = ToFloat(view, values.data());
     if (!status.ok()) return Annotate(status, name);
-    out_->weight_bytes_ += static_cast<size_t>(size) * sizeof(float);
+    const size_t bytes = values.size() * sizeof(float);
+    SAGE_ASSIGN_OR_RETURN(*out, backend_.memory().Allocate(bytes));
+    backend_.memory().Upload(out->as<void>(), values.data(), bytes);
+    out_->weight_bytes_ += bytes;
     return absl::OkStatus();
   }
 
@@ -144,6 +157,14 @@ class DecoderLoader {
     SAGE_ASSIGN_OR_RETURN(out_->embedding_, GetChecked("model.embed_tokens", c.V, c.hidden));
     SAGE_ASSIGN_OR_RETURN(out_->embedding_strategy_, FindLinearStrategy(out_->embedding_.spec.strategy));
     out_->weight_bytes_ += out_->embedding_.weight_bytes();
+    const auto weight = out_->embedding_.tensors.find("weight");
+    if (weight == out_->embedding_.tensors.end() || !IsFloat(weight->second.dtype)) return absl::OkStatus();
+    LinearWeight table;
+    table.N = c.V;
+    table.K = c.hidden;
+    table.dense.values = weight->second;
+    table.keep_alive = checkpoint_;
+    SAGE_ASSIGN_OR_RETURN(out_->embedding_rows_, backend_.BindRows(table));
     return absl::OkStatus();
   }
 
@@ -185,6 +206,7 @@ class DecoderLoader {
     }
     out->strategy = stored.spec.strategy;
     if (slot.layer >= 0) used_.insert(out->strategy);
+    cut_.set_cut(shard_.size > 1 ? CutOf(whole_, shard_, slot.kind) : LinearCut());
     return BindStored(slot.name, std::move(stored), out);
   }
 
@@ -196,10 +218,10 @@ class DecoderLoader {
     out->module = module;
     SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(stored.spec.strategy));
     auto keep = std::make_shared<Source>(Source{checkpoint_, stored.owned});
-    auto bound = def->bind(stored, keep, backend_, spec_.priority, threads_);
+    auto bound = def->bind(stored, keep, cut_, spec_.priority, threads_);
     if (!bound.ok()) return Annotate(bound.status(), module);
     out->linear = std::move(*bound);
-    if (!ReadsInPlace(stored)) ReleaseMapped(stored);
+    if (!backend_.memory().is_host() || !ReadsInPlace(stored)) ReleaseMapped(stored);
     out_->weight_bytes_ += out->linear->weight_bytes();
     return absl::OkStatus();
   }
@@ -223,7 +245,8 @@ class DecoderLoader {
 
   absl::Status LoadHead() {
     const DecoderConfig& c = out_->config_;
-    if (!c.tied_embeddings) return BindSlot(ListLinears(c).back(), &out_->head_);
+    if (!c.tied_embeddings) return BindSlot(ListLinears(whole_).back(), &out_->head_);
+    cut_.set_cut({});
     const std::string& asked = spec_.head_strategy;
     if (!asked.empty() && asked != out_->embedding_.spec.strategy) {
       SAGE_ASSIGN_OR_RETURN(StoredLinear head, Requantize(out_->embedding_, asked));
@@ -242,7 +265,10 @@ class DecoderLoader {
   std::shared_ptr<Checkpoint> checkpoint_;
   DecoderLoadSpec spec_;
   const Backend& backend_;
+  CutBackend cut_;
   ThreadPool& threads_;
+  DecoderConfig whole_;  // of all ranks
+  DecoderShard shard_;
   LinearSpec linear_;
   std::unique_ptr<BoundDecoder> out_;
   std::set<std::string> used_;

@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<KvArena>> KvArena::Allocate(const KvPlan& plan, c
     absl::StatusOr<std::unique_ptr<KvKernel>> kernel = def->bind(own, backend);
     if (!kernel.ok()) return Annotate(kernel.status(), absl::StrCat("layer ", l));
     const int64_t bytes = pages * static_cast<int64_t>((*kernel)->page_bytes());
-    SAGE_ASSIGN_OR_RETURN(Tensor arena, Tensor::Allocate(DType::kU8, {bytes}));
+    SAGE_ASSIGN_OR_RETURN(DeviceBuffer arena, backend.memory().Allocate(static_cast<size_t>(bytes)));
     out->kernels_.push_back(*std::move(kernel));
     out->arenas_.push_back(std::move(arena));
     out->bytes_ += static_cast<size_t>(bytes);

@@ -47,11 +47,11 @@ absl::Status ReportModel::Forward(absl::Span<const int32_t> ids, int64_t context
   return decoder_->Forward(ctx, {ids, slice, rows_}, *arena_, hidden);
 }
 
-void ReportModel::Logits(const float* hidden, int64_t rows, float* logits) {
+absl::Status ReportModel::Logits(const float* hidden, int64_t rows, float* logits) {
   StepContext ctx;
   ctx.threads = threads_;
   ctx.activations = &cache_;
-  decoder_->Logits(ctx, hidden, rows, logits);
+  return decoder_->Logits(ctx, hidden, rows, logits);
 }
 
 }  // namespace sage

@@ -25,7 +25,7 @@ class ReportModel {
   // size].
   absl::Status Forward(absl::Span<const int32_t> ids, int64_t context, int64_t window, float* hidden);
   // logits [rows, V].
-  void Logits(const float* hidden, int64_t rows, float* logits);
+  absl::Status Logits(const float* hidden, int64_t rows, float* logits);
 
  private:
   ReportModel() = default;

@@ -194,8 +194,8 @@ absl::Status ReportRun::ScoreWindow(absl::Span<const int32_t> ids) {
     SAGE_RETURN_IF_ERROR(reference_->Forward(chunk, begin, window_, hidden_r_.data()));
     for (int64_t r = 0; r < rows; r += kLogitRows) {
       const int64_t count = std::min(kLogitRows, rows - r);
-      quantized_->Logits(hidden_q_.data() + r * hq, count, logits_q_.data());
-      reference_->Logits(hidden_r_.data() + r * hr, count, logits_r_.data());
+      SAGE_RETURN_IF_ERROR(quantized_->Logits(hidden_q_.data() + r * hq, count, logits_q_.data()));
+      SAGE_RETURN_IF_ERROR(reference_->Logits(hidden_r_.data() + r * hr, count, logits_r_.data()));
       for (int64_t i = 0; i < count && begin + r + i + 1 < window_; ++i) {
         const size_t at = static_cast<size_t>(i) * V;
         SAGE_RETURN_IF_ERROR(sums_.Add({logits_q_.data() + at, V}, {logits_r_.data() + at, V},
@@ -235,7 +235,7 @@ absl::Status ReportRun::TimeModel(ReportModel& model, std::vector<double>* prefi
   for (int64_t i = 0; i < steps; ++i) {
     SAGE_RETURN_IF_ERROR(
         model.Forward(absl::MakeConstSpan(ids_).subspan(static_cast<size_t>(i), 1), i, i + 1, hidden.data()));
-    model.Logits(hidden.data(), 1, logits.data());
+    SAGE_RETURN_IF_ERROR(model.Logits(hidden.data(), 1, logits.data()));
   }
   decode->push_back(static_cast<double>(steps) * 1000.0 / MillisecondsSince(began));
   return absl::OkStatus();

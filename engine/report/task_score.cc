@@ -100,7 +100,7 @@ absl::StatusOr<ItemScore> ScoreItem(const TaskIds& ids, ReportModel& model) {
     double total = 0;
     bool greedy = true;
     for (size_t r = 0; r < rows; ++r) {
-      model.Logits(hidden.data() + static_cast<int64_t>(r) * width, 1, logits.data());
+      SAGE_RETURN_IF_ERROR(model.Logits(hidden.data() + static_cast<int64_t>(r) * width, 1, logits.data()));
       SAGE_ASSIGN_OR_RETURN(const NextScore next, ScoreNext(logits.data(), V, choice[r]));
       total += next.logprob;
       greedy = greedy && next.greedy;

@@ -95,7 +95,6 @@ absl::StatusOr<std::unique_ptr<ProfileRun>> ProfileRun::Start(std::shared_ptr<Pr
     run->pages_.push_back(std::move(table));
     run->ids_.push_back(static_cast<int32_t>((b * 7919 + 13) % config.V));
   }
-  run->hidden_.resize(static_cast<size_t>(spec.batch * config.hidden));
   run->logits_.resize(static_cast<size_t>(spec.batch * config.V));
   return run;
 }
@@ -113,7 +112,7 @@ absl::Status ProfileRun::Prefill(StepContext& ctx) {
   slice.prompt_length = prompt_;
   slice.pages = pages_[0].data();
   ctx.profile = &prefill_;
-  SAGE_RETURN_IF_ERROR(decoder_.Forward(ctx, {ids, absl::MakeConstSpan(&slice, 1), {}}, *kv_, hidden_.data()));
+  SAGE_RETURN_IF_ERROR(decoder_.Forward(ctx, {ids, absl::MakeConstSpan(&slice, 1), {}}, *kv_, nullptr));
   position_ += rows;
   ++result_.prefill.steps;
   result_.prefill.tokens += rows;
@@ -144,8 +143,8 @@ absl::Status ProfileRun::Decode(StepContext& ctx) {
     rows[static_cast<size_t>(b)] = b;
   }
   ctx.profile = &decode_;
-  SAGE_RETURN_IF_ERROR(decoder_.Forward(ctx, {ids_, slices, rows}, *kv_, hidden_.data()));
-  decoder_.Logits(ctx, hidden_.data(), batch, logits_.data());
+  SAGE_RETURN_IF_ERROR(decoder_.Forward(ctx, {ids_, slices, rows}, *kv_, nullptr));
+  SAGE_RETURN_IF_ERROR(decoder_.StepLogits(ctx, 0, batch, logits_.data()));
   Timed(ctx, "argmax", 0, [&] { Greedy(ctx); });
   ++position_;
   ++result_.decode.steps;

@@ -53,7 +53,7 @@ class ProfileRun {
   std::unique_ptr<KvArena> kv_;
   std::vector<std::vector<int32_t>> pages_;  // of each sequence; those of the prompt are shared
   std::vector<int32_t> ids_;                 // the newest of each sequence
-  std::vector<float> hidden_, logits_;
+  std::vector<float> logits_;
   StepProfile prefill_, decode_;
   EngineProfile result_;
 };

@@ -89,7 +89,7 @@ absl::Status ScoreRun::ScoreRows(StepContext& ctx, int64_t first_id, int64_t row
   const int64_t hidden = decoder_.config().hidden, V = decoder_.config().V;
   for (int64_t begin = 0; begin < rows; begin += kLogitRows) {
     const int64_t count = std::min(kLogitRows, rows - begin);
-    decoder_.Logits(ctx, hidden_.as<float>() + begin * hidden, count, logits_.as<float>());
+    SAGE_RETURN_IF_ERROR(decoder_.Logits(ctx, hidden_.as<float>() + begin * hidden, count, logits_.as<float>()));
     ctx.threads->Run(count, [&](int64_t row, int) {
       const auto r = static_cast<size_t>(row);
       const auto logits = absl::MakeConstSpan(logits_.as<float>() + row * V, static_cast<size_t>(V));

@@ -102,8 +102,8 @@ absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const Decod
   return static_cast<int64_t>(total);
 }
 
-absl::Status CheckMemory(int64_t weights, int64_t kv, int64_t workspace) {
-  const int64_t available = AvailableMemory();
+absl::Status CheckMemory(int64_t weights, int64_t kv, int64_t workspace, const DeviceMemory& memory) {
+  const int64_t available = memory.is_host() ? AvailableMemory() : memory.AvailableBytes();
   const int64_t needed = weights + kv + workspace;
   if (available < 0 || needed <= available) return absl::OkStatus();
   return MakeError(absl::StatusCode::kResourceExhausted, "INSUFFICIENT_MEMORY",
@@ -189,7 +189,8 @@ absl::Status PlanMemory(Start& start) {
   const int64_t rows = std::max(start.spec.max_step_tokens, start.spec.max_seqs);
   const bool quantizes = !start.load.strategy.empty() || !start.load.attn_strategy.empty() ||
                          !start.load.mlp_strategy.empty() || !start.load.head_strategy.empty();
-  return CheckMemory(weights, start.kv.pages * page_bytes, PredictWorkspace(start.config, rows, quantizes));
+  return CheckMemory(weights, start.kv.pages * page_bytes, PredictWorkspace(start.config, rows, quantizes),
+                     start.parts.backend->memory());
 }
 
 absl::Status LoadParts(Start& start, int threads, const CancelToken& cancel, const ProgressFn& progress) {

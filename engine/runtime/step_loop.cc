@@ -108,9 +108,9 @@ void StepLoop::Step() {
   const StepPlan plan = scheduler_.Schedule();
   NoteAdmitted(plan, absl::Now());
   if (!plan.slices.empty()) {
-    const absl::Status status = Forward(plan);
+    absl::Status status = Forward(plan);
+    if (status.ok()) status = Sample();
     if (status.ok()) {
-      Sample();
       Emit(plan);
     } else {
       for (const ScheduledRows& slice : plan.slices) slice.sequence->request->status.Update(status);
@@ -186,9 +186,8 @@ absl::Status StepLoop::Forward(const StepPlan& plan) {
       outputs_.emplace_back(&sequence, i);
     }
   }
-  hidden_.resize(output_rows_.size() * static_cast<size_t>(parts_.decoder->config().hidden));
   StepContext ctx = NewContext();
-  return parts_.decoder->Forward(ctx, {ids_, slices_, output_rows_}, *parts_.kv, hidden_.data());
+  return parts_.decoder->Forward(ctx, {ids_, slices_, output_rows_}, *parts_.kv, nullptr);
 }
 
 void StepLoop::SampleRow(const Sequence& sequence, int64_t drafts, const float* logits, Sampler& sampler,
@@ -219,21 +218,22 @@ void StepLoop::SampleRow(const Sequence& sequence, int64_t drafts, const float* 
   }
 }
 
-void StepLoop::Sample() {
+absl::Status StepLoop::Sample() {
   const int64_t rows = static_cast<int64_t>(outputs_.size());
-  const int64_t hidden = parts_.decoder->config().hidden, V = parts_.decoder->config().V;
+  const int64_t V = parts_.decoder->config().V;
   sampled_.resize(outputs_.size());
   logits_.resize(static_cast<size_t>(std::min(rows, kLogitRows) * V));
   StepContext ctx = NewContext();
   for (int64_t begin = 0; begin < rows; begin += kLogitRows) {
     const int64_t count = std::min(kLogitRows, rows - begin);
-    parts_.decoder->Logits(ctx, hidden_.data() + begin * hidden, count, logits_.data());
+    SAGE_RETURN_IF_ERROR(parts_.decoder->StepLogits(ctx, begin, count, logits_.data()));
     parts_.threads->Run(count, [&](int64_t row, int worker) {
       const auto r = static_cast<size_t>(begin + row);
       SampleRow(*outputs_[r].first, outputs_[r].second, logits_.data() + row * V,
                 samplers_[static_cast<size_t>(worker)], &sampled_[r]);
     });
   }
+  return absl::OkStatus();
 }
 
 int64_t StepLoop::Take(const ScheduledRows& slice, absl::Span<const Sampled> sampled, absl::Time now) {

@@ -38,7 +38,7 @@ class StepLoop {
   void SetPrefixRoot(Sequence& sequence) const;
   void EndRequests();  // those that were cancelled, ran out of time or failed
   absl::Status Forward(const StepPlan& plan);
-  void Sample();  // logits of the output rows and one id each
+  absl::Status Sample();  // logits of the output rows and one id each
   void Emit(const StepPlan& plan);
 
   void NoteAdmitted(const StepPlan& plan, absl::Time now);
@@ -72,7 +72,7 @@ class StepLoop {
   std::vector<int64_t> output_rows_;
   std::vector<std::pair<Sequence*, int64_t>> outputs_;  // sequence and how many drafts stand before the row
   std::vector<Sampled> sampled_;
-  std::vector<float> hidden_, logits_;
+  std::vector<float> logits_;
   std::vector<Sampler> samplers_;
 
   std::deque<std::shared_ptr<ScoreJob>> score_jobs_;

@@ -65,11 +65,25 @@ void Rope(StepContext& ctx, float* x, int64_t stride, int heads, int64_t D, cons
   });
 }
 
+void AddRmsNorm(StepContext& ctx, float* x, const float* y, const float* weight, float eps, int64_t M, int64_t K,
+                float* out) {
+  ForRows(ctx, M, K, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      HostTier().add(x + m * K, y + m * K, K);
+      HostTier().rms_norm_row(x + m * K, weight, eps, K, out + m * K);
+    }
+  });
+}
+
 }  // namespace
 
 const Kernels& CpuKernels() {
-  static const Kernels kernels = {
-      .rms_norm = RmsNorm, .head_norm = HeadNorm, .add = AddInPlace, .silu_mul = SiluMul, .rope = Rope};
+  static const Kernels kernels = {.rms_norm = RmsNorm,
+                                  .head_norm = HeadNorm,
+                                  .add = AddInPlace,
+                                  .silu_mul = SiluMul,
+                                  .rope = Rope,
+                                  .add_rms_norm = AddRmsNorm};
   return kernels;
 }
 

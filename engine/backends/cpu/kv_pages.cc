@@ -36,9 +36,9 @@ class KvPages final : public KvKernel {
   std::string kernel() const override { return kernel_; }
 
   void Store(StepContext& ctx, uint8_t* arena, const float* k, int64_t k_stride, const float* v, int64_t v_stride,
-             absl::Span<const SequenceSlice> sequences) const override {
+             const StepSequences& sequences) const override {
     const int64_t tokens = layout_.page_tokens;
-    for (const SequenceSlice& s : sequences) {
+    for (const SequenceSlice& s : sequences.slices) {
       // Rows in order within a page, pages in any order.
       const auto pages = [&](int64_t begin, int64_t end) {
         const int64_t first = std::max<int64_t>(0, (s.context / tokens + begin) * tokens - s.context);
@@ -72,7 +72,7 @@ class KvPages final : public KvKernel {
     if (format_.factors(true).empty()) return AttendCodes(ctx, arena, args);
     // q . ((c - z) s) is (q s) . c less what is the same for every position, which a softmax does not see.
     int64_t M = 0;
-    for (const SequenceSlice& s : args.sequences) M = std::max(M, s.row_begin + s.rows);
+    for (const SequenceSlice& s : args.sequences.slices) M = std::max(M, s.row_begin + s.rows);
     const int64_t width = int64_t{args.H} * layout_.D;
     const auto scaled = std::make_unique_for_overwrite<float[]>(static_cast<size_t>(M * width));
     AttentionArgs codes = args;
@@ -98,7 +98,7 @@ class KvPages final : public KvKernel {
   template <typename Visit>
   void ForEachChannel(const AttentionArgs& args, const Visit& visit) const {
     const int64_t group = args.H / layout_.KH, D = layout_.D;
-    for (const SequenceSlice& s : args.sequences) {
+    for (const SequenceSlice& s : args.sequences.slices) {
       for (int64_t row = s.row_begin; row < s.row_begin + s.rows; ++row) {
         for (int64_t h = 0; h < args.H; ++h) {
           for (int64_t d = 0; d < D; ++d) visit(row, h * D + d, static_cast<size_t>(h / group * D + d));
@@ -159,8 +159,8 @@ class KvPages final : public KvKernel {
   std::vector<Piece> Cut(const AttentionArgs& args, int64_t* work) const {
     std::vector<Piece> pieces;
     const int64_t most = RowsPerTask(args.H / layout_.KH);
-    for (size_t s = 0; s < args.sequences.size(); ++s) {
-      const SequenceSlice& slice = args.sequences[s];
+    for (size_t s = 0; s < args.sequences.slices.size(); ++s) {
+      const SequenceSlice& slice = args.sequences.slices[s];
       *work += slice.rows * (slice.context + slice.rows) * args.H * layout_.D;
       for (int64_t row = 0; row < slice.rows; row += most) {
         const int64_t rows = std::min(most, slice.rows - row), position = slice.context + row;
@@ -175,7 +175,7 @@ class KvPages final : public KvKernel {
   }
 
   AttentionTask Task(const uint8_t* arena, const AttentionArgs& args, const Piece& p, float* scratch) const {
-    const SequenceSlice& s = args.sequences[static_cast<size_t>(p.sequence)];
+    const SequenceSlice& s = args.sequences.slices[static_cast<size_t>(p.sequence)];
     AttentionTask task{};
     task.group = args.H / layout_.KH;
     const int64_t column = int64_t{p.head} * task.group * layout_.D;

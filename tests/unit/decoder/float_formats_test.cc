@@ -76,7 +76,7 @@ absl::StatusOr<std::vector<float>> Logits(std::shared_ptr<Checkpoint> checkpoint
   ctx.threads = &threads;
   ctx.activations = &cache;
   SAGE_RETURN_IF_ERROR(decoder->Forward(ctx, {ids, slice, rows}, *kv, hidden.data()));
-  decoder->Logits(ctx, hidden.data(), S, out.data());
+  SAGE_RETURN_IF_ERROR(decoder->Logits(ctx, hidden.data(), S, out.data()));
   return out;
 }
 

@@ -75,7 +75,7 @@ TEST_P(ToolCheckpointTest, WeightsAndLogits) {
       (*decoder)
           ->Forward(ctx, {absl::MakeConstSpan(ids).first(static_cast<size_t>(S)), slice, rows}, **kv, hidden.data())
           .ok());
-  (*decoder)->Logits(ctx, hidden.data(), S, got.data());
+  ASSERT_TRUE((*decoder)->Logits(ctx, hidden.data(), S, got.data()).ok());
   double most = 0;
   for (size_t i = 0; i < got.size(); ++i) most = std::max(most, std::abs(static_cast<double>(got[i]) - logits[i]));
   RecordProperty("max_logit_difference", std::to_string(most));

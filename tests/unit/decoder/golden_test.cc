@@ -49,7 +49,7 @@ class GoldenModel {
     ctx.activations = &cache;
     const absl::Status status = decoder_->Forward(ctx, {ids, slice, rows}, *kv_, hidden.data());
     EXPECT_TRUE(status.ok()) << status;
-    decoder_->Logits(ctx, hidden.data(), M, logits.data());
+    EXPECT_TRUE(decoder_->Logits(ctx, hidden.data(), M, logits.data()).ok());
     return logits;
   }
   int64_t V() const { return decoder_->config().V; }

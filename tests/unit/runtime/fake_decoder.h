@@ -66,6 +66,8 @@ class FakeDecoder final : public Decoder {
         hashes[static_cast<size_t>(s.row_begin + r)] = h;
       }
     }
+    hidden_.resize(2 * batch.output_rows.size());
+    if (hidden == nullptr) hidden = hidden_.data();
     for (size_t i = 0; i < batch.output_rows.size(); ++i) {
       const uint32_t h = hashes[static_cast<size_t>(batch.output_rows[i])];
       hidden[2 * i] = static_cast<float>(h >> 16);
@@ -73,12 +75,16 @@ class FakeDecoder final : public Decoder {
     }
     return absl::OkStatus();
   }
-  void Logits(StepContext& ctx, const float* hidden, int64_t rows, float* logits) override {
+  absl::Status Logits(StepContext& ctx, const float* hidden, int64_t rows, float* logits) override {
     for (int64_t r = 0; r < rows; ++r) {
       const uint32_t h = (static_cast<uint32_t>(hidden[2 * r]) << 16) | static_cast<uint32_t>(hidden[2 * r + 1]);
       RowLogits(h, config_.V, logits + r * config_.V);
       if (poison >= 0 && static_cast<int64_t>(h % 64) == poison % 64) logits[r * config_.V] = NAN;
     }
+    return absl::OkStatus();
+  }
+  absl::Status StepLogits(StepContext& ctx, int64_t begin, int64_t rows, float* logits) override {
+    return Logits(ctx, hidden_.data() + 2 * begin, rows, logits);
   }
   static void RowLogits(uint32_t h, int64_t V, float* logits) {
     for (int64_t v = 0; v < V; ++v) {
@@ -115,6 +121,7 @@ class FakeDecoder final : public Decoder {
   using Cells = std::vector<std::pair<int32_t, int64_t>>;
   std::map<const KvArena*, Cells> arenas_;
   Cells* cells_ = nullptr;
+  std::vector<float> hidden_;  // of the last step that was given no place for it
 };
 
 // Collects the events of one request; thread-safe.
