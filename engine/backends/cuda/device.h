@@ -54,12 +54,16 @@ class CudaDevice final : public DeviceMemory {
   void Upload(void* to, const void* from, size_t bytes) override;
   void Copy(void* to, const void* from, size_t bytes) override;
   absl::Status Download(void* to, const void* from, size_t bytes) override;
+  int64_t AvailableBytes() const override;
+  void Wait() override { Note(cudaStreamSynchronize(stream_), "wait"); }
 
   // A new buffer with these bytes.
   absl::StatusOr<DeviceBuffer> Place(const void* from, size_t bytes);
-  // The same for bytes that others on this device may have placed already and that never change (a tied embedding):
-  // known by where they lie and kept as long as somebody holds the buffer.
-  absl::StatusOr<DeviceBuffer> PlaceShared(const void* from, size_t bytes);
+  // The same for bytes that never change and that a later layer may ask for again by where they lie (a tied embedding).
+  // `keep_alive` holds them there as long as the buffer lives.
+  absl::StatusOr<DeviceBuffer> PlaceShared(const void* from, size_t bytes, std::shared_ptr<const void> keep_alive);
+  // What PlaceShared placed, or empty.
+  DeviceBuffer FindShared(const void* from, size_t bytes);
 
   // Keeps the first error; `what` names the operation ("linear_int4_w4a16 launch").
   void Note(cudaError_t error, const char* what);

@@ -12,7 +12,6 @@
 
 #if defined(__CUDACC__)
 
-#define SAGE_HD __host__ __device__ __forceinline__
 #define SAGE_DEVICE __device__ __forceinline__
 #define SAGE_KERNEL(threads, blocks) __global__ __launch_bounds__(threads, blocks)
 #define SAGE_UNROLL _Pragma("unroll")
@@ -63,6 +62,30 @@ SAGE_DEVICE void AsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Two floats as f16 or bf16, half to even, `low` in the low half.
+SAGE_DEVICE uint32_t PackF16(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+SAGE_DEVICE uint32_t PackBf16(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+// a - b in both halves, f16.
+SAGE_DEVICE uint32_t SubF16(uint32_t a, uint32_t b) {
+  uint32_t out;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+}
+SAGE_DEVICE float F16Value(uint16_t bits) {
+  float out;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(bits));
+  return out;
+}
+SAGE_DEVICE float Bf16Value(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+
 // Loads of bytes that are read once: kept out of the first level cache.
 SAGE_DEVICE uint4 LoadOnce16(const void* from) { return __ldcs(static_cast<const uint4*>(from)); }
 
@@ -84,7 +107,6 @@ SAGE_DEVICE float FloatOf(uint32_t bits) { return __uint_as_float(bits); }
 
 #else
 
-#define SAGE_HD inline
 #define SAGE_DEVICE inline
 #define SAGE_KERNEL(threads, blocks) inline
 #define SAGE_UNROLL
@@ -99,6 +121,7 @@ namespace sage::cuda {
 //   a[i] holds row g + 8 (i % 2), columns 2 t + 8 (i / 2) and the next;
 //   b0 holds rows 2 t and the next of column g, b1 rows 2 t + 8 and the next;
 //   d[i] holds row g + 8 (i / 2), column 2 t + i % 2.
+SAGE_DEVICE bool IsNan(float x) { return (BitsOf(x) & 0x7fffffffu) > 0x7f800000u; }
 constexpr int MmaRow(int lane, int i) { return lane / 4 + 8 * (i / 2); }
 constexpr int MmaColumn(int lane, int i) { return 2 * (lane % 4) + i % 2; }
 

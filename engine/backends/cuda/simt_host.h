@@ -153,6 +153,15 @@ inline void RunBlock(std::mt19937& random) {
   }
 }
 
+// Apart from Launch, which getcontext must not seem to return into twice.
+[[gnu::noinline]] inline void Begin(Fiber& fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStackBytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, Entry, 0);
+}
+
 // Runs `body` for every thread of the grid, blocks in a random order.
 inline void Launch(Dim3 grid, Dim3 threads, size_t shared_bytes, const std::function<void()>& body, uint32_t seed = 1) {
   std::mt19937 random(seed);
@@ -187,18 +196,14 @@ inline void Launch(Dim3 grid, Dim3 threads, size_t shared_bytes, const std::func
       fiber.open.clear();
       const auto t = static_cast<unsigned>(i);
       fiber.thread = {t % threads.x, t / threads.x % threads.y, t / (threads.x * threads.y)};
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, Entry, 0);
+      Begin(fiber);
     }
     RunBlock(random);
   }
   block = nullptr;
 }
 
-inline float HalfValue(uint16_t bits) {
+inline float F16Value(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u,
                  mantissa = bits & 1023u;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
@@ -298,10 +303,32 @@ inline bool AnyLane(bool value) {
 }
 
 inline void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  simt::Mma("mma_f16", d, a, b0, b1, simt::HalfValue);
+  simt::Mma("mma_f16", d, a, b0, b1, simt::F16Value);
 }
 inline void MmaBf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   simt::Mma("mma_bf16", d, a, b0, b1, simt::Bf16Value);
+}
+inline float F16Value(uint16_t bits) { return simt::F16Value(bits); }
+inline float Bf16Value(uint16_t bits) { return simt::Bf16Value(bits); }
+inline uint16_t F16Bits(float x) {
+  const uint32_t raw = std::bit_cast<uint32_t>(x), sign = raw >> 16 & 0x8000u, size = raw & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7fffu);
+  if (size >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above
+  if (size < 0x38800000u) {                                               // below 2^-14: multiples of 2^-24
+    return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(std::bit_cast<float>(size) * 0x1p24f)));
+  }
+  return static_cast<uint16_t>(sign | ((size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13));
+}
+inline uint16_t Bf16Bits(float x) {
+  const uint32_t raw = std::bit_cast<uint32_t>(x);
+  if ((raw & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  return static_cast<uint16_t>((raw + 0x7fffu + (raw >> 16 & 1u)) >> 16);
+}
+inline uint32_t PackF16(float low, float high) { return F16Bits(low) | static_cast<uint32_t>(F16Bits(high)) << 16; }
+inline uint32_t PackBf16(float low, float high) { return Bf16Bits(low) | static_cast<uint32_t>(Bf16Bits(high)) << 16; }
+inline uint32_t SubF16(uint32_t a, uint32_t b) {
+  const auto half = [](uint32_t x, int i) { return F16Value(static_cast<uint16_t>(x >> (16 * i))); };
+  return PackF16(half(a, 0) - half(b, 0), half(a, 1) - half(b, 1));
 }
 inline uint32_t BytePermute(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
