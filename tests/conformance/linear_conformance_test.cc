@@ -1,5 +1,6 @@
 // Every linear strategy of the generated table on every backend: Forward against the f64 product of what the stored
 // bits mean, within the strategy's own bound; rows do not depend on the batch; expected refusals, each with its reason.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <iostream>
@@ -121,10 +122,12 @@ void CheckForward(const LinearStrategyDef& def, const Backend& backend, StoredLi
         energy += sum * sum;
       }
     }
+    // Tensor cores take 16-bit activations as f16, eleven bits.
+    const bool rounds = !backend.memory().is_host() && def.activation_bits == 16;
     // Negated so that a NaN fails.
-    EXPECT_FALSE(!(std::sqrt(error / energy) <= def.tolerance))
+    EXPECT_FALSE(!(std::sqrt(error / energy) <= (rounds ? std::max(def.tolerance, 1e-3) : def.tolerance)))
         << (*bound)->kernel() << " M=" << M << " relative error " << std::sqrt(error / energy);
-    if (!backend.memory().is_host()) continue;  // products of libraries differ by the number of rows
+    if ((*bound)->kernel().find("cublaslt") != std::string::npos) continue;  // libraries choose by the number of rows
     EXPECT_EQ(std::memcmp(out.data(), single.data(), single.size() * 4), 0)
         << (*bound)->kernel() << ": row 0 depends on the batch, M=" << M;
   }
