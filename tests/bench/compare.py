@@ -21,6 +21,7 @@ daemon of its own first: seconds until it serves, and its peak resident memory o
 with --threads 1 that is the speed on a machine where other programs run beside. Exit 2 for a wrong call.
 """
 import argparse
+import atexit
 import concurrent.futures
 import hashlib
 import json
@@ -93,6 +94,7 @@ class Daemon:
             [BIN / "sagequantd", "--data-dir", self.folder.name + "/data", "--model-root", args.model_root, "--grpc-listen",
              "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--threads", str(args.threads), "--port-file", ports],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        atexit.register(self.process.kill)  # of a run that fails
         while not (ports.exists() and ports.stat().st_size):
             time.sleep(0.05)
         addresses = json.loads(ports.read_text())
