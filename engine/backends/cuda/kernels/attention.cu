@@ -9,9 +9,9 @@ namespace {
 template <KvStore kStore, int kD>
 void Launch(const AttentionKernelArgs& args, int32_t splits, int32_t items, bool combines, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(args.KH), count = static_cast<unsigned>(items);
-  const dim3 grid(static_cast<unsigned>(splits), heads, count);
+  const dim3 grid(count, heads, static_cast<unsigned>(splits));
   AttentionKernel<kStore, kD><<<grid, 128, AttentionSharedBytes(kStore, kD), stream>>>(args);
-  if (combines) AttentionCombineKernel<kD><<<dim3(1, heads, count), 128, 0, stream>>>(args);
+  if (combines) AttentionCombineKernel<kD><<<dim3(count, heads), 128, 0, stream>>>(args);
 }
 
 template <int kD>

@@ -366,12 +366,12 @@ struct AttentionWarp {
   }
 };
 
-// Grid: [parts, kv heads, items]; 128 threads.
+// Grid: [items, kv heads, parts]; 128 threads.
 template <KvStore kStore, int kD>
 SAGE_KERNEL(128, IsByteStore(kStore) ? 3 : 2)
 void AttentionKernel(const AttentionKernelArgs a) {
-  const AttentionItem item = a.items[blockIdx.z];
-  const auto split = static_cast<int32_t>(blockIdx.x), head = static_cast<int32_t>(blockIdx.y);
+  const AttentionItem item = a.items[blockIdx.x];
+  const auto split = static_cast<int32_t>(blockIdx.z), head = static_cast<int32_t>(blockIdx.y);
   if (item.queries == 0 || split >= item.splits) return;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const PlacedSlice slice = a.slices[item.slice];
@@ -429,11 +429,11 @@ void AttentionKernel(const AttentionKernelArgs a) {
   }
 }
 
-// Adds the parts of items that have several, in order. Grid: [1, kv heads, items]; 128 threads.
+// Adds the parts of items that have several, in order. Grid: [items, kv heads]; 128 threads.
 template <int kD>
 SAGE_KERNEL(128, 4)
 void AttentionCombineKernel(const AttentionKernelArgs a) {
-  const AttentionItem item = a.items[blockIdx.z];
+  const AttentionItem item = a.items[blockIdx.x];
   const auto head = static_cast<int32_t>(blockIdx.y);
   if (item.queries == 0 || item.splits < 2) return;
   const PlacedSlice slice = a.slices[item.slice];

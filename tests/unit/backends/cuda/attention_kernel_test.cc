@@ -93,9 +93,9 @@ struct Cache {
   template <KvStore kStore, int kD>
   void Launch(const AttentionKernelArgs& a, const AttentionPlan& plan) {
     const auto heads = static_cast<unsigned>(c.KH), items = static_cast<unsigned>(plan.item_count);
-    simt::Launch({static_cast<unsigned>(plan.splits), heads, items}, {128}, AttentionSharedBytes(kStore, kD),
+    simt::Launch({items, heads, static_cast<unsigned>(plan.splits)}, {128}, AttentionSharedBytes(kStore, kD),
                  [&] { AttentionKernel<kStore, kD>(a); });
-    if (plan.combines) simt::Launch({1, heads, items}, {128}, 0, [&] { AttentionCombineKernel<kD>(a); });
+    if (plan.combines) simt::Launch({items, heads}, {128}, 0, [&] { AttentionCombineKernel<kD>(a); });
   }
 
   std::vector<float> Attend() {
@@ -232,14 +232,27 @@ TEST(CudaAttention, PagesHoldWhatTheCpuStores) {
 
 TEST(CudaAttention, APositionThatIsNotFiniteSpoilsTheRowsThatSeeIt) {
   for (const Format& format : kFormats) {
-    Case c{2, 1, 64, 16, 0, 40, 0, 0};
-    Cache cache(c, format);
-    cache.v[20 * 64 + 3] = NAN;
-    cache.Store(0, 40);
-    cache.c.context = 35;
-    cache.c.rows = 5;
-    const std::vector<float> out = cache.Attend();
-    EXPECT_TRUE(std::isnan(out[3])) << format.name;
+    // Rows 15 to 26 attend in one tile; the sinks cover the bad position in the second round.
+    for (const int sinks : {0, 2}) {
+      Cache clean({2, 1, 64, 16, 0, 40, 0, sinks}, format), cache({2, 1, 64, 16, 0, 40, 0, sinks}, format);
+      cache.v[20 * 64 + 3] = INFINITY;
+      std::vector<float> out[2];
+      for (Cache* one : {&clean, &cache}) {
+        one->Store(0, 40);
+        one->c.context = 15;
+        one->c.rows = 12;
+        out[one == &cache ? 1 : 0] = one->Attend();
+      }
+      for (size_t row = 0; row < 12; ++row) {
+        for (size_t i = row * 128; i < (row + 1) * 128; ++i) {
+          if (row < 5) {
+            ASSERT_EQ(out[1][i], out[0][i]) << format.name << " row " << row;
+          } else {
+            ASSERT_FALSE(i % 64 == 3 && std::isfinite(out[1][i])) << format.name << " row " << row;
+          }
+        }
+      }
+    }
   }
 }
 
