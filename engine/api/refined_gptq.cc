@@ -26,8 +26,6 @@ GptqOptions OptionsOf(const LinearSpec& spec, const LinearStrategyDef& strategy)
   options.search_grid = true;
   options.weighted_search = true;
   options.search.norm = 2.0;
-  options.search.grid = 40;  // coarser than GPTQ's own: descent fits the scales anew
-  options.search.steps = 20;
   options.order = OrderOf(spec, strategy);
   return options;
 }
