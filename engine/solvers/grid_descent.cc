@@ -62,7 +62,7 @@ class Descent {
         out_(out),
         gram_(gram.begin(), gram.end()),
         order_(K),
-        members_(G_) {
+        sorted_(K) {
     double mean = 0;
     for (int64_t k = 0; k < K_; ++k) mean += static_cast<double>(gram_[k * K_ + k]) / static_cast<double>(K_);
     for (int64_t k = 0; k < K_; ++k) gram_[k * K_ + k] += static_cast<float>(options.damp * mean);
@@ -70,7 +70,11 @@ class Descent {
     std::iota(order_.begin(), order_.end(), 0);
     std::stable_sort(order_.begin(), order_.end(),
                      [&](int64_t a, int64_t b) { return gram_[a * K_ + a] > gram_[b * K_ + b]; });
-    for (int64_t k = 0; k < K_; ++k) members_[Group(k)].push_back(k);
+    std::iota(sorted_.begin(), sorted_.end(), 0);
+    if (out_.weight.g_idx.empty() || !options.tune_scales) return;
+    std::stable_sort(sorted_.begin(), sorted_.end(), [&](int64_t a, int64_t b) { return Group(a) < Group(b); });
+    sorted_gram_.resize(K_ * K_);
+    for (int64_t i = 0; i < K_ * K_; ++i) sorted_gram_[i] = gram_[sorted_[i / K_] * K_ + sorted_[i % K_]];
   }
 
   void Run() {
@@ -80,6 +84,7 @@ class Descent {
       const int64_t rows = std::min(kBlockRows, N_ - begin);
       difference_.resize(rows * K_);
       gradient_.resize(rows * K_);
+      if (options_.tune_scales) FindWanted(begin, rows);
       Measure(begin, rows);
       StoreLosses(begin, rows, start);
       for (int round = 0; round < options_.rounds; ++round) {
@@ -173,37 +178,59 @@ class Descent {
   // For every row the scales s that make sum_g s_g c_g nearest to w under H; kept where the stored ones are better.
   void FitScales(int64_t begin, int64_t rows) {
     std::vector<double> a(rows * G_ * G_), b(rows * G_);
-    std::vector<float> codes(rows * width_), gathered, product(rows * K_);
-    for (int64_t g = 0; g < G_; ++g) {
-      const std::vector<int64_t>& members = members_[g];
-      const int64_t count = static_cast<int64_t>(members.size());
-      codes.resize(rows * count);
-      gathered.resize(count * K_);
-      for (int64_t i = 0; i < count; ++i) {
-        std::copy_n(gram_.begin() + members[i] * K_, K_, gathered.begin() + i * K_);
-        for (int64_t r = 0; r < rows; ++r) codes[r * count + i] = Level(begin + r, members[i], g);
+    std::vector<float> levels(rows * K_), product(rows * K_);  // inputs group by group
+    threads_.ParallelFor(rows, 4, [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) {
+        for (int64_t i = 0; i < K_; ++i) levels[r * K_ + i] = Level(begin + r, sorted_[i], i / width_);
       }
-      GemmSpec<float> spec;
+    });
+    const float* gram = sorted_gram_.empty() ? gram_.data() : sorted_gram_.data();
+    for (int64_t g = 0; g < G_; ++g) {
+      const int64_t from = g * width_;
+      GemmSpec<float> spec;  // the groups before have their sums with this one already
       spec.rows = rows;
-      spec.columns = K_;
-      spec.depth = count;
-      spec.a = {codes.data(), count, 1};
-      spec.b = {gathered.data(), K_, 1};
-      Gemm(spec, product.data(), K_, threads_);
+      spec.columns = K_ - from;
+      spec.depth = width_;
+      spec.a = {levels.data() + from, K_, 1};
+      spec.b = {gram + from * K_ + from, K_, 1};
+      Gemm(spec, product.data() + from, K_, threads_);
       threads_.ParallelFor(rows, 4, [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; ++r) {
-          for (int64_t k = 0; k < K_; ++k) {
-            const double p = static_cast<double>(product[r * K_ + k]);
-            const int64_t h = Group(k);
-            a[(r * G_ + g) * G_ + h] += p * static_cast<double>(Level(begin + r, k, h));
-            b[r * G_ + g] += p * static_cast<double>(weight_[(begin + r) * K_ + k]);
+          const float* level = levels.data() + r * K_;
+          for (int64_t h = g; h < G_; ++h) {
+            a[(r * G_ + g) * G_ + h] = a[(r * G_ + h) * G_ + g] =
+                Dot(product.data() + r * K_ + h * width_, level + h * width_, width_);
           }
+          b[r * G_ + g] = Dot(wanted_.data() + r * K_ + from, level + from, width_);
         }
       });
     }
     threads_.ParallelFor(rows, 4, [&](int64_t first, int64_t last) {
       for (int64_t r = first; r < last; ++r) FitRow(begin + r, a.data() + r * G_ * G_, b.data() + r * G_);
     });
+  }
+
+  // w H of the block's rows, group by group: what the levels are fitted to.
+  void FindWanted(int64_t begin, int64_t rows) {
+    wanted_.resize(rows * K_);
+    std::vector<float> product(rows * K_);
+    MultiplyTransposed(weight_.data() + begin * K_, gram_.data(), rows, K_, K_, product.data(), threads_);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < K_; ++i) wanted_[r * K_ + i] = product[r * K_ + sorted_[i]];
+    }
+  }
+
+  // In sixteen chains, for vectors.
+  static double Dot(const float* x, const float* y, int64_t count) {
+    float sums[16] = {};
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      for (int64_t lane = 0; lane < 16; ++lane) sums[lane] += x[i + lane] * y[i + lane];
+    }
+    double out = 0;
+    for (; i < count; ++i) out += static_cast<double>(x[i]) * static_cast<double>(y[i]);
+    for (const float sum : sums) out += static_cast<double>(sum);
+    return out;
   }
 
   // A code's distance from the zero point.
@@ -252,10 +279,12 @@ class Descent {
   ThreadPool& threads_;
   GridDescentResult& out_;
   const GemmKernels<float>& kernels_ = KernelsOf<float>(HostGemmTier());
-  std::vector<float> gram_;                    // [K, K] damped
-  std::vector<int64_t> order_;                 // [K]
-  std::vector<std::vector<int64_t>> members_;  // inputs of each group
-  std::vector<float> difference_, gradient_;   // [rows of the block, K]
+  std::vector<float> gram_;                   // [K, K] damped
+  std::vector<int64_t> order_;                // [K]
+  std::vector<int64_t> sorted_;               // [K] inputs group by group
+  std::vector<float> sorted_gram_;            // [K, K] in that order; empty where it is the inputs' own
+  std::vector<float> wanted_;                 // [rows of the block, K]
+  std::vector<float> difference_, gradient_;  // [rows of the block, K]
 };
 
 absl::Status CheckOptions(const GridDescentOptions& options) {
@@ -282,6 +311,14 @@ absl::StatusOr<GridDescentResult> SolveGridDescent(absl::Span<const float> weigh
     if (!std::isfinite(value)) return Invalid("NON_FINITE_GRAM", absl::StrCat("H must be finite, got ", value));
   }
   SAGE_RETURN_IF_ERROR(CheckGridStart("grid descent", start, N, K, options.grid));
+  const int64_t width = GroupWidth(options.grid, K);
+  std::vector<int64_t> members(start.g_idx.empty() ? 0 : K / width);
+  for (const int32_t g : start.g_idx) ++members[static_cast<size_t>(g)];
+  for (const int64_t count : members) {
+    if (count != width) {
+      return Invalid("BAD_START", absl::StrCat("groups of g_idx must have ", width, " inputs each, got ", count));
+    }
+  }
   GridDescentResult out;
   out.weight = start;
   Descent(weight, N, K, gram, options, threads, out).Run();

@@ -126,6 +126,8 @@ TEST(GridDescent, RefusesWhatDoesNotFit) {
   bad = *rtn;
   bad.g_idx.assign(32, 7);
   EXPECT_EQ(reason(bad, options, layer.gram), "BAD_START");
+  bad.g_idx.assign(32, 1);  // a group without inputs
+  EXPECT_EQ(reason(bad, options, layer.gram), "BAD_START");
   GridDescentOptions none = options;
   none.rounds = 0;
   EXPECT_EQ(reason(*rtn, none, layer.gram), "BAD_SEARCH");
