@@ -74,6 +74,7 @@ struct BlockLinear {
     weight.blocks.type = std::string(FindGgmlType(kType)->name);
     weight.blocks.data = blocks.as<uint8_t>();
     weight.blocks.bytes = blocks.bytes;
+    weight.blocks.in_map = stored.owned.empty();
     return backend.BindLinear(QueryOf(kName, stored, 32, !kHasOffset, priority), std::move(weight), threads);
   }
 

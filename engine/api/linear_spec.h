@@ -72,6 +72,7 @@ struct BlockWeight {
   std::string type;  // "q4_0", "q4_1", "q8_0"
   const uint8_t* data = nullptr;
   size_t bytes = 0;
+  bool in_map = false;  // `data` lies in a read-only file map: pages that were repacked may be given back
 };
 
 // What happens to a row of activations before the product.

@@ -82,7 +82,9 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
-void MappedFile::Release(const void* begin, size_t bytes) const {
+void MappedFile::Release(const void* begin, size_t bytes) const { ReleaseMappedPages(begin, bytes); }
+
+void ReleaseMappedPages(const void* begin, size_t bytes) {
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;

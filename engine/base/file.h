@@ -32,6 +32,10 @@ class MappedFile {
   std::string path_;
 };
 
+// Gives the whole pages inside [begin, begin + bytes) of any read-only file map back to the page cache; they come back
+// from the file when somebody reads them again.
+void ReleaseMappedPages(const void* begin, size_t bytes);
+
 // NOT_FOUND, or INVALID_ARGUMENT when the file is larger than `max_bytes` or no regular file.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes = 512u << 20);
 

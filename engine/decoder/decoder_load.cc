@@ -1,13 +1,11 @@
 // Loads a decoder: checks every tensor against the architecture's list, quantizes where asked, binds kernels.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/decoder/bound_decoder.h"
 
@@ -18,18 +16,13 @@ namespace {
 // that point into a file's map (see StoredLinear): clean pages come back from the file when somebody reads them again.
 void ReleaseMapped(const StoredLinear& stored) {
   if (!stored.owned.empty()) return;
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  for (const auto& [name, view] : stored.tensors) {
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(view.data) + page - 1) / page * page;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(view.data) + view.bytes) / page * page;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-  }
+  for (const auto& [name, view] : stored.tensors) ReleaseMappedPages(view.data, view.bytes);
 }
 
-// Kernels read plain floats and ggml blocks where they are and repack everything else.
+// Kernels read plain floats where they are and repack everything else.
 bool ReadsInPlace(const StoredLinear& stored) {
   const auto weight = stored.tensors.find("weight");
-  return stored.tensors.count("blocks") > 0 || (weight != stored.tensors.end() && IsFloat(weight->second.dtype));
+  return weight != stored.tensors.end() && IsFloat(weight->second.dtype);
 }
 
 }  // namespace
@@ -232,8 +225,9 @@ class DecoderLoader {
     }
     out_->head_.strategy = out_->embedding_.spec.strategy;
     SAGE_RETURN_IF_ERROR(BindStored("lm_head", out_->embedding_, &out_->head_));
-    // A head that reads the table in place is not a second copy.
-    if (ReadsInPlace(out_->embedding_)) {
+    // A head that reads the table in place is not a second copy, nor is one that was repacked from a map: of the map
+    // only the rows that are looked up stay in memory.
+    if (ReadsInPlace(out_->embedding_) || out_->embedding_.owned.empty()) {
       out_->weight_bytes_ -= std::min(out_->weight_bytes_, out_->head_.linear->weight_bytes());
     }
     return absl::OkStatus();

@@ -185,8 +185,8 @@ Bound IntegerOf(Source& source, int64_t K, const TierFns& tier, ThreadPool& thre
   return BindPanels(source.Integer(kBits, group, kEight), kBits == 4, threads, tier, tier.name);
 }
 template <int kType>
-Bound BlocksOf(Source& source, int64_t, const TierFns& tier, ThreadPool&) {
-  return BindBlocks(source.Blocks(kType == 0 ? "q4_0" : kType == 1 ? "q4_1" : "q8_0"), tier, tier.name);
+Bound BlocksOf(Source& source, int64_t, const TierFns& tier, ThreadPool& threads) {
+  return BindBlocks(source.Blocks(kType == 0 ? "q4_0" : kType == 1 ? "q4_1" : "q8_0"), threads, tier, tier.name);
 }
 template <FloatCodeWeight::Kind kKind, int kBlock, bool kFlat, bool kEight>
 Bound FloatsOf(Source& source, int64_t K, const TierFns& tier, ThreadPool& threads) {

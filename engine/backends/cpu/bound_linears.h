@@ -22,8 +22,9 @@ std::string RefuseBlocks(const LinearKernelQuery& query);
 // (g_idx) are sorted by group once, and each activation row is read in the same order.
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, bool nibbles, ThreadPool& threads,
                                                         const TierFns& tier, std::string kernel);
-// ggml blocks of 32 read in place.
-absl::StatusOr<std::unique_ptr<BoundLinear>> BindBlocks(LinearWeight weight, const TierFns& tier, std::string kernel);
+// ggml blocks of 32 repacked into the same panels.
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindBlocks(LinearWeight weight, ThreadPool& threads, const TierFns& tier,
+                                                        std::string kernel);
 // Float codes (fp8, nf4, fp4) repacked into panels of 16 outputs; the weights keep their 8 or 4 bits.
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindFloatPanels(LinearWeight weight, ThreadPool& threads,
                                                              const TierFns& tier, std::string kernel);

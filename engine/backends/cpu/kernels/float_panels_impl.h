@@ -100,7 +100,7 @@ inline void FloatSegment(const float* wide, int64_t inputs, const float* x, int6
   for (const float* end = wide + inputs * PR * 16; wide != end; wide += PR * 16, ++x) {
     F weights[PR];
 #pragma GCC unroll 4
-    for (int p = 0; p < PR; ++p) weights[p] = F::Load(wide + p * 16);
+    for (int p = 0; p < PR; ++p) weights[p] = Pinned(F::Load(wide + p * 16));
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       const F a = F::Set1(x[m * x_stride]);
@@ -144,7 +144,7 @@ inline void FloatBlockedRows(const Decode& decode, const float* x, int64_t x_str
       for (int p = 0; p < PR; ++p) decode.Last(codes + p * w.panel_bytes).Store(wide + (k * PR + p) * 16);
       codes += 16;
     }
-    OverRows(begin, end, [&]<int MR>(int64_t m0) {
+    OverRows<kPanelRows>(begin, end, [&]<int MR>(int64_t m0) {
       FloatSegment<MR, PR>(wide, inputs, x + m0 * x_stride + w.begin[s], x_stride,
                            w.scale + (panel * w.scales + w.column[s]) * 16, w.scales * 16,
                            sums + (m0 - begin) * PR * 16);

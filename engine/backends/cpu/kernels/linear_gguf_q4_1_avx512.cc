@@ -13,8 +13,8 @@ std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
   return tier.empty() ? RefuseBlocks(query) : tier;
 }
 
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
-  return BindBlocks(std::move(weight), kAvx512Tier, kName);
+absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
+  return BindBlocks(std::move(weight), threads, kAvx512Tier, kName);
 }
 
 }  // namespace

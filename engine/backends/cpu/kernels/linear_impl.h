@@ -1,6 +1,13 @@
-// Products with weights that are read in place: floats row by row, and ggml blocks.
+// Products with float weights that are read where they lie, row by row.
 //
-// Floor at M = 1: the weight bytes over the read bandwidth.
+// Floors. Few rows: the weight bytes over the read bandwidth. Many rows: two FMAs a cycle. Each product owns one
+// 16-lane sum along K that is added up across its lanes at the end, so its bits depend on K alone; a lane's additions
+// keep their order however K and the outputs are cut.
+//
+// Many rows: a stripe of outputs is widened to f32 for a span of K (at most 320 KiB, in the second cache level), and
+// tiles of rows pass over it. A step of a tile loads kDenseRows + kDenseCols vectors for their product of FMAs. A span
+// is cut into stretches, short enough for the rows of a tile to stay in the first cache level while the outputs stream
+// by; between stretches and spans the sums wait in memory.
 #pragma once
 
 #include <cstdint>
@@ -22,135 +29,212 @@ struct LoadBF16 {
   static F At(const uint16_t* p) { return F::Load(p, false); }
 };
 
-// MR rows of x against NR rows of weights; each product owns one 16-lane accumulator, so its bits depend on K alone.
+// Sixteen values from p on, zero past `count`.
+template <class Loader>
+inline F LoadPart(const typename Loader::Type* p, int64_t count) {
+  typename Loader::Type some[16] = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = p[i];
+  return Loader::At(some);
+}
+
+template <int NR>
+inline void StoreDots(const F (&acc)[NR], const float* bias, int64_t n, float* out) {
+  float sums[NR];
+  if constexpr (NR == 4) {
+    Sum4(acc, sums);
+  } else {
+    for (int j = 0; j < NR; ++j) sums[j] = Sum(acc[j]);
+  }
+  for (int j = 0; j < NR; ++j) out[n + j] = sums[j] + (bias == nullptr ? 0.0f : bias[n + j]);
+}
+
+// MR rows of x against NR rows of weights.
 template <class Loader, int MR, int NR>
 inline void DenseTile(const float* x, int64_t x_stride, int64_t K, const typename Loader::Type* w, const float* bias,
                       int64_t n, float* out, int64_t out_stride) {
   F acc[MR][NR];
+#pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
+#pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) acc[m][j] = F::Zero();
   }
   const int64_t whole = K / 16 * 16;
   for (int64_t k = 0; k < whole; k += 16) {
     F weight[NR];
-    for (int j = 0; j < NR; ++j) weight[j] = Loader::At(w + j * K + k);
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; ++j) {
+      weight[j] = Loader::At(w + j * K + k);
+      Prefetch(w + j * K + k + 512);
+    }
+#pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       const F value = F::Load(x + m * x_stride + k);
+#pragma GCC unroll 8
       for (int j = 0; j < NR; ++j) acc[m][j] = Fma(value, weight[j], acc[m][j]);
     }
   }
   if (whole < K) {
-    const int64_t rest = K - whole;
+#pragma GCC unroll 8
     for (int j = 0; j < NR; ++j) {
-      typename Loader::Type w_tail[16] = {};
-      for (int64_t i = 0; i < rest; ++i) w_tail[i] = w[j * K + whole + i];
-      const F weight = Loader::At(w_tail);
+      const F weight = LoadPart<Loader>(w + j * K + whole, K - whole);
+#pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) {
-        float x_tail[16] = {};
-        for (int64_t i = 0; i < rest; ++i) x_tail[i] = x[m * x_stride + whole + i];
-        acc[m][j] = Fma(F::Load(x_tail), weight, acc[m][j]);
+        acc[m][j] = Fma(LoadPart<LoadF32>(x + m * x_stride + whole, K - whole), weight, acc[m][j]);
       }
     }
   }
+#pragma GCC unroll 8
+  for (int m = 0; m < MR; ++m) StoreDots<NR>(acc[m], bias, n, out + m * out_stride);
+}
+
+// The weights of NR outputs pass through the tiles of rows one after another while they are in the first cache level.
+template <class Loader, int NR>
+inline void DenseFew(const float* x, int64_t x_stride, int64_t M, int64_t K, const typename Loader::Type* w,
+                     const float* bias, int64_t n, float* out, int64_t out_stride) {
+  OverRows<kDenseRows>(0, M, [&]<int MR>(int64_t m) {
+    DenseTile<Loader, MR, NR>(x + m * x_stride, x_stride, K, w + n * K, bias, n, out + m * out_stride, out_stride);
+  });
+}
+
+// Inputs of a stretch and of a span, outputs of a stripe, rows whose sums wait together.
+constexpr int64_t kDenseInputs = 1024, kDenseSpan = 2560, kDenseOutputs = 32, kDenseChunk = 192;
+
+// A stretch of K of the outputs of a stripe in f32, [outputs / kDenseCols][steps of 16 inputs][kDenseCols][16], zero
+// past the row's end and past the last output. Returns the end of what it wrote.
+template <class Loader>
+inline float* WidenStripe(const typename Loader::Type* w, int64_t K, int64_t k_begin, int64_t k_end, int64_t outputs,
+                          float* wide) {
+  const int64_t steps = (k_end - k_begin + 15) / 16;
+  for (int64_t first = 0; first < outputs; first += kDenseCols) {
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t k = k_begin + s * 16, rest = k_end - k;
+      for (int64_t j = first; j < first + kDenseCols; ++j, wide += 16) {
+        const typename Loader::Type* from = w + j * K + k;
+        if (j < outputs) Prefetch(from + 256);
+        (j >= outputs ? F::Zero() : rest >= 16 ? Loader::At(from) : LoadPart<Loader>(from, rest)).Store(wide);
+      }
+    }
+  }
+  return wide;
+}
+
+// A stretch of MR rows against kDenseCols outputs: adds to `sums` [MR][kDenseCols][16] from zero or from what is there.
+template <int MR>
+inline void DenseStretch(const float* x, int64_t x_stride, int64_t inputs, const float* wide, bool first,
+                         F (&acc)[MR][kDenseCols], const float* sums) {
+#pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
-    for (int j = 0; j < NR; ++j) {
-      out[m * out_stride + n + j] = Sum(acc[m][j]) + (bias == nullptr ? 0.0f : bias[n + j]);
+#pragma GCC unroll 8
+    for (int j = 0; j < kDenseCols; ++j) acc[m][j] = first ? F::Zero() : F::Load(sums + (m * kDenseCols + j) * 16);
+  }
+  const int64_t whole = inputs / 16 * 16;
+  for (const float* end = x + whole; x != end; x += 16, wide += kDenseCols * 16) {
+    F weight[kDenseCols];
+#pragma GCC unroll 8
+    for (int j = 0; j < kDenseCols; ++j) {
+      weight[j] = F::Load(wide + j * 16);
+      Prefetch(wide + (kDenseCols * 8 + j) * 16);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const F value = F::Load(x + m * x_stride);
+#pragma GCC unroll 8
+      for (int j = 0; j < kDenseCols; ++j) acc[m][j] = Fma(value, weight[j], acc[m][j]);
+    }
+  }
+  if (whole < inputs) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      const F value = LoadPart<LoadF32>(x + m * x_stride, inputs - whole);
+#pragma GCC unroll 8
+      for (int j = 0; j < kDenseCols; ++j) acc[m][j] = Fma(value, F::Load(wide + j * 16), acc[m][j]);
     }
   }
 }
 
-template <class Loader, int MR>
-inline void DenseRows(const float* x, int64_t x_stride, int64_t K, const typename Loader::Type* w, int64_t n_begin,
-                      int64_t n_end, const float* bias, float* out, int64_t out_stride) {
-  constexpr int NR = MR == 1 ? 8 : 4;
-  int64_t n = n_begin;
-  for (; n + NR <= n_end; n += NR) DenseTile<Loader, MR, NR>(x, x_stride, K, w + n * K, bias, n, out, out_stride);
-  for (; n < n_end; ++n) DenseTile<Loader, MR, 1>(x, x_stride, K, w + n * K, bias, n, out, out_stride);
+// Piece i of `pieces` nearly equal runs of whole steps in [begin, end): where it begins.
+inline int64_t PieceOf(int64_t begin, int64_t end, int64_t i, int64_t pieces) {
+  return i == pieces ? end : begin + (end - begin + 15) / 16 * i / pieces * 16;
+}
+
+// What a tile does with its sums after a stretch: they wait, or they are done.
+template <int MR>
+inline void LeaveSums(const F (&acc)[MR][kDenseCols], bool done, float* own, const float* bias, int64_t n,
+                      int64_t outputs, float* out, int64_t out_stride) {
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    if (done && outputs >= kDenseCols) {
+      StoreDots<kDenseCols>(acc[i], bias, n, out + i * out_stride);
+      continue;
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < kDenseCols; ++c) {
+      if (!done) {
+        acc[i][c].Store(own + (i * kDenseCols + c) * 16);
+      } else if (c < outputs) {
+        out[i * out_stride + n + c] = Sum(acc[i][c]) + (bias == nullptr ? 0.0f : bias[n + c]);
+      }
+    }
+  }
+}
+
+// Outputs [n, n + outputs) for rows [begin, end), at most kDenseOutputs and kDenseChunk of them.
+template <class Loader>
+inline void DenseStripe(const float* x, int64_t x_stride, int64_t begin, int64_t end, int64_t K,
+                        const typename Loader::Type* w, int64_t n, int64_t outputs, const float* bias, float* out,
+                        int64_t out_stride) {
+  alignas(64) float wide[kDenseOutputs * kDenseSpan];
+  alignas(64) float waiting[kDenseChunk * kDenseOutputs * 16];
+  const int64_t spans = (K + kDenseSpan - 1) / kDenseSpan;
+  for (int64_t span = 0; span < spans; ++span) {
+    const int64_t s_begin = PieceOf(0, K, span, spans), s_end = PieceOf(0, K, span + 1, spans);
+    const int64_t stretches = (s_end - s_begin + kDenseInputs - 1) / kDenseInputs;
+    float* to = wide;
+    for (int64_t i = 0; i < stretches; ++i) {
+      to = WidenStripe<Loader>(w + n * K, K, PieceOf(s_begin, s_end, i, stretches),
+                               PieceOf(s_begin, s_end, i + 1, stretches), outputs, to);
+    }
+    OverRows<kDenseRows>(begin, end, [&]<int MR>(int64_t m) {
+      // Sums that only wait for the next stretch stay in the first cache level.
+      float* const rows = waiting + (spans == 1 ? 0 : (m - begin) * kDenseOutputs * 16);
+      const float* weights = wide;
+      for (int64_t i = 0; i < stretches; ++i) {
+        const int64_t k_begin = PieceOf(s_begin, s_end, i, stretches),
+                      k_end = PieceOf(s_begin, s_end, i + 1, stretches);
+        for (int64_t j = 0; j < outputs; j += kDenseCols) {
+          float* own = rows + j * MR * 16;
+          F acc[MR][kDenseCols];
+          DenseStretch<MR>(x + m * x_stride + k_begin, x_stride, k_end - k_begin, weights, k_begin == 0, acc, own);
+          LeaveSums<MR>(acc, k_end == K, own, bias, n + j, outputs - j, out + m * out_stride, out_stride);
+          weights += (k_end - k_begin + 15) / 16 * kDenseCols * 16;
+        }
+      }
+    });
+  }
 }
 
 template <class Loader>
 void Dense(const float* x, int64_t x_stride, int64_t M, int64_t K, const void* weights, int64_t n_begin, int64_t n_end,
            const float* bias, float* out, int64_t out_stride) {
   const auto* w = static_cast<const typename Loader::Type*>(weights);
-  // Rows of weights stay in the first cache level while all of x passes by.
-  constexpr int64_t kStripe = 16;
-  for (int64_t n = n_begin; n < n_end; n += M == 1 ? n_end - n_begin : kStripe) {
-    const int64_t stop = M == 1 || n + kStripe > n_end ? n_end : n + kStripe;
-    int64_t m = 0;
-    for (; m + 4 <= M; m += 4) {
-      DenseRows<Loader, 4>(x + m * x_stride, x_stride, K, w, n, stop, bias, out + m * out_stride, out_stride);
+  if (M > 2 * kDenseRows) {
+    for (int64_t m = 0; m < M; m += kDenseChunk) {
+      const int64_t end = M < m + kDenseChunk ? M : m + kDenseChunk;
+      for (int64_t n = n_begin; n < n_end; n += kDenseOutputs) {
+        const int64_t outputs = n_end - n < kDenseOutputs ? n_end - n : kDenseOutputs;
+        DenseStripe<Loader>(x, x_stride, m, end, K, w, n, outputs, bias, out, out_stride);
+      }
     }
-    for (; m < M; ++m)
-      DenseRows<Loader, 1>(x + m * x_stride, x_stride, K, w, n, stop, bias, out + m * out_stride, out_stride);
+    return;
   }
-}
-
-// ggml blocks of 32 (quantization.md 1.8): f16 d, (f16 m,) then the codes.
-inline float HalfAt(const uint8_t* p) {
-  uint16_t bits;
-  __builtin_memcpy(&bits, p, 2);
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const uint32_t exponent = (bits >> 10) & 31u, mantissa = bits & 0x3ffu;
-  float value;
-  uint32_t raw;
-  if (exponent == 0) {
-    value = static_cast<float>(mantissa) * 5.9604644775390625e-8f;
-    __builtin_memcpy(&raw, &value, 4);
-    raw |= sign;
-  } else {
-    raw = exponent == 31 ? sign | 0x7f800000u | (mantissa << 13) : sign | ((exponent + 112u) << 23) | (mantissa << 13);
+  int64_t n = n_begin;
+  if (M == 1) {
+    for (; n + 8 <= n_end; n += 8) DenseTile<Loader, 1, 8>(x, x_stride, K, w + n * K, bias, n, out, out_stride);
   }
-  __builtin_memcpy(&value, &raw, 4);
-  return value;
-}
-
-struct Q4_0 {
-  static constexpr int kBytes = 18;
-  static constexpr bool kHasMin = false;
-  static W Codes(const uint8_t* p) { return Nibbles16(p + 2, 8); }
-};
-struct Q4_1 {
-  static constexpr int kBytes = 20;
-  static constexpr bool kHasMin = true;
-  static W Codes(const uint8_t* p) { return Nibbles16(p + 4, 0); }
-};
-struct Q8_0 {
-  static constexpr int kBytes = 34;
-  static constexpr bool kHasMin = false;
-  static W Codes(const uint8_t* p) { return W::FromI8(p + 2); }
-};
-
-template <class Block, int MR>
-inline void BlockTile(const QuantizedRows& x, int64_t m0, const uint8_t* row, float bias, float* out,
-                      int64_t out_stride) {
-  F acc[MR];
-  float low[MR] = {};
-  for (int m = 0; m < MR; ++m) acc[m] = F::Zero();
-  for (int64_t b = 0; b < x.blocks; ++b, row += Block::kBytes) {
-    const float d = HalfAt(row);
-    const W codes = Block::Codes(row);
-    __builtin_prefetch(row + 1024);
-    for (int m = 0; m < MR; ++m) {
-      const int64_t i = b * x.M + m0 + m;
-      const I dots = Dot(I::Zero(), codes, W::Load(x.codes + i * x.row_bytes));
-      acc[m] = Fma(ToFloat(dots), F::Set1(d * x.scale[i]), acc[m]);
-      if constexpr (Block::kHasMin) low[m] += HalfAt(row + 2) * x.scale[i] * static_cast<float>(x.sum[i]);
-    }
+  for (; n + kDenseCols <= n_end; n += kDenseCols) {
+    DenseFew<Loader, kDenseCols>(x, x_stride, M, K, w, bias, n, out, out_stride);
   }
-  for (int m = 0; m < MR; ++m) out[(m0 + m) * out_stride] = Sum(acc[m]) + low[m] + bias;
-}
-
-template <class Block>
-void Blocks(const QuantizedRows& x, const BlockRows& w, int64_t n_begin, int64_t n_end, const float* bias, float* out,
-            int64_t out_stride) {
-  for (int64_t n = n_begin; n < n_end; ++n) {
-    const uint8_t* row = w.data + n * w.row_bytes;
-    const float b = bias == nullptr ? 0.0f : bias[n];
-    int64_t m = 0;
-    for (; m + 8 <= x.M; m += 8) BlockTile<Block, 8>(x, m, row, b, out + n, out_stride);
-    for (; m + 2 <= x.M; m += 2) BlockTile<Block, 2>(x, m, row, b, out + n, out_stride);
-    for (; m < x.M; ++m) BlockTile<Block, 1>(x, m, row, b, out + n, out_stride);
-  }
+  for (; n < n_end; ++n) DenseFew<Loader, 1>(x, x_stride, M, K, w, bias, n, out, out_stride);
 }
 
 }  // namespace sage::cpu::SAGE_TIER

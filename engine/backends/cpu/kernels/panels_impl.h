@@ -20,39 +20,45 @@ namespace sage::cpu::SAGE_TIER {
 
 constexpr int64_t kPrefetchBytes = 3072;
 
-// Forms of weights. `Two` loads two steps; a step is 64 bytes of operand for 16 outputs and four bytes of activations.
+// Forms of weights. A chunk of a block begins with a part of each sum and ends by leaving the sum; a second chain is
+// joined to it. `Two` loads two steps; a step is 64 bytes of operand for 16 outputs and four bytes of activations.
 struct Int8Wide {  // int8 pairs, int16 activations
   using Part = I;
   static constexpr int64_t kTwoBytes = 64, kChunk = 1 << 20;
-  static constexpr bool kExpand = true;
+  static constexpr bool kExpand = true, kCentred = false;
   static void Two(const uint8_t* p, W* first, W* second) {
     *first = W::FromI8(p);
     *second = W::FromI8(p + 32);
   }
   static I Step(const I& sum, const W& w, const W& x) { return Dot(sum, w, x); }
+  static I Begin(const I& sum) { return sum; }
+  static I End(const I&, const I& part) { return part; }
   static I Join(const I& sum, const I& part) { return Add(sum, part); }
 };
 struct NibblesWide : Int8Wide {  // nibble pairs, int16 activations
   static constexpr int64_t kTwoBytes = 32;
   static void Two(const uint8_t* p, W* first, W* second) { Nibbles32(p, first, second); }
 };
-struct ReadyWide : Int8Wide {  // what the two above become in a wide copy
+struct ReadyWide : Int8Wide {  // what the two above become in a wide copy: codes without their bias
   static constexpr int64_t kTwoBytes = 128;
+  static constexpr bool kCentred = true;
   static void Two(const uint8_t* p, W* first, W* second) {
     *first = W::Load(p);
     *second = W::Load(p + 64);
   }
 };
 struct Int8Quads : ReadyWide {  // codes + 128 of four inputs, int8 activations
-  static constexpr bool kExpand = false;
+  static constexpr bool kExpand = false, kCentred = false;
   static I Step(const I& sum, const W& w, const W& x) { return DotBytes(sum, w, x); }
 };
 struct ReadyQuads {  // codes 0..15 in bytes, int8 activations; exact for kChunk * 2 steps in a part
   using Part = NibbleSums;
   static constexpr int64_t kTwoBytes = 128, kChunk = NibbleSums::kSteps / 2;
-  static constexpr bool kExpand = false;
+  static constexpr bool kExpand = false, kCentred = false;
   static void Two(const uint8_t* p, W* first, W* second) { ReadyWide::Two(p, first, second); }
   static Part Step(const Part& sum, const W& w, const W& x) { return AddNibbles(sum, w, x); }
+  static Part Begin(const I& sum) { return BeginNibbles(sum); }
+  static I End(const I& sum, const Part& part) { return EndNibbles(sum, part); }
   static I Join(const I& sum, const Part& part) { return JoinNibbles(sum, part); }
 };
 struct NibbleQuads : ReadyQuads {  // nibbles of 4 + 4 inputs, int8 activations
@@ -85,7 +91,7 @@ inline void PanelSteps(const uint8_t* codes, int64_t w_stride, const uint8_t* a,
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) {
       Form::Two(codes + j * w_stride, &first[j], &second[j]);
-      if constexpr (MR <= 2) Prefetch(codes + j * w_stride + kPrefetchBytes);
+      if constexpr (Form::kTwoBytes < 128 || MR <= 2) Prefetch(codes + j * w_stride + kPrefetchBytes);
     }
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -113,16 +119,38 @@ inline void PanelChunk(const uint8_t* codes, int64_t w_stride, const uint8_t* a,
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) part[m][j] = other[m][j] = Part::Zero();
+    for (int j = 0; j < NR; ++j) {
+      part[m][j] = Form::Begin(dots[m][j]);
+      other[m][j] = Part::Zero();
+    }
   }
   PanelSteps<Form>(codes, w_stride, a, row, count, part, kTwoChains ? other : part);
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) {
-      dots[m][j] = Form::Join(dots[m][j], part[m][j]);
+      dots[m][j] = Form::End(dots[m][j], part[m][j]);
       if constexpr (kTwoChains) dots[m][j] = Form::Join(dots[m][j], other[m][j]);
     }
+  }
+}
+
+// What a block of NR panels is multiplied with, in f32; `offset` is null without one.
+template <int NR>
+struct Factors {
+  alignas(64) float scales[NR * 16];
+  alignas(64) float offsets[NR * 16];
+};
+template <int NR>
+inline void LoadFactors(const PanelWeights& w, int64_t panel, int64_t group, Factors<NR>* to) {
+  for (int j = 0; j < NR; ++j) {
+    const int64_t at = ((panel + j) * w.groups + group) * 16;
+    const auto load = [&](const void* from) {
+      return w.half ? F::Load(static_cast<const uint16_t*>(from) + at, true)
+                    : F::Load(static_cast<const float*>(from) + at);
+    };
+    load(w.scale).Store(to->scales + j * 16);
+    if (w.offset != nullptr) load(w.offset).Store(to->offsets + j * 16);
   }
 }
 
@@ -130,15 +158,17 @@ inline void PanelChunk(const uint8_t* codes, int64_t w_stride, const uint8_t* a,
 // [MR][NR][16].
 template <class Form, int MR, int NR>
 inline void PanelBlock(const uint8_t* codes, int64_t w_stride, const QuantizedRows& x, int64_t m0, int64_t b,
-                       const PanelWeights& w, int64_t panel, float* sums) {
+                       const PanelWeights& w, int64_t panel, const Factors<NR>& factors, float* sums) {
   const int64_t at = b * x.M + m0;
   const uint8_t* const a = x.codes + at * x.row_bytes;
   const int64_t pairs = x.row_bytes / 8;
   I dots[MR][NR];
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
+    I first = I::Zero();
+    if constexpr (!Form::kCentred) first = I::Set1(-w.bias * x.sum[at + m]);
 #pragma GCC unroll 4
-    for (int j = 0; j < NR; ++j) dots[m][j] = I::Zero();
+    for (int j = 0; j < NR; ++j) dots[m][j] = first;
   }
   if constexpr (Form::kChunk >= kLongestBlock) {
     PanelChunk<Form>(codes, w_stride, a, x.row_bytes, pairs, dots);
@@ -148,21 +178,38 @@ inline void PanelBlock(const uint8_t* codes, int64_t w_stride, const QuantizedRo
       PanelChunk<Form>(codes + i * Form::kTwoBytes, w_stride, a + i * 8, x.row_bytes, count, dots);
     }
   }
-  const int64_t g = b / w.blocks_per_group;
-#pragma GCC unroll 4
-  for (int j = 0; j < NR; ++j) {
-    const F scale = F::Load(w.scale + ((panel + j) * w.groups + g) * 16);
-    const I shift = w.shift == nullptr ? I::Zero() : I::Load(w.shift + ((panel + j) * w.blocks + b) * 16);
+  if constexpr (!Form::kCentred) {
+    if (w.shift != nullptr) {
+      for (int j = 0; j < NR; ++j) {
+        const I shift = I::Load(w.shift + ((panel + j) * w.blocks + b) * 16);
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m) {
-      const I exact = Add(dots[m][j], Add(I::Set1(-w.bias * x.sum[at + m]), shift));
-      float* own = sums + (m * NR + j) * 16;
-      F acc = Fma(ToFloat(exact), Mul(scale, F::Set1(x.scale[at + m])), F::Load(own));
-      if (w.offset != nullptr) {
-        const F offset = F::Load(w.offset + ((panel + j) * w.groups + g) * 16);
-        acc = Fma(offset, F::Set1(x.scale[at + m] * static_cast<float>(x.sum[at + m])), acc);
+        for (int m = 0; m < MR; ++m) dots[m][j] = Add(dots[m][j], shift);
       }
-      acc.Store(own);
+    }
+  }
+  F scale[NR];
+#pragma GCC unroll 4
+  for (int j = 0; j < NR; ++j) scale[j] = Pinned(F::Load(factors.scales + j * 16));
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    const F step = F::Set1(x.scale[at + m]);
+#pragma GCC unroll 4
+    for (int j = 0; j < NR; ++j) {
+      float* own = sums + (m * NR + j) * 16;
+      Fma(ToFloat(dots[m][j]), Mul(scale[j], step), F::Load(own)).Store(own);
+    }
+  }
+  if (w.offset == nullptr) return;
+    // sum x w: the offset meets the sum of the block's inputs.
+#pragma GCC unroll 4
+  for (int j = 0; j < NR; ++j) scale[j] = Pinned(F::Load(factors.offsets + j * 16));
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    const F total = F::Set1(x.total[at + m]);
+#pragma GCC unroll 4
+    for (int j = 0; j < NR; ++j) {
+      float* own = sums + (m * NR + j) * 16;
+      Fma(scale[j], total, F::Load(own)).Store(own);
     }
   }
 }
@@ -179,10 +226,12 @@ template <class Form, int MR, int NR>
 inline void DirectTile(const QuantizedRows& x, int64_t m0, const PanelWeights& w, int64_t panel, int64_t N,
                        const float* bias, float* out, int64_t out_stride) {
   alignas(64) float sums[MR * NR * 16] = {};
+  Factors<NR> factors = {};
   const int64_t block_bytes = x.row_bytes / 8 * Form::kTwoBytes, panel_bytes = w.blocks * block_bytes;
   const uint8_t* codes = w.codes + panel * panel_bytes;
   for (int64_t b = 0; b < w.blocks; ++b, codes += block_bytes) {
-    PanelBlock<Form, MR, NR>(codes, panel_bytes, x, m0, b, w, panel, sums);
+    LoadFactors<NR>(w, panel, b / w.blocks_per_group, &factors);
+    PanelBlock<Form, MR, NR>(codes, panel_bytes, x, m0, b, w, panel, factors, sums);
   }
   for (int m = 0; m < MR; ++m) {
     for (int j = 0; j < NR; ++j) {
@@ -191,26 +240,21 @@ inline void DirectTile(const QuantizedRows& x, int64_t m0, const PanelWeights& w
   }
 }
 
-// Calls tile<rows>(m0) over [begin, end) with the largest tiles first.
-template <class Tile>
-inline void OverRows(int64_t begin, int64_t end, const Tile& tile) {
-  int64_t m = begin;
-  for (; m + kPanelRows <= end; m += kPanelRows) tile.template operator()<kPanelRows>(m);
-  if constexpr (kPanelRows > 4) {
-    for (; m + 4 <= end; m += 4) tile.template operator()<4>(m);
-  }
-  for (; m + 2 <= end; m += 2) tile.template operator()<2>(m);
-  for (; m < end; ++m) tile.template operator()<1>(m);
-}
-
 // Rows that share a wide copy of the weights: their f32 sums are at most 16 KiB.
 constexpr int64_t kChunkRows = 128;
+
+template <class Ready>
+inline W Centre(const W& codes, int bias) {
+  if constexpr (Ready::kCentred) return LessInt16(codes, bias);
+  return codes;
+}
 
 template <class Form, class Ready, int NR>
 inline void BlockedRows(const QuantizedRows& x, int64_t begin, int64_t end, const PanelWeights& w, int64_t panel,
                         int64_t N, const float* bias, float* out, int64_t out_stride) {
   alignas(64) uint8_t wide[Form::kExpand ? NR * kLongestBlock * 32 : 64];
   alignas(64) float sums[kChunkRows * NR * 16];
+  Factors<NR> factors = {};
   for (int64_t i = 0; i < (end - begin) * NR * 16; i += 16) F::Zero().Store(sums + i);
   const int64_t twos = x.row_bytes / 8, block_bytes = twos * Form::kTwoBytes, panel_bytes = w.blocks * block_bytes;
   for (int64_t b = 0; b < w.blocks; ++b) {
@@ -223,14 +267,15 @@ inline void BlockedRows(const QuantizedRows& x, int64_t begin, int64_t end, cons
           W first, second;
           Form::Two(codes + j * panel_bytes + i * Form::kTwoBytes, &first, &second);
           Prefetch(codes + j * panel_bytes + i * Form::kTwoBytes + kPrefetchBytes);
-          first.Store(wide + j * stride + i * 128);
-          second.Store(wide + j * stride + i * 128 + 64);
+          Centre<Ready>(first, w.bias).Store(wide + j * stride + i * 128);
+          Centre<Ready>(second, w.bias).Store(wide + j * stride + i * 128 + 64);
         }
       }
       codes = wide;
     }
-    OverRows(begin, end, [&]<int MR>(int64_t m0) {
-      PanelBlock<Ready, MR, NR>(codes, stride, x, m0, b, w, panel, sums + (m0 - begin) * NR * 16);
+    LoadFactors<NR>(w, panel, b / w.blocks_per_group, &factors);
+    OverRows<kPanelRows>(begin, end, [&]<int MR>(int64_t m0) {
+      PanelBlock<Ready, MR, NR>(codes, stride, x, m0, b, w, panel, factors, sums + (m0 - begin) * NR * 16);
     });
   }
   for (int64_t m = begin; m < end; ++m) {
@@ -246,7 +291,8 @@ inline int64_t PanelRange(const QuantizedRows& x, const PanelWeights& w, int64_t
   int64_t p = p_begin;
   for (; p + NR <= p_end; p += NR) {
     if (x.M <= kDirectRows) {
-      OverRows(0, x.M, [&]<int MR>(int64_t m) { DirectTile<Form, MR, NR>(x, m, w, p, N, bias, out, out_stride); });
+      OverRows<kPanelRows>(0, x.M,
+                           [&]<int MR>(int64_t m) { DirectTile<Form, MR, NR>(x, m, w, p, N, bias, out, out_stride); });
     } else {
       for (int64_t m = 0; m < x.M; m += kChunkRows) {
         const int64_t end = x.M < m + kChunkRows ? x.M : m + kChunkRows;

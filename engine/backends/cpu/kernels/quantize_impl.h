@@ -43,13 +43,21 @@ inline void StoreCodes(F codes, int64_t count, Code* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Code>(some[i]);
 }
 
+// `codes`: their sums, whole numbers.
+inline void StoreBlock(float scale, F codes, int64_t b, const RowCodes& to) {
+  const auto sum = static_cast<int32_t>(Sum(codes));
+  to.scale[b * to.rows] = scale;
+  to.sum[b * to.rows] = sum;
+  to.total[b * to.rows] = scale * static_cast<float>(sum);
+}
+
 void QuantizeRow(const float* x, int64_t K, int64_t block, const RowCodes& to) {
   const F limit = F::Set1(32767.0f), floor = F::Set1(-32767.0f);
   for (int64_t b = 0, k = 0; k < K; ++b, k += block) {
     const int64_t size = K - k < block ? K - k : block;
     float damage;
     const float amax = LargestOf(x + k, size, &damage);
-    to.scale[b * to.rows] = amax / 32767.0f + damage;
+    const float scale = amax / 32767.0f + damage;
     const F inverse = F::Set1(amax > 0 ? 32767.0f / amax : 0.0f);
     F total = F::Zero();  // exact: at most 256 codes
     auto* codes = reinterpret_cast<int16_t*>(to.codes + b * to.rows * to.row_bytes);
@@ -59,7 +67,7 @@ void QuantizeRow(const float* x, int64_t K, int64_t block, const RowCodes& to) {
       StoreCodes(code, size - i, codes + i);
     }
     for (int64_t i = size; i < to.row_bytes / 2; ++i) codes[i] = 0;
-    to.sum[b * to.rows] = static_cast<int32_t>(Sum(total));
+    StoreBlock(scale, total, b, to);
   }
 }
 
@@ -90,8 +98,7 @@ inline void QuantizeRow8(const float* x, int64_t K, int64_t block, float static_
       StoreCodes(sizeof(Code) == 2 ? value : code, size - i, codes + i);
     }
     for (int64_t i = size; i < to.row_bytes / static_cast<int64_t>(sizeof(Code)); ++i) codes[i] = 0;
-    to.scale[b * to.rows] = own + damage;
-    to.sum[b * to.rows] = static_cast<int32_t>(Sum(total));
+    StoreBlock(own + damage, total, b, to);
   }
 }
 

@@ -13,9 +13,11 @@ constexpr int kPanelRows = 4;
 constexpr int kPanelCols = 1;
 // Panels beside one another for a single row; rows up to which weights are decoded anew for each tile of rows.
 constexpr int kDecodeCols = 1;
-constexpr int kDirectRows = 2;
+constexpr int kDirectRows = 4;
 // Up to so many sums of a tile would wait for themselves: they run as two chains.
 constexpr int kFewSums = 2;
+// Plain float weights: rows of activations and of weights in a tile.
+constexpr int kDenseRows = 3, kDenseCols = 2;
 // Attention: queries, key vectors and value vectors of one tile.
 constexpr int kTileQ = 6, kTileK = 1, kTileD = 1;
 
@@ -41,6 +43,11 @@ struct F {
     _mm256_storeu_ps(p + 8, b);
   }
 };
+// Keeps a loaded vector in its registers: GCC would load it again for every product.
+inline F Pinned(F x) {
+  asm("" : "+x"(x.a), "+x"(x.b));
+  return x;
+}
 inline F Fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 inline F Mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 inline F Add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
@@ -140,11 +147,9 @@ inline void Nibbles64(const uint8_t* p, W* low, W* high) {
   high->a = _mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask);
   high->b = _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask);
 }
-inline W Nibbles16(const uint8_t* p, int bias) {
-  const __m256i raw = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+inline W LessInt16(W x, int bias) {
   const __m256i b = _mm256_set1_epi16(static_cast<short>(bias));
-  return {_mm256_sub_epi16(_mm256_and_si256(raw, _mm256_set1_epi16(15)), b),
-          _mm256_sub_epi16(_mm256_srli_epi16(raw, 4), b)};
+  return {_mm256_sub_epi16(x.a, b), _mm256_sub_epi16(x.b, b)};
 }
 
 struct I {
@@ -168,7 +173,8 @@ inline I DotBytes(I acc, W codes, W x) {
 inline I Add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline F ToFloat(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 
-// Sums of codes 0..15 against int8 in pairs of int16: a step adds at most 2 * 15 * 128, so eight of them fit.
+// Sums of codes 0..15 against int8 in pairs of int16: a step adds at most 2 * 15 * 128, so eight of them fit. They
+// begin at zero.
 struct NibbleSums {
   static constexpr int64_t kSteps = 8;
   __m256i a, b;
@@ -182,6 +188,8 @@ inline I JoinNibbles(I sum, NibbleSums s) {
   const __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(s.a, ones)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(s.b, ones))};
 }
+inline NibbleSums BeginNibbles(I) { return NibbleSums::Zero(); }
+inline I EndNibbles(I sum, NibbleSums s) { return JoinNibbles(sum, s); }
 
 // Sixteen codes in the upper bits of f16 lanes: see simd_generic.h.
 inline F FromHalfLanes(__m256i lanes) {

@@ -13,9 +13,11 @@ constexpr int kPanelRows = 8;
 constexpr int kPanelCols = 2;
 // Panels beside one another for a single row; rows up to which weights are decoded anew for each tile of rows.
 constexpr int kDecodeCols = 2;
-constexpr int kDirectRows = 2;
+constexpr int kDirectRows = 8;
 // Up to so many sums of a tile would wait for themselves: they run as two chains.
 constexpr int kFewSums = 4;
+// Plain float weights: rows of activations and of weights in a tile.
+constexpr int kDenseRows = 6, kDenseCols = 4;
 // Attention: queries, key vectors and value vectors of one tile.
 constexpr int kTileQ = 6, kTileK = 4, kTileD = 4;
 
@@ -34,6 +36,11 @@ struct F {
   }
   void Store(float* p) const { _mm512_storeu_ps(p, v); }
 };
+// Keeps a loaded vector in its register: GCC would load it again for every product, and loads are what binds then.
+inline F Pinned(F a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 inline F Fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F Mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F Add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -47,6 +54,18 @@ inline float Sum(F a) {
   const __m128 q = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
   const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+// The sums of four vectors, each in the order of Sum.
+inline void Sum4(const F (&a)[4], float* out) {
+  const __m512 e =
+      _mm512_add_ps(_mm512_shuffle_f32x4(a[0].v, a[1].v, 0x44), _mm512_shuffle_f32x4(a[0].v, a[1].v, 0xee));
+  const __m512 f =
+      _mm512_add_ps(_mm512_shuffle_f32x4(a[2].v, a[3].v, 0x44), _mm512_shuffle_f32x4(a[2].v, a[3].v, 0xee));
+  const __m512 q = _mm512_add_ps(_mm512_shuffle_f32x4(e, f, 0x88), _mm512_shuffle_f32x4(e, f, 0xdd));
+  const __m512 d = _mm512_add_ps(q, _mm512_permute_ps(q, 0x4e));
+  const __m512 sums = _mm512_add_ps(d, _mm512_movehdup_ps(d));
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, sums)));
 }
 inline float MaxLane(F a) { return _mm512_reduce_max_ps(a.v); }
 inline F Round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
@@ -98,13 +117,7 @@ inline void Nibbles64(const uint8_t* p, W* low, W* high) {
   low->v = _mm512_and_si512(w, mask);
   high->v = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
 }
-inline W Nibbles16(const uint8_t* p, int bias) {
-  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m128i low = _mm_and_si128(raw, _mm_set1_epi8(15));
-  const __m128i high = _mm_and_si128(_mm_srli_epi16(raw, 4), _mm_set1_epi8(15));
-  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-  return {_mm512_sub_epi16(_mm512_cvtepu8_epi16(both), _mm512_set1_epi16(static_cast<short>(bias)))};
-}
+inline W LessInt16(W x, int bias) { return {_mm512_sub_epi16(x.v, _mm512_set1_epi16(static_cast<short>(bias)))}; }
 
 struct I {
   __m512i v;
@@ -112,13 +125,21 @@ struct I {
   static I Set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static I Load(const void* p) { return {_mm512_loadu_si512(p)}; }
 };
-inline I Dot(I acc, W a, W b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }
+// Written as instructions: through the intrinsics GCC 12 copies every sum into another register and back for each
+// product and spills some, which halves the rate of these loops.
+inline I Dot(I acc, W a, W b) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
+  return acc;
+}
 // Four bytes a lane: codes 0..255 against int8.
-inline I DotBytes(I acc, W codes, W x) { return {_mm512_dpbusd_epi32(acc.v, codes.v, x.v)}; }
+inline I DotBytes(I acc, W codes, W x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(codes.v), "v"(x.v));
+  return acc;
+}
 inline I Add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline F ToFloat(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
-// Sums of codes 0..15 against int8: exact for kSteps additions, then joined to a wide sum.
+// Sums of codes 0..15 against int8, exact for kSteps additions: begun from a wide sum, ended as it or joined to one.
 struct NibbleSums {
   static constexpr int64_t kSteps = 1 << 20;
   I sum;
@@ -126,6 +147,8 @@ struct NibbleSums {
 };
 inline NibbleSums AddNibbles(NibbleSums s, W codes, W x) { return {DotBytes(s.sum, codes, x)}; }
 inline I JoinNibbles(I sum, NibbleSums s) { return Add(sum, s.sum); }
+inline NibbleSums BeginNibbles(I sum) { return {sum}; }
+inline I EndNibbles(I, NibbleSums s) { return s.sum; }
 
 // Codes in the upper bits of f16 lanes: see simd_generic.h.
 inline F E4M3(const uint8_t* p) {

@@ -16,9 +16,11 @@ constexpr int kPanelRows = 4;
 constexpr int kPanelCols = 1;
 // Panels beside one another for a single row; rows up to which weights are decoded anew for each tile of rows.
 constexpr int kDecodeCols = 1;
-constexpr int kDirectRows = 2;
+constexpr int kDirectRows = 4;
 // Up to so many sums of a tile would wait for themselves: they run as two chains.
 constexpr int kFewSums = 0;
+// Plain float weights: rows of activations and of weights in a tile.
+constexpr int kDenseRows = 2, kDenseCols = 2;
 // Attention: queries, key vectors and value vectors of one tile.
 constexpr int kTileQ = 6, kTileK = 1, kTileD = 1;
 
@@ -47,6 +49,7 @@ struct F {  // float x 16
   }
   void Store(float* p) const { std::memcpy(p, v, sizeof v); }
 };
+inline const F& Pinned(const F& a) { return a; }
 inline F Fma(const F& a, const F& b, const F& c) {
   F r;
   for (int i = 0; i < 16; ++i) r.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
@@ -171,13 +174,9 @@ inline void Nibbles64(const uint8_t* p, W* low, W* high) {
   std::memcpy(low->v, a, sizeof a);
   std::memcpy(high->v, b, sizeof b);
 }
-// Low nibbles of 16 bytes in 0..15, high nibbles in 16..31, less `bias`.
-inline W Nibbles16(const uint8_t* p, int bias) {
+inline W LessInt16(const W& x, int bias) {
   W r;
-  for (int i = 0; i < 16; ++i) {
-    r.v[i] = static_cast<int16_t>((p[i] & 15) - bias);
-    r.v[i + 16] = static_cast<int16_t>((p[i] >> 4) - bias);
-  }
+  for (int i = 0; i < 32; ++i) r.v[i] = static_cast<int16_t>(x.v[i] - bias);
   return r;
 }
 
@@ -228,7 +227,7 @@ inline F ToFloat(const I& a) {
   return r;
 }
 
-// Sums of codes 0..15 against int8: exact for kSteps additions, then joined to a wide sum.
+// Sums of codes 0..15 against int8, exact for kSteps additions: begun from a wide sum, ended as it or joined to one.
 struct NibbleSums {
   static constexpr int64_t kSteps = 1 << 20;
   I sum;
@@ -236,6 +235,8 @@ struct NibbleSums {
 };
 inline NibbleSums AddNibbles(const NibbleSums& s, const W& codes, const W& x) { return {DotBytes(s.sum, codes, x)}; }
 inline I JoinNibbles(const I& sum, const NibbleSums& s) { return Add(sum, s.sum); }
+inline NibbleSums BeginNibbles(const I& sum) { return {sum}; }
+inline I EndNibbles(const I&, const NibbleSums& s) { return s.sum; }
 
 // Float codes of 16 outputs: input k in `first`, k + 1 in `second`. An e4m3 code moved into the bits of an f16 is the
 // value times 2^-8, exactly; the scales carry the missing 2^8.

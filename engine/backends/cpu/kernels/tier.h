@@ -11,19 +11,21 @@
 namespace sage::cpu {
 
 // Activations as integers in blocks along K: value = scale * code, int16 fixed point, or int8 with a zero point. A
-// block of a row is `row_bytes` long (a multiple of 8 bytes; 64 for ggml blocks), zero past its inputs. The rows of one
+// block of a row is `row_bytes` long (a multiple of 8 bytes), zero past its inputs. The rows of one
 // block lie together: a tile of rows is one run of memory.
 struct QuantizedRows {
   const uint8_t* codes;  // [blocks][M][row_bytes]
   const float* scale;    // [blocks][M]
   const int32_t* sum;    // [blocks][M] sum of codes, less the zero point each
+  const float* total;    // [blocks][M] scale * sum
   int64_t M, blocks, row_bytes;
 };
-// Where one row goes: block b at codes + b * rows * row_bytes, scale[b * rows], sum[b * rows].
+// Where one row goes: block b at codes + b * rows * row_bytes, scale[b * rows], sum[b * rows], total[b * rows].
 struct RowCodes {
   uint8_t* codes;
   float* scale;
   int32_t* sum;
+  float* total;
   int64_t rows, row_bytes;
 };
 
@@ -37,8 +39,9 @@ enum class PanelLayout : uint8_t { kInt8Pairs, kNibblePairs, kInt8Quads, kNibble
 struct PanelWeights {
   PanelLayout layout;
   const uint8_t* codes;
-  const float* scale;    // [panels][groups][16]
-  const float* offset;   // [panels][groups][16] or null
+  bool half;             // scale and offset are f16, else f32
+  const void* scale;     // [panels][groups][16]
+  const void* offset;    // [panels][groups][16] or null
   const int32_t* shift;  // [panels][blocks][16] minus the activations' zero point times the stored codes' sum, or null
   int64_t blocks;
   int64_t groups;
@@ -60,11 +63,6 @@ struct FloatPanels {
   int64_t segments;
   int64_t scales;
   int64_t panel_bytes;
-};
-
-struct BlockRows {
-  const uint8_t* data;  // [N][K / 32] ggml blocks
-  int64_t row_bytes;
 };
 
 // What a KV page holds; values are eight bits with scales, or floats.
@@ -143,12 +141,6 @@ struct TierFns {
   // Panels [p_begin, p_end) of float codes against f32 rows.
   void (*float_panels)(const float* x, int64_t x_stride, int64_t M, const FloatPanels& w, int64_t p_begin,
                        int64_t p_end, int64_t N, const float* bias, float* out, int64_t out_stride);
-  void (*blocks_q4_0)(const QuantizedRows& x, const BlockRows& w, int64_t n_begin, int64_t n_end, const float* bias,
-                      float* out, int64_t out_stride);
-  void (*blocks_q4_1)(const QuantizedRows& x, const BlockRows& w, int64_t n_begin, int64_t n_end, const float* bias,
-                      float* out, int64_t out_stride);
-  void (*blocks_q8_0)(const QuantizedRows& x, const BlockRows& w, int64_t n_begin, int64_t n_end, const float* bias,
-                      float* out, int64_t out_stride);
   void (*attend[kKvFormats])(const AttentionTask& task);
   // Combines the states that tasks of single parts left: query i of part p at partial + (p * queries + i) * state
   // floats. Query i is row i / group, head i % group.

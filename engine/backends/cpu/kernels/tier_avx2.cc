@@ -3,6 +3,7 @@
 // The vectors come before the kernels that are written in them.
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_avx2.h"
+#include "engine/backends/cpu/kernels/row_tiles.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/quantize_impl.h"
 #include "engine/backends/cpu/kernels/panels_impl.h"
@@ -26,9 +27,6 @@ const TierFns kAvx2Tier = {
     .int8_quads = false,
     .panels = avx2::Panels,
     .float_panels = avx2::FloatPanelRange,
-    .blocks_q4_0 = avx2::Blocks<avx2::Q4_0>,
-    .blocks_q4_1 = avx2::Blocks<avx2::Q4_1>,
-    .blocks_q8_0 = avx2::Blocks<avx2::Q8_0>,
     .attend = {avx2::Attend<avx2::PageF32>, avx2::Attend<avx2::PageBF16>, avx2::Attend<avx2::PageE4M3>,
                avx2::Attend<avx2::PageE5M2>, avx2::Attend<avx2::PageInt8>, avx2::Attend<avx2::PageInt8Channel>},
     .combine_parts = avx2::CombineParts,

@@ -3,6 +3,7 @@
 // The vectors come before the kernels that are written in them.
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_avx512.h"
+#include "engine/backends/cpu/kernels/row_tiles.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/quantize_impl.h"
 #include "engine/backends/cpu/kernels/panels_impl.h"
@@ -26,9 +27,6 @@ const TierFns kAvx512Tier = {
     .int8_quads = true,
     .panels = avx512::Panels,
     .float_panels = avx512::FloatPanelRange,
-    .blocks_q4_0 = avx512::Blocks<avx512::Q4_0>,
-    .blocks_q4_1 = avx512::Blocks<avx512::Q4_1>,
-    .blocks_q8_0 = avx512::Blocks<avx512::Q8_0>,
     .attend = {avx512::Attend<avx512::PageF32>, avx512::Attend<avx512::PageBF16>, avx512::Attend<avx512::PageE4M3>,
                avx512::Attend<avx512::PageE5M2>, avx512::Attend<avx512::PageInt8>,
                avx512::Attend<avx512::PageInt8Channel>},

@@ -3,6 +3,7 @@
 // The vectors come before the kernels that are written in them.
 // clang-format off
 #include "engine/backends/cpu/kernels/simd_generic.h"
+#include "engine/backends/cpu/kernels/row_tiles.h"
 #include "engine/backends/cpu/kernels/linear_impl.h"
 #include "engine/backends/cpu/kernels/quantize_impl.h"
 #include "engine/backends/cpu/kernels/panels_impl.h"
@@ -26,9 +27,6 @@ const TierFns kGenericTier = {
     .int8_quads = true,
     .panels = generic::Panels,
     .float_panels = generic::FloatPanelRange,
-    .blocks_q4_0 = generic::Blocks<generic::Q4_0>,
-    .blocks_q4_1 = generic::Blocks<generic::Q4_1>,
-    .blocks_q8_0 = generic::Blocks<generic::Q8_0>,
     .attend = {generic::Attend<generic::PageF32>, generic::Attend<generic::PageBF16>,
                generic::Attend<generic::PageE4M3>, generic::Attend<generic::PageE5M2>,
                generic::Attend<generic::PageInt8>, generic::Attend<generic::PageInt8Channel>},
