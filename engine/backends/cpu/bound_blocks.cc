@@ -80,6 +80,7 @@ absl::Status PanelLinear::PackBlocks(LinearWeight weight, ThreadPool& threads) {
 }
 
 std::string RefuseBlocks(const LinearKernelQuery& query) {
+  if (std::string sizes = RefuseSizes(query); !sizes.empty()) return sizes;
   return query.K % kBlockInputs == 0 ? "" : absl::StrCat("K must be a multiple of 32, got ", query.K);
 }
 

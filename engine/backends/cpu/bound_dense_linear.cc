@@ -1,5 +1,6 @@
 // Linear layers whose weights are plain floats, read where they lie.
 #include <algorithm>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "engine/backends/cpu/bound_linears.h"
@@ -37,13 +38,24 @@ class DenseLinear final : public BoundLinear {
 
 }  // namespace
 
+std::string RefuseSizes(const LinearKernelQuery& query) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (query.N < 0 || query.N > kMost || query.K < 0 || query.K > kMost) {
+    return absl::StrCat("N and K must be 1 .. ", kMost, " (0 = any), got N=", query.N, ", K=", query.K);
+  }
+  if (query.group_size == 0 || query.group_size < -1) {
+    return absl::StrCat("group_size must be positive or -1, got ", query.group_size);
+  }
+  return "";
+}
+
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindDense(LinearWeight weight, const TierFns& tier, std::string kernel) {
   const DType dtype = weight.dense.values.dtype;
   const auto fn = dtype == DType::kF32    ? tier.dense_f32
                   : dtype == DType::kF16  ? tier.dense_f16
                   : dtype == DType::kBF16 ? tier.dense_bf16
                                           : nullptr;
-  if (fn == nullptr || weight.dense.values.shape != Shape{weight.N, weight.K}) {
+  if (fn == nullptr || weight.N < 1 || weight.K < 1 || weight.dense.values.shape != Shape{weight.N, weight.K}) {
     return MakeError(absl::StatusCode::kInvalidArgument, "WEIGHT_NOT_DENSE",
                      absl::StrCat(kernel, ": weight must be [", weight.N, ", ", weight.K, "] f32, f16 or bf16, got ",
                                   ShapeText(weight.dense.values.shape), " ", std::string(DTypeName(dtype))));

@@ -211,6 +211,7 @@ absl::Status CheckWeight(const LinearWeight& weight, const std::string& kernel) 
   const auto refuse = [&](const std::string& rule) { return Refuse(kernel, "WEIGHT_NOT_SUPPORTED", rule); };
   const bool nibbles = w.kind == FloatCodeWeight::Kind::kTable16;
   const int64_t count = weight.N * weight.K;
+  if (weight.N < 1 || weight.K < 1) return refuse("N and K must be positive");
   if (w.codes == nullptr || static_cast<int64_t>(w.bytes) != (nibbles ? CeilDivide(count, 2) : count)) {
     return refuse(absl::StrCat("codes must fill [", weight.N, ", ", weight.K, "], got ", w.bytes, " bytes"));
   }

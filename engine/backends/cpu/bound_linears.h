@@ -12,6 +12,8 @@ namespace sage::cpu {
 
 // Float weights read in place.
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindDense(LinearWeight weight, const TierFns& tier, std::string kernel);
+// Why no kernel can serve these sizes, or empty: what layers are made of counts from 1 to 2^31 - 1, and 0 is "any".
+std::string RefuseSizes(const LinearKernelQuery& query);
 // Why the panel kernels cannot serve these sizes, or empty: several groups a row must be cut into equal blocks of at
 // most 256 inputs.
 std::string RefusePanels(const LinearKernelQuery& query);

@@ -36,6 +36,17 @@ bool FitHalves(const std::vector<float>& values) {
   });
 }
 
+bool HasNegative(const IntegerWeight& w) {
+  return std::any_of(w.codes.begin(), w.codes.end(), [](int8_t code) { return code < 0; });
+}
+
+// Whether 8-bit codes lie in 0 .. 15 or -8 .. 7, as those of Q4_K and Q3_K do: half the bytes, the same integer sums.
+bool FitNibbles(const IntegerWeight& w) {
+  if (w.activations.eight_bits || w.codes.empty()) return false;
+  const auto [least, most] = std::minmax_element(w.codes.begin(), w.codes.end());
+  return (*least >= 0 && *most <= 15) || (*least >= -8 && *most <= 7);
+}
+
 void StoreScale(float value, bool half, int64_t at, Tensor* to) {
   if (half) {
     to->as<uint16_t>()[at] = FloatToF16(value);
@@ -203,7 +214,7 @@ void PanelLinear::PackScales(const IntegerWeight& w, int64_t panel, int64_t r) {
 
 std::string RefusePanels(const LinearKernelQuery& query) {
   const int64_t group = query.group_size;
-  if (group == 0 || group < -1) return absl::StrCat("group_size must be positive or -1, got ", group);
+  if (std::string sizes = RefuseSizes(query); !sizes.empty()) return sizes;
   if (group == -1 || (query.K == 0 && group <= 256)) return "";
   return BlocksFitGroups(query.K == 0 ? group + 1 : query.K, group) ? "" : GroupRule(group);
 }
@@ -214,6 +225,7 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, boo
   const auto refuse = [&](const std::string& rule) {
     return MakeError(absl::StatusCode::kInvalidArgument, "WEIGHT_NOT_SUPPORTED", absl::StrCat(kernel, ": ", rule));
   };
+  if (weight.N < 1 || weight.K < 1) return refuse("N and K must be positive");
   if (w.group_size <= 0) return refuse("group_size must be positive");
   if (static_cast<int64_t>(w.codes.size()) != weight.N * weight.K) return refuse("codes must be [N, K]");
   if (!w.codes_signed && w.bits == 8) return refuse("codes of eight bits must be signed");
@@ -223,6 +235,11 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, boo
     return refuse(absl::StrCat("scale and offset must be [N, G], ", scales, " values"));
   }
   if (!w.g_idx.empty() && static_cast<int64_t>(w.g_idx.size()) != weight.K) return refuse("g_idx must be [K]");
+  if (!nibbles && w.bits == 8 && FitNibbles(w)) {
+    nibbles = true;
+    weight.integer.codes_signed = HasNegative(w);
+    absl::StrAppend(&kernel, " (codes of 4 bits)");
+  }
   auto out = std::make_unique<PanelLinear>(tier, std::move(kernel));
   SAGE_RETURN_IF_ERROR(out->Pack(std::move(weight), nibbles, threads));
   return out;

@@ -8,7 +8,10 @@ namespace {
 
 constexpr char kName[] = "linear_bf16_generic";
 
-std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("generic", cpu); }
+std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
+  const std::string tier = RefuseTier("generic", cpu);
+  return tier.empty() ? RefuseSizes(query) : tier;
+}
 
 absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
   return BindDense(std::move(weight), kGenericTier, kName);

@@ -8,7 +8,10 @@ namespace {
 
 constexpr char kName[] = "linear_f32_avx512";
 
-std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx512", cpu); }
+std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
+  const std::string tier = RefuseTier("avx512", cpu);
+  return tier.empty() ? RefuseSizes(query) : tier;
+}
 
 absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
   return BindDense(std::move(weight), kAvx512Tier, kName);

@@ -8,7 +8,10 @@ namespace {
 
 constexpr char kName[] = "linear_mxfp4_w4a16_avx2";
 
-std::string Refuse(const LinearKernelQuery&, const CpuFeatures& cpu) { return RefuseTier("avx2", cpu); }
+std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
+  const std::string tier = RefuseTier("avx2", cpu);
+  return tier.empty() ? RefuseSizes(query) : tier;
+}
 
 absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
   return BindFloatPanels(std::move(weight), threads, kAvx2Tier, kName);

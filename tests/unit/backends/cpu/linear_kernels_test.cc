@@ -322,6 +322,96 @@ TEST(LinearKernels, EightBitActivationsAreExact) {
   }
 }
 
+// Sizes that no layer has are refused by every kernel of every strategy, and a query that names none is not.
+TEST(LinearKernels, EveryKernelRefusesImpossibleSizes) {
+  for (const LinearKernelDef* def : CpuLinearKernels()) {
+    if (!def->refuse({}, HostCpu()).empty()) continue;  // another tier
+    LinearKernelQuery query;
+    query.N = -1;
+    EXPECT_NE(def->refuse(query, HostCpu()), "") << def->name;
+    query.N = int64_t{1} << 31;
+    EXPECT_NE(def->refuse(query, HostCpu()), "") << def->name;
+    query.N = 16;
+    query.K = -32;
+    EXPECT_NE(def->refuse(query, HostCpu()), "") << def->name;
+    query.K = int64_t{1} << 40;
+    EXPECT_NE(def->refuse(query, HostCpu()), "") << def->name;
+    query.K = 64;
+    EXPECT_EQ(def->refuse(query, HostCpu()), "") << def->name;
+    for (const int64_t group : {int64_t{0}, int64_t{-2}, int64_t{-128}}) {
+      query.group_size = group;
+      EXPECT_NE(def->refuse(query, HostCpu()), "") << def->name << " group " << group;
+    }
+  }
+}
+
+// Runs a layer on every kernel of a strategy and compares it with what its values mean; returns the bytes it takes.
+size_t CheckMeaning(const std::string& strategy, const Layer& layer) {
+  ThreadPool one(1);
+  const std::vector<float> x = Inputs(layer.weight.K);
+  size_t bytes = 0;
+  std::vector<float> first;
+  for (const LinearKernelDef* def : CpuLinearKernels()) {
+    if (def->strategy != strategy || !def->refuse({}, HostCpu()).empty()) continue;
+    auto bound = def->bind(layer.weight, one);
+    EXPECT_TRUE(bound.ok()) << bound.status();
+    if (!bound.ok()) return 0;
+    bytes = (*bound)->weight_bytes();
+    const std::vector<float> whole = Forward(**bound, one, x, 0, kRows);
+    EXPECT_LE(RelativeError(layer, x, whole), 1e-4) << def->name;
+    if (first.empty()) first = whole;
+    EXPECT_TRUE(SameBits(first, whole.data())) << def->name << " differs from another tier";
+    for (const int64_t M : {1, 5, 11}) {
+      EXPECT_TRUE(SameBits(Forward(**bound, one, x, 0, M), whole.data())) << def->name << " M=" << M;
+    }
+  }
+  return bytes;
+}
+
+// Codes of 4 bits in bytes take half the memory, and scales that f16 holds exactly half of theirs.
+TEST(LinearKernels, NarrowCodesAndScalesAreStoredNarrow) {
+  for (const auto& [low, high] : {std::pair{0, 15}, {-8, 7}, {-4, 3}, {-9, 7}, {0, 16}}) {
+    Layer layer = MakeLayer("int8_w8a16", {33, 192, 32, true});
+    IntegerWeight& w = layer.weight.integer;
+    Random random(3);
+    for (int8_t& code : w.codes) {
+      code = static_cast<int8_t>(low + static_cast<int>(random.Bits() % static_cast<uint32_t>(high - low + 1)));
+    }
+    w.codes[5] = static_cast<int8_t>(low);
+    w.codes[6] = static_cast<int8_t>(high);
+    for (const bool half : {false, true}) {
+      for (std::vector<float>* values : {&w.scale, &w.offset}) {
+        for (float& v : *values) v = half ? F16ToFloat(FloatToF16(v)) : v;
+      }
+      for (size_t i = 0; i < layer.values.size(); ++i) {
+        const size_t g = i / 32;
+        layer.values[i] = static_cast<double>(w.scale[g]) * w.codes[i] + w.offset[g];
+      }
+      const size_t padded = 48 * 192, narrow = high - low > 15 || (low < -8) ? padded : padded / 2;
+      EXPECT_EQ(CheckMeaning("int8_w8a16", layer), narrow + 48 * 6 * (half ? 4 : 8)) << low << " half " << half;
+    }
+  }
+}
+
+TEST(LinearKernels, UnsignedNibblesAreServed) {
+  Layer layer = MakeLayer("int4_w4a16", {20, 96, 32, true});
+  IntegerWeight& w = layer.weight.integer;
+  w.codes_signed = false;
+  for (size_t i = 0; i < w.codes.size(); ++i) {
+    w.codes[i] = static_cast<int8_t>(w.codes[i] + 8);
+    layer.values[i] += 8 * static_cast<double>(w.scale[i / 32]);
+  }
+  EXPECT_GT(CheckMeaning("int4_w4a16", layer), 0u);
+}
+
+// A packed layer of blocks keeps the bits a weight of the file has: rows padded to whole panels, nothing else.
+TEST(LinearKernels, BlocksKeepTheirSize) {
+  for (const auto& [strategy, bytes] :
+       {std::pair<std::string, size_t>{"gguf_q4_0", 18}, {"gguf_q4_1", 20}, {"gguf_q8_0", 34}}) {
+    EXPECT_EQ(CheckMeaning(strategy, MakeLayer(strategy, {32, 320, 320, false})), 32 * 10 * bytes) << strategy;
+  }
+}
+
 // What a kernel accepts it can bind.
 TEST(LinearKernels, RefusalsAgreeWithBinding) {
   ThreadPool one(1);
