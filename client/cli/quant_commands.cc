@@ -77,7 +77,8 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
   const auto text = [&](const char* flag, const char* help, std::function<void(const std::string&)> set) {
     command.add_option_function<std::string>(flag, std::move(set), help);
   };
-  text("--method", "minmax, rtn, percentile, mse, kl, smoothquant, awq, gptq, awq+smoothquant or autoround (minmax)",
+  text("--method",
+       "minmax, rtn, percentile, mse, kl, smoothquant, awq, gptq, awq+gptq, awq+smoothquant or autoround (minmax)",
        [&config](const std::string& v) { config.set_method(v); });
   text("--weight-dtype", "int4, int8, int3, int2, fp8, nf4 or a strategy (int4)",
        [&config](const std::string& v) { config.set_weight_dtype(v); });
