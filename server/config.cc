@@ -128,6 +128,7 @@ const std::vector<Key>& Keys() {
       {"operation-workers", "Long operations at once", Integer(&C::operation_workers, 1, 2)},
       {"http-threads", "HTTP requests at once", Integer(&C::http_threads, 2, 1024)},
       {"max-streams", "gRPC streams at once on one connection", Integer(&C::max_streams, 1, 100000)},
+      {"max-connections", "gRPC connections at once", Integer(&C::max_connections, 1, 100000)},
       {"watchdog", "Seconds a step may take before health drops, 0 = off", Seconds(&C::watchdog_seconds, 86400)},
   };
   return *keys;
@@ -333,7 +334,8 @@ std::string DescribeConfig(const DaemonConfig& config) {
                       "\nengines_file: ", config.engines_file, "\notlp_endpoint: ", config.otlp_endpoint,
                       "\nlog_format: ", config.log_format, "\ndrain_delay: ", config.drain_delay_seconds,
                       "\ndrain_timeout: ", config.drain_timeout_seconds,
-                      "\noperation_workers: ", config.operation_workers, "\nmax_streams: ", config.max_streams, "\n");
+                      "\noperation_workers: ", config.operation_workers, "\nmax_streams: ", config.max_streams,
+                      "\nmax_connections: ", config.max_connections, "\n");
 }
 
 }  // namespace sage::server

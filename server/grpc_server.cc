@@ -11,6 +11,7 @@
 #include "grpcpp/impl/service_type.h"
 #include "grpcpp/security/tls_certificate_provider.h"
 #include "grpcpp/security/tls_credentials_options.h"
+#include "server/connection_gate.h"
 #include "server/daemon.h"
 #include "server/services/services.h"
 
@@ -78,6 +79,8 @@ void SetLimits(const DaemonConfig& config, grpc::ServerBuilder& builder) {
 
 struct GrpcServer::State {
   std::vector<std::unique_ptr<grpc::Service>> services;  // outlive the server
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
+  std::unique_ptr<ConnectionGate> gate;  // null for a unix socket, which the file's permissions guard
   std::unique_ptr<grpc::Server> server;
 };
 
@@ -101,19 +104,40 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Daemon& daemon) {
   services.push_back(MakeInferenceService(daemon));
   grpc::ServerBuilder builder;
   SetLimits(config, builder);
-  int port = 0;
-  builder.AddListeningPort(config.grpc_listen.ToString(), Credentials(daemon.certificates()), &port);
+  ListenAddress bound = config.grpc_listen;
+  SAGE_RETURN_IF_ERROR(out->Listen(daemon, builder, bound));
   for (const auto& service : services) builder.RegisterService(service.get());
-  out->state_->server = builder.BuildAndStart();
-  if (out->state_->server == nullptr || port == 0) {
+  State& state = *out->state_;
+  state.server = builder.BuildAndStart();
+  if (state.server == nullptr || (!state.gate && bound.port == 0)) {
     return MakeError(absl::StatusCode::kUnavailable, "CANNOT_LISTEN",
                      absl::StrCat("grpc-listen: cannot listen on ", config.grpc_listen.ToString()));
   }
   out->SetServing(false);
-  ListenAddress bound = config.grpc_listen;
-  bound.port = port;
+  if (state.gate) {
+    state.gate->Start([&acceptor = *state.acceptor](int listener, int fd) {
+      grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+      connection.listener_fd = listener;
+      connection.fd = fd;
+      acceptor.HandleNewConnection(&connection);
+    });
+  }
   out->address_ = bound.ToString();
   return out;
+}
+
+absl::Status GrpcServer::Listen(Daemon& daemon, grpc::ServerBuilder& builder, ListenAddress& address) {
+  const auto credentials = Credentials(daemon.certificates());
+  if (!address.unix_path.empty()) {
+    builder.AddListeningPort(address.ToString(), credentials, &address.port);
+    return absl::OkStatus();
+  }
+  SAGE_ASSIGN_OR_RETURN(state_->gate, ConnectionGate::Listen(address.host, address.port,
+                                                             daemon.config().max_connections, daemon.metrics()));
+  address.port = state_->gate->port();
+  using Type = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
+  state_->acceptor = builder.experimental().AddExternalConnectionAcceptor(Type::FROM_FD, credentials);
+  return absl::OkStatus();
 }
 
 void GrpcServer::SetServing(bool serving) {
@@ -124,6 +148,7 @@ void GrpcServer::SetServing(bool serving) {
 
 void GrpcServer::Shutdown(absl::Time deadline) {
   if (state_->server == nullptr) return;
+  if (state_->gate) state_->gate->Stop();
   state_->server->Shutdown(absl::ToChronoTime(deadline));
   state_->server->Wait();
   state_->server = nullptr;

@@ -6,6 +6,11 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/config.h"
+
+namespace grpc {
+class ServerBuilder;
+}
 
 namespace sage::server {
 
@@ -24,6 +29,8 @@ class GrpcServer {
 
  private:
   GrpcServer();
+  // Sets the port that was bound in `address`.
+  absl::Status Listen(Daemon& daemon, grpc::ServerBuilder& builder, ListenAddress& address);
   struct State;
   std::unique_ptr<State> state_;
   std::string address_;

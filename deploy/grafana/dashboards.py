@@ -125,6 +125,7 @@ BOARDS = {
         ("Calls", [
             ("Calls by code", "reqps", rate("sage_rpc_requests_total", "code", ONE), "stack"),
             ("Calls by method", "reqps", rate("sage_rpc_requests_total", "interface, method", ONE), "stack"),
+            ("gRPC connections", "short", value("sage_grpc_connections", "{{instance}}", ONE), "line"),
             ("Calls in progress", "short", value("sage_rpc_in_flight", "{{interface}} {{instance}}", ONE), "line"),
             ("Slowest hundredth by method", "s", [(f"histogram_quantile(0.99, sum by (method, le) "
                                                    f"(rate(sage_rpc_request_seconds_bucket{{{ONE}}}{RATE})))", "{{method}}")], "line")]),

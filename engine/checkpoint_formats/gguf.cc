@@ -1,9 +1,9 @@
 // GGUF files as checkpoints: metadata becomes a Hugging Face config, tensors keep their own blocks.
 //
-// F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are views of the map. The other types are taken apart losslessly into 8-bit codes
-// with a scale (and offset) for each 16 or 32 values ("int8_affine"). Llama-architecture files keep q and k rows in the
-// order of interleaved rotary pairs; the config says so and nothing is moved. Source: ggml docs/gguf.md, llama.cpp
-// constants.py.
+// Every tensor is a view of the map. Types other than F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are taken apart losslessly
+// into 8-bit codes with a scale (and offset) for each 16 or 32 values when they are bound ("int8_affine").
+// Llama-architecture files keep q and k rows in the order of interleaved rotary pairs; the config says so and nothing
+// is moved. Source: ggml docs/gguf.md, llama.cpp constants.py.
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -119,7 +119,17 @@ class GgufCheckpoint final : public Checkpoint {
       }
       return out;
     }
-    SAGE_RETURN_IF_ERROR(Repack(*tensor, &out));
+    const GgmlTypeInfo* info = FindGgmlType(tensor->type);
+    if (info == nullptr || info->group == 0) {
+      return MakeError(absl::StatusCode::kUnimplemented, "GGML_TYPE_NOT_SUPPORTED",
+                       absl::StrCat(path_, ": tensor '", tensor->name, "' has ggml type ",
+                                    static_cast<uint32_t>(tensor->type), ", which is not readable"));
+    }
+    out.spec.strategy = "int8_affine";
+    out.spec.group_size = info->group;
+    out.spec.symmetric = !info->has_offset;
+    out.tensors[absl::StrCat("blocks.", std::string(info->name))] = {
+        DType::kU8, {out.N, GgmlRowBytes(tensor->type, out.K)}, tensor->data, tensor->bytes};
     return out;
   }
 
@@ -150,37 +160,6 @@ class GgufCheckpoint final : public Checkpoint {
     if (it != tensors_.end()) return it->second;
     return MakeError(absl::StatusCode::kNotFound, "TENSOR_NOT_FOUND",
                      absl::StrCat(path_, ": has no tensor for '", std::string(name), "'"));
-  }
-
-  absl::Status Repack(const GgufTensor& tensor, StoredLinear* out) const {
-    const GgmlTypeInfo* info = FindGgmlType(tensor.type);
-    if (info == nullptr || info->group == 0) {
-      return MakeError(absl::StatusCode::kUnimplemented, "GGML_TYPE_NOT_SUPPORTED",
-                       absl::StrCat(path_, ": tensor '", tensor.name, "' has ggml type ",
-                                    static_cast<uint32_t>(tensor.type), ", which is not readable"));
-    }
-    const int64_t N = out->N, K = out->K, G = K / info->group, row_bytes = GgmlRowBytes(tensor.type, K);
-    const auto add = [&](const char* name, DType dtype, Shape shape) -> absl::StatusOr<Tensor*> {
-      SAGE_ASSIGN_OR_RETURN(Tensor memory, Tensor::Allocate(dtype, std::move(shape)));
-      out->owned.push_back(std::make_shared<Tensor>(std::move(memory)));
-      out->tensors[name] = out->owned.back()->view();
-      return out->owned.back().get();
-    };
-    out->spec.strategy = "int8_affine";
-    out->spec.group_size = info->group;
-    out->spec.symmetric = !info->has_offset;
-    SAGE_ASSIGN_OR_RETURN(Tensor * codes, add("codes", DType::kI8, {N, K}));
-    SAGE_ASSIGN_OR_RETURN(Tensor * scale, add("scale", DType::kF32, {N, G}));
-    Tensor* offset = nullptr;
-    if (info->has_offset) {
-      SAGE_ASSIGN_OR_RETURN(offset, add("offset", DType::kF32, {N, G}));
-    }
-    for (int64_t n = 0; n < N; ++n) {
-      SAGE_RETURN_IF_ERROR(RepackToAffine8(tensor.type, tensor.data + n * row_bytes, K, codes->as<int8_t>() + n * K,
-                                           scale->as<float>() + n * G,
-                                           offset == nullptr ? nullptr : offset->as<float>() + n * G));
-    }
-    return absl::OkStatus();
   }
 
   absl::Status MakeConfig();

@@ -250,8 +250,10 @@ class DecoderLoader {
     SAGE_RETURN_IF_ERROR(BindStored("lm_head", out_->embedding_, &out_->head_));
     // A head that reads the table in place is not a second copy, nor is one that was repacked from a map: of the map
     // only the rows that are looked up stay in memory.
-    if (ReadsInPlace(out_->embedding_) || out_->embedding_.owned.empty()) {
+    if (ReadsInPlace(out_->embedding_)) {
       out_->weight_bytes_ -= std::min(out_->weight_bytes_, out_->head_.linear->weight_bytes());
+    } else if (out_->embedding_.owned.empty()) {
+      out_->weight_bytes_ -= std::min(out_->weight_bytes_, out_->embedding_.weight_bytes());
     }
     return absl::OkStatus();
   }

@@ -277,6 +277,13 @@ const GgmlTypeInfo* FindGgmlType(GgmlType type) {
   return nullptr;
 }
 
+const GgmlTypeInfo* FindGgmlType(std::string_view name) {
+  for (const GgmlTypeInfo& layout : kTypes) {
+    if (layout.name == name) return &layout;
+  }
+  return nullptr;
+}
+
 int64_t GgmlRowBytes(GgmlType type, int64_t K) {
   const GgmlTypeInfo* layout = FindGgmlType(type);
   if (layout == nullptr || K < 0 || K % layout->block != 0) return -1;

@@ -22,6 +22,7 @@ struct GgmlTypeInfo {
 
 // Null for a type this engine does not read.
 const GgmlTypeInfo* FindGgmlType(GgmlType type);
+const GgmlTypeInfo* FindGgmlType(std::string_view name);
 // Bytes of a row of K values, or -1 when the type is unknown or K is no multiple of its block.
 int64_t GgmlRowBytes(GgmlType type, int64_t K);
 

@@ -74,6 +74,13 @@ absl::StatusOr<double> QuantizedBytes(const std::string& strategy, int64_t N, in
   return static_cast<double>(N) * static_cast<double>(K) * bits / 8.0;
 }
 
+// What a layer takes that is served as it is stored, or as codes of the strategy's width where those are wider.
+absl::StatusOr<double> StoredBytes(const StoredLinear& stored) {
+  SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(stored.spec.strategy));
+  const double least = def->quantizes ? 0 : static_cast<double>(stored.N * stored.K) * def->weight_bits / 8.0;
+  return std::max(least, static_cast<double>(stored.weight_bytes()));
+}
+
 // Bytes the weights will take: as stored, or at the bits of the strategy that is applied on load.
 absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const DecoderConfig& config,
                                        const DecoderLoadSpec& load) {
@@ -85,7 +92,8 @@ absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const Decod
     if (strategy.empty() && slot.layer >= 0) strategy = load.strategy;
     SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, checkpoint.GetLinear(slot.name));
     if (strategy.empty() || strategy == stored.spec.strategy) {
-      total += static_cast<double>(stored.weight_bytes());
+      SAGE_ASSIGN_OR_RETURN(const double bytes, StoredBytes(stored));
+      total += bytes;
       continue;
     }
     SAGE_ASSIGN_OR_RETURN(const double bytes, QuantizedBytes(strategy, slot.N, slot.K));
@@ -97,7 +105,8 @@ absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const Decod
   }
   if (checkpoint.HasLinear("model.embed_tokens")) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear table, checkpoint.GetLinear("model.embed_tokens"));
-    total += static_cast<double>(table.weight_bytes());
+    SAGE_ASSIGN_OR_RETURN(const double bytes, StoredBytes(table));  // a tied head repacks it
+    total += bytes;
   }
   return static_cast<int64_t>(total);
 }

@@ -205,6 +205,7 @@ std::optional<GenerationEvent> NextEvent(Generation& generation, int* choice) {
       event->status = MakeError(absl::StatusCode::kResourceExhausted, "SLOW_READER",
                                 "the client reads slower than tokens are made and the stream's buffer is full");
     }
+    generation.call->TraceGeneration(generation.call->began(), *event);
     generation.usage.prompt_tokens += event->usage.prompt_tokens;
     generation.usage.completion_tokens += event->usage.completion_tokens;
     generation.usage.cached_tokens += event->usage.cached_tokens;

@@ -2,7 +2,10 @@
 #include "server/services/call.h"
 
 #include <atomic>
+#include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
@@ -96,6 +99,30 @@ void Call::WriteRecords(double seconds) {
   span.failed = HttpCode(status_.code()) >= 500;
   if (span.failed) span.status_message = std::string(status_.message());
   daemon_.spans()->Add(std::move(span));
+}
+
+void Call::TraceGeneration(absl::Time began, const GenerationEvent& last) const {
+  if (daemon_.spans() == nullptr) return;
+  using Attributes = std::vector<std::pair<std::string, std::string>>;
+  const auto count = [](int64_t tokens) { return std::to_string(tokens); };
+  const std::tuple<const char*, double, Attributes> phases[] = {
+      {"queue", last.timings.queue_ms, {}},
+      {"prefill",
+       last.timings.prefill_ms,
+       {{"gen_ai.usage.input_tokens", count(last.usage.prompt_tokens)},
+        {"sage.cached_tokens", count(last.usage.cached_tokens)}}},
+      {"decode", last.timings.decode_ms, {{"gen_ai.usage.output_tokens", count(last.usage.completion_tokens)}}}};
+  for (const auto& [name, milliseconds, attributes] : phases) {
+    Span span;
+    span.context = ChildOf(trace_);
+    span.name = name;
+    span.server = false;
+    span.begin = began;
+    span.end = began + absl::Milliseconds(milliseconds);
+    span.attributes = attributes;
+    began = span.end;
+    daemon_.spans()->Add(std::move(span));
+  }
 }
 
 absl::Status Call::Open(grpc::CallbackServerContext& context, bool admit) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "engine/api/engine.h"
 #include "engine/base/cancel.h"
 #include "server/telemetry/trace.h"
 
@@ -36,6 +37,9 @@ class Call {
   void SetEngine(const std::string& engine_id) { engine_ = engine_id; }
   void SetPeer(std::string peer) { peer_ = std::move(peer); }
   const TraceContext& trace() const { return trace_; }
+  // A request of this call ended: what it waited, read and wrote become spans inside the call's. From any thread.
+  void TraceGeneration(absl::Time began, const GenerationEvent& last) const;
+  absl::Time began() const { return began_; }
 
   CancelToken cancel;
   absl::Time deadline = absl::InfiniteFuture();

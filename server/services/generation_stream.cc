@@ -78,6 +78,7 @@ void GenerationStream::Push(const std::shared_ptr<Shared>& shared, const Generat
       stream->queue_.push_back(std::move(update));
     }
     if (event.last) {
+      stream->call_.TraceGeneration(stream->call_.began(), event);
       stream->ended_ = true;
       stream->status_ = event.status;
     } else if (stream->queue_.size() > kMaxQueuedUpdates || stream->queue_bytes_ > kMaxQueuedBytes) {

@@ -62,6 +62,7 @@ void InferenceCall::Submit(const inference::ModelInferRequest& request) {
 void InferenceCall::Take(const GenerationEvent& event) {
   output_.Add(event);
   if (!event.last) return;
+  call_.TraceGeneration(began_, event);
   statistics_.Record(job_.model, event.status.ok(), absl::ToDoubleSeconds(absl::Now() - began_), event.timings);
   if (event.status.ok()) FillInferenceResponse(job_, output_, response_);
   End(event.status);
@@ -183,6 +184,7 @@ void InferenceStream::Push(const std::shared_ptr<Shared>& shared, uint64_t ticke
     if (stream == nullptr) return;
     if (event.last) {
       stream->active_.erase(ticket);
+      stream->call_.TraceGeneration(running.began, event);
       stream->statistics_.Record(running.job.model, event.status.ok(),
                                  absl::ToDoubleSeconds(absl::Now() - running.began), event.timings);
     }

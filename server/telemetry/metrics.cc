@@ -73,6 +73,7 @@ constexpr Entry kCatalogue[] = {
     {"sage_rpc_requests_total", "Calls that ended, by interface, method and status code"},
     {"sage_rpc_request_seconds", "Duration of calls, by interface and method"},
     {"sage_rpc_in_flight", "Calls in progress, by interface"},
+    {"sage_grpc_connections", "Open connections of the gRPC port"},
     {"sage_rejections_total", "Calls refused before work began, by reason"},
     {"sage_operations", "Long operations by kind and state since the daemon started"},
     {"sage_operations_finished_total", "Long operations that ended, by kind and state"},

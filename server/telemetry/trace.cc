@@ -52,6 +52,10 @@ TraceContext ContinueTrace(const std::string& traceparent) {
   return out;
 }
 
+TraceContext ChildOf(const TraceContext& context) {
+  return {context.trace_id, context.span_id, RandomHex(1), context.sampled};
+}
+
 std::string Traceparent(const TraceContext& context) {
   return "00-" + context.trace_id + "-" + context.span_id + (context.sampled ? "-01" : "-00");
 }

@@ -20,6 +20,8 @@ struct TraceContext {
 
 // The caller's trace with a span id of ours; a fresh trace when `traceparent` is absent or not well-formed.
 TraceContext ContinueTrace(const std::string& traceparent);
+// The context of a span inside that of `context`.
+TraceContext ChildOf(const TraceContext& context);
 // The header for what we call or answer: "00-TRACE-SPAN-01".
 std::string Traceparent(const TraceContext& context);
 

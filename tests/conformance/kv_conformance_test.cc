@@ -12,6 +12,7 @@
 #include "engine/api/kv_strategy.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 
 namespace sage {
 namespace {
@@ -24,14 +25,6 @@ constexpr Case kCases[] = {{4, 4, 64, 16, 0, 1, 0},    {9, 3, 64, 16, 0, 37, 0},
                            {4, 1, 32, 32, 70, 3, 20},  {8, 4, 8, 16, 5, 40, 0},     {14, 2, 80, 64, 300, 30, 0},
                            {2, 2, 33, 16, 511, 2, 0},  {12, 2, 128, 16, 700, 1, 0}, {6, 2, 64, 16, 250, 20, 270},
                            {16, 1, 48, 256, 0, 70, 9}, {3, 3, 16, 128, 255, 2, 1}};
-
-std::vector<float> Normal(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, 1.0f);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 // One head of one query over loaded K and V, [positions, KH * D] each.
 std::vector<double> Naive(const Case& c, const float* q, int head, int64_t position, const std::vector<float>& k,

@@ -11,6 +11,7 @@
 #include "engine/api/linear_strategy.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 
 namespace sage {
 namespace {
@@ -28,14 +29,6 @@ constexpr Shape2 kShapes[] = {{1, 32, -1, true},    {7, 96, 32, true},    {33, 5
 
 // Strategies that cannot be quantized to, and why.
 const std::map<std::string, std::string> kCannotQuantize = {{"int8_affine", "READ_ONLY_STRATEGY"}};
-
-std::vector<float> Normal(int64_t count, uint32_t seed, float spread) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, spread);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 // The stored layer, or the refusal of the strategy.
 absl::StatusOr<StoredLinear> Make(const LinearStrategyDef& def, const Shape2& shape, ThreadPool& threads) {

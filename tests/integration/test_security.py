@@ -1,4 +1,5 @@
 """The door: TLS, client certificates and bearer tokens, on gRPC and on HTTP, from real clients; roles, rates, reloads, audit, paths."""
+import contextlib
 import http.server
 import json
 import os
@@ -354,8 +355,11 @@ def test_spans_reach_a_collector(tmp_path, model_root):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     daemon = Daemon(tmp_path, model_root, ["--otlp-endpoint", f"http://127.0.0.1:{server.server_port}"])
     daemon.json("llm", "engine", "list")
+    daemon.json("llm", "engine", "start", "stories260K", "--engine-id", "traced")
     requests.get(f"http://{daemon.http}/v1/models", timeout=5)
-    until(lambda: got)
+    requests.post(f"http://{daemon.http}/v1/completions", timeout=30,
+                  json={"model": "traced", "prompt": "Once", "max_tokens": 5, "ignore_eos": True})
+    until(lambda: "http Completions" in json.dumps(got))
     daemon.stop()
     server.shutdown()
     spans = [span for _, body in got for span in body["resourceSpans"][0]["scopeSpans"][0]["spans"]]
@@ -364,6 +368,14 @@ def test_spans_reach_a_collector(tmp_path, model_root):
     for span in spans:
         assert re.fullmatch("[0-9a-f]{32}", span["traceId"]) and re.fullmatch("[0-9a-f]{16}", span["spanId"])
         assert int(span["endTimeUnixNano"]) >= int(span["startTimeUnixNano"])
+    call = next(span for span in spans if span["name"] == "http Completions")
+    children = [span for span in spans if span.get("parentSpanId") == call["spanId"]]
+    assert [span["name"] for span in children] == ["queue", "prefill", "decode"]
+    assert {span["traceId"] for span in children} == {call["traceId"]} and {span["kind"] for span in children} == {1}
+    attributes = {a["key"]: a["value"]["stringValue"] for span in children for a in span["attributes"]}
+    assert attributes["gen_ai.usage.output_tokens"] == "5" and int(attributes["gen_ai.usage.input_tokens"]) > 0
+    for before, after in zip(children, children[1:]):
+        assert before["endTimeUnixNano"] == after["startTimeUnixNano"]
 
 
 def test_engines_of_a_file_run_before_the_daemon_is_ready(tmp_path, model_root):
@@ -399,3 +411,33 @@ def test_limits_at_the_edge(guarded):
         raw.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"\0" * 1000)
         raw.recv(1000)
     assert guarded.json("llm", "engine", "list", "--token-file", str(guarded.folder / "read")) is not None
+
+
+def test_connections_beyond_the_limit_are_closed(tmp_path, model_root):
+    daemon = Daemon(tmp_path, model_root, ["--max-connections", "3"])
+    host, port = daemon.grpc.rsplit(":", 1)
+
+    def connect():
+        connection = socket.create_connection((host, int(port)), timeout=5)
+        connection.settimeout(5)
+        return connection
+
+    def metric(name):
+        text = requests.get(f"http://{daemon.http}/metrics", timeout=5).text
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+    held = [connect() for _ in range(3)]
+    assert all(connection.recv(1) for connection in held)  # HTTP/2 settings: they are served
+    beyond = connect()
+    with contextlib.suppress(ConnectionResetError):
+        assert beyond.recv(1) == b""
+    assert metric('sage_rejections_total{reason="TOO_MANY_CONNECTIONS"}') == 1
+    assert metric("sage_grpc_connections") == 3
+    held.pop().close()
+    until(lambda: metric("sage_grpc_connections") == 2)
+    assert daemon.json("llm", "engine", "list") == []
+    until(lambda: metric("sage_grpc_connections") == 2)
+    for connection in held:
+        connection.close()
+    until(lambda: metric("sage_grpc_connections") == 0)
+    daemon.stop()

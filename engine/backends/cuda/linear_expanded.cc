@@ -112,23 +112,17 @@ class ExpandedLinear final : public PackedLinear {
 };
 
 std::string Refuse(const LinearKernelQuery& query, const DeviceTraits&) {
-  const std::string size = RefuseSize(query.N, query.K);
-  if (!size.empty()) return size;
   if (query.priority != Priority::kThroughput) return "is for priority throughput";
-  return RefuseGroups(query.K, query.group_size, false);
-}
-
-template <const char* kName>
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(const LinearKernelQuery&, const LinearWeight& weight,
-                                                  CudaDevice& device) {
-  auto layer = std::make_unique<ExpandedLinear>(kName, device);
-  SAGE_RETURN_IF_ERROR(layer->Place(weight));
-  return std::unique_ptr<BoundLinear>(std::move(layer));
+  return RefusePacked(query, false);
 }
 
 template <const char* kName>
 constexpr LinearRecord Record(std::string_view strategy) {
-  return {.name = kName, .strategy = strategy, .throughput_rank = 30, .refuse = Refuse, .bind = Bind<kName>};
+  return {.name = kName,
+          .strategy = strategy,
+          .throughput_rank = 30,
+          .refuse = Refuse,
+          .bind = BindPlaced<ExpandedLinear, kName>};
 }
 
 constexpr char kAwqW4a16[] = "linear_awq_w4a16_expanded_sm80";

@@ -1,24 +1,13 @@
 // The family of kernels over packed codes: every quantized strategy, on any device from capability 8.0; e4m3
 // activations need the fp8 tensor cores of 8.9.
 #include "engine/backends/cuda/packed_linear.h"
-#include "engine/base/status.h"
 
 namespace sage::cuda {
 namespace {
 
 template <bool kByteActivations>
 std::string Refuse(const LinearKernelQuery& query, const DeviceTraits&) {
-  const std::string size = RefuseSize(query.N, query.K);
-  if (!size.empty()) return size;
-  return RefuseGroups(query.K, query.group_size, kByteActivations);
-}
-
-template <const char* kName>
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(const LinearKernelQuery&, const LinearWeight& weight,
-                                                  CudaDevice& device) {
-  auto layer = std::make_unique<PackedLinear>(kName, device);
-  SAGE_RETURN_IF_ERROR(layer->Place(weight));
-  return std::unique_ptr<BoundLinear>(std::move(layer));
+  return RefusePacked(query, kByteActivations);
 }
 
 template <const char* kName, bool kByteActivations>
@@ -30,7 +19,7 @@ constexpr LinearRecord Record(std::string_view strategy, int min_capability) {
           .throughput_rank = 20,
           .memory_rank = 20,
           .refuse = Refuse<kByteActivations>,
-          .bind = Bind<kName>};
+          .bind = BindPlaced<PackedLinear, kName>};
 }
 
 constexpr char kAwqW4a16[] = "linear_awq_w4a16_sm80";

@@ -9,6 +9,7 @@
 #include "engine/backends/cuda/kernels/linear_launch.h"
 #include "engine/backends/cuda/kernels/linear_rows.h"
 #include "engine/backends/cuda/linear_record.h"
+#include "engine/base/status.h"
 
 namespace sage::cuda {
 
@@ -43,5 +44,19 @@ class PackedLinear : public BoundLinear {
   std::string form_name_;  // equal for equal forms
   DeviceBuffer codes_, records_, table_, order_, counters_;
 };
+
+// LinearRecord::refuse and ::bind of every kernel whose layer is a PackedLinear.
+inline std::string RefusePacked(const LinearKernelQuery& query, bool byte_activations) {
+  const std::string size = RefuseSize(query.N, query.K);
+  return size.empty() ? RefuseGroups(query.K, query.group_size, byte_activations) : size;
+}
+
+template <typename Layer, const char* kName>
+absl::StatusOr<std::unique_ptr<BoundLinear>> BindPlaced(const LinearKernelQuery&, const LinearWeight& weight,
+                                                        CudaDevice& device) {
+  auto layer = std::make_unique<Layer>(kName, device);
+  SAGE_RETURN_IF_ERROR(layer->Place(weight));
+  return std::unique_ptr<BoundLinear>(std::move(layer));
+}
 
 }  // namespace sage::cuda

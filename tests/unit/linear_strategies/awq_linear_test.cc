@@ -2,12 +2,12 @@
 #include "engine/api/awq_linear.h"
 
 #include <cmath>
-#include <random>
 
 #include "engine/base/status.h"
 #include "engine/quant/integer_grid.h"
 #include "engine/tensor/float_convert.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 #include "tests/unit/linear_strategies/recording_backend.h"
 
 namespace sage {
@@ -22,13 +22,7 @@ TensorView ViewOf(const std::vector<float>& values, int64_t N, int64_t K) {
   return {DType::kF32, {N, K}, values.data(), values.size() * 4};
 }
 
-std::vector<float> RandomWeights(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.01f, 0.05f);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
+std::vector<float> RandomWeights(int64_t count, uint32_t seed) { return Normal(count, seed, 0.05f, 0.01f); }
 
 LinearSpec SpecOf(int group_size) {
   LinearSpec spec;

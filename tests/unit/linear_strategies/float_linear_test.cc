@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 
 #include "engine/api/linear_strategy.h"
 #include "engine/base/status.h"
@@ -12,6 +11,7 @@
 #include "engine/quant/nf4.h"
 #include "engine/tensor/float_convert.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 #include "tests/unit/linear_strategies/recording_backend.h"
 
 namespace sage {
@@ -23,13 +23,7 @@ TensorView ViewOf(const std::vector<float>& values, int64_t N, int64_t K) {
   return {DType::kF32, {N, K}, values.data(), values.size() * 4};
 }
 
-std::vector<float> RandomWeights(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, 0.05f);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
+std::vector<float> RandomWeights(int64_t count, uint32_t seed) { return Normal(count, seed, 0.05f); }
 
 StoredLinear Quantized(const std::string& name, const std::vector<float>& weights, int64_t N, int64_t K,
                        LinearSpec spec = {}) {

@@ -13,6 +13,7 @@
 #include "engine/tensor/float_convert.h"
 #include "engine/tensor/safetensors_file.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 #include "tests/unit/linear_strategies/recording_backend.h"
 
 namespace sage {
@@ -34,13 +35,7 @@ TensorView ViewOf(const std::vector<float>& values, int64_t N, int64_t K) {
   return {DType::kF32, {N, K}, values.data(), values.size() * 4};
 }
 
-std::vector<float> RandomWeights(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.01f, 0.05f);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
+std::vector<float> RandomWeights(int64_t count, uint32_t seed) { return Normal(count, seed, 0.05f, 0.01f); }
 
 LinearSpec SpecOf(const LinearStrategyDef& def, int group_size, bool symmetric) {
   LinearSpec spec;

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
-#include <random>
 #include <sstream>
 
 #include "engine/api/linear_strategy.h"
@@ -12,6 +11,7 @@
 #include "engine/quant/integer_grid.h"
 #include "engine/tensor/float_convert.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 #include "tests/unit/linear_strategies/recording_backend.h"
 
 namespace sage {
@@ -28,13 +28,7 @@ TensorView ViewOf(const std::vector<float>& values, int64_t N, int64_t K) {
   return {DType::kF32, {N, K}, values.data(), values.size() * 4};
 }
 
-std::vector<float> RandomWeights(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.01f, 0.05f);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
+std::vector<float> RandomWeights(int64_t count, uint32_t seed) { return Normal(count, seed, 0.05f, 0.01f); }
 
 TEST(PackedLinear, WorkedVectorBytes) {
   std::vector<float> weights = {-0.3f, 0.1f, 0.7f, -1.1f, 0.4f, 0.0f, 0.9f, -0.6f};

@@ -8,6 +8,7 @@
 #include "engine/quant/ggml_blocks.h"
 #include "engine/tensor/float_convert.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 #include "tests/unit/linear_strategies/recording_backend.h"
 
 namespace sage {
@@ -18,13 +19,7 @@ namespace {
 
 using namespace linear_strategies;
 
-std::vector<float> RandomWeights(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, 0.1f);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
+std::vector<float> RandomWeights(int64_t count, uint32_t seed) { return Normal(count, seed, 0.1f); }
 
 TensorView ViewOf(const std::vector<float>& values, int64_t N, int64_t K) {
   return {DType::kF32, {N, K}, values.data(), values.size() * 4};
@@ -169,6 +164,21 @@ TEST(Int8Affine, HoldsARepackedKQuant) {
   ASSERT_TRUE(kInt8Affine.bind(stored, nullptr, backend, Priority::kLatency, threads).ok());
   EXPECT_EQ(backend.last_query.strategy, "int8_w8a16");
   EXPECT_EQ(backend.last_weight.integer.offset, offset);
+  stored.spec.symmetric = false;
+  stored.tensors = {{"blocks.q4_k", {DType::kU8, {2, 144}, block.data(), 288}}};  // the same as the file has it
+  std::fill(out.begin(), out.end(), 0.0f);
+  ASSERT_TRUE(kInt8Affine.dequantize_rows(stored, 1, 2, out.data()).ok());
+  EXPECT_EQ(std::memcmp(out.data(), expected.data() + 256, 1024), 0);
+  ASSERT_TRUE(kInt8Affine.bind(stored, nullptr, backend, Priority::kLatency, threads).ok());
+  EXPECT_EQ(backend.last_weight.integer.codes, codes);
+  EXPECT_EQ(backend.last_weight.integer.scale, scale);
+  EXPECT_EQ(backend.last_weight.integer.offset, offset);
+  for (const char* wrong : {"blocks.q6_k", "blocks.q4_0", "blocks.", "blocks.f32"}) {
+    stored.tensors = {{wrong, {DType::kU8, {2, 144}, block.data(), 288}}};
+    EXPECT_EQ(GetErrorReason(kInt8Affine.dequantize_rows(stored, 0, 2, out.data())).reason, "BAD_BLOCKS") << wrong;
+  }
+  stored.tensors = {{"blocks.q4_k", {DType::kU8, {2, 143}, block.data(), 286}}};
+  EXPECT_FALSE(kInt8Affine.dequantize_rows(stored, 0, 2, out.data()).ok());
   EXPECT_EQ(GetErrorReason(kInt8Affine.quantize(ViewOf(expected, 2, 256), stored.spec, {}, threads).status()).reason,
             "READ_ONLY_STRATEGY");
   stored.spec.group_size = 64;

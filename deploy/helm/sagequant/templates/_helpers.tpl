@@ -61,6 +61,7 @@ drain_timeout: {{ .Values.config.drainTimeoutSeconds }}
 drain_delay: {{ .Values.config.drainDelaySeconds }}
 watchdog: {{ .Values.config.watchdogSeconds }}
 max_streams: {{ .Values.config.maxStreams }}
+max_connections: {{ .Values.config.maxConnections }}
 http_threads: {{ .Values.config.httpThreads }}
 operation_workers: {{ .Values.config.operationWorkers }}
 {{- if .Values.config.otlpEndpoint }}

@@ -27,6 +27,15 @@ struct Record {
 };
 using RecordAt = std::function<Record(int64_t n, int64_t place)>;
 
+// The plan of a weight before its codes are looked at.
+LinearPlan PlanOf(const LinearWeight& weight) {
+  LinearPlan plan;
+  plan.N = weight.N;
+  plan.K = weight.K;
+  plan.bias = weight.bias;
+  return plan;
+}
+
 bool FitsF16(float value) { return F16ToFloat(FloatToF16(value)) == value; }
 
 // w[n, k] = scale code + offset where offset = -(scale z) with a whole z: the zero point, else NaN.
@@ -189,10 +198,7 @@ void SubtractZeroPoint(const LinearWeight& weight, int64_t groups, LinearPlan* p
 absl::StatusOr<LinearPlan> PlanInteger(const LinearWeight& weight, const std::string& kernel) {
   SAGE_RETURN_IF_ERROR(CheckInteger(weight, kernel));
   const IntegerWeight& w = weight.integer;
-  LinearPlan plan;
-  plan.N = weight.N;
-  plan.K = weight.K;
-  plan.bias = weight.bias;
+  LinearPlan plan = PlanOf(weight);
   const bool eight = w.activations.eight_bits, nibbles = w.bits <= 4;
   plan.code = eight ? (nibbles ? Code::kInt4A8 : Code::kInt8A8) : (nibbles ? Code::kInt4 : Code::kInt8);
   plan.fold = w.offset.empty() ? Fold::kScale : Fold::kOffset;
@@ -225,10 +231,7 @@ absl::StatusOr<LinearPlan> PlanInteger(const LinearWeight& weight, const std::st
 }
 
 absl::StatusOr<LinearPlan> PlanBlocks(const LinearWeight& weight, const std::string& kernel) {
-  LinearPlan plan;
-  plan.N = weight.N;
-  plan.K = weight.K;
-  plan.bias = weight.bias;
+  LinearPlan plan = PlanOf(weight);
   const std::string& type = weight.blocks.type;
   const bool q8 = type == "q8_0", q41 = type == "q4_1";
   plan.source.format = q8 ? CodeFormat::kQ8_0 : q41 ? CodeFormat::kQ4_1 : CodeFormat::kQ4_0;
@@ -293,10 +296,7 @@ absl::Status CheckFloats(const LinearWeight& weight, const std::string& kernel) 
 absl::StatusOr<LinearPlan> PlanFloats(const LinearWeight& weight, const std::string& kernel) {
   SAGE_RETURN_IF_ERROR(CheckFloats(weight, kernel));
   const FloatCodeWeight& w = weight.floats;
-  LinearPlan plan;
-  plan.N = weight.N;
-  plan.K = weight.K;
-  plan.bias = weight.bias;
+  LinearPlan plan = PlanOf(weight);
   const bool rounded = w.activations.kind != FloatActivations::Kind::kNone;
   if (rounded && w.kind != FloatCodeWeight::Kind::kE4M3) {
     return Refuse(kernel, "WEIGHT_NOT_SUPPORTED", "8-bit float activations need e4m3 weights");

@@ -8,6 +8,7 @@
 #include "engine/api/backend.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 
 namespace sage {
 namespace {
@@ -48,13 +49,7 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(const Layer& layer, ThreadPool
   return (*backend)->BindLinear(query, layer.weight, threads);
 }
 
-std::vector<float> Activations(int64_t count) {
-  std::mt19937 random(99);
-  std::normal_distribution<float> normal;
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
+std::vector<float> Activations(int64_t count) { return Normal(count, 99); }
 
 std::vector<float> RunLayer(const BoundLinear& bound, StepContext& ctx, int64_t id, const std::vector<float>& x) {
   const int64_t M = static_cast<int64_t>(x.size()) / bound.K();

@@ -11,6 +11,7 @@
 #include "engine/quant/fp8.h"
 #include "engine/quant/nf4.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 
 namespace sage::cpu {
 namespace {
@@ -71,13 +72,7 @@ Layer Make(Kind kind, int64_t N, int64_t K, int64_t block_rows, int64_t block, b
   return out;
 }
 
-std::vector<float> Inputs(int64_t count) {
-  std::mt19937 random(77);
-  std::normal_distribution<float> normal(0, 1);
-  std::vector<float> x(static_cast<size_t>(count));
-  for (float& v : x) v = normal(random);
-  return x;
-}
+std::vector<float> Inputs(int64_t count) { return Normal(count, 77); }
 
 std::vector<float> RunForward(const BoundLinear& bound, const std::vector<float>& x, int64_t M, ThreadPool& threads) {
   ActivationCache cache;

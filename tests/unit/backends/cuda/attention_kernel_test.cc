@@ -3,13 +3,13 @@
 #include "engine/backends/cuda/kernels/attention_kernel.h"
 
 #include <cmath>
-#include <random>
 
 #include "engine/api/kv_strategy.h"
 #include "engine/backends/cpu/kv_page_format.h"
 #include "engine/backends/cuda/attention_plan.h"
 #include "engine/backends/cuda/kernels/kv_store_kernel.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 
 namespace sage::cuda {
 namespace {
@@ -32,14 +32,6 @@ struct Case {
   int64_t context, rows, window;
   int sinks;
 };
-
-std::vector<float> Normal(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, 1.0f);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 // One sequence in emulated device memory.
 struct Cache {

@@ -10,19 +10,12 @@
 #include "engine/backends/cuda/kernels/linear_finish_kernel.h"
 #include "engine/quant/fp8.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 #include "tests/unit/backends/cuda/linear_on_host.h"
 #include "tests/unit/linear_strategies/recording_backend.h"
 
 namespace sage::cuda {
 namespace {
-
-std::vector<float> Normal(int64_t count, uint32_t seed, float spread) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, spread);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 struct Case {
   const char* strategy;

@@ -2,22 +2,14 @@
 #include "engine/backends/cuda/kernels/rows_kernel.h"
 
 #include <cmath>
-#include <random>
 #include <vector>
 
 #include "engine/tensor/float_convert.h"
 #include "gtest/gtest.h"
+#include "tests/random_values.h"
 
 namespace sage::cuda {
 namespace {
-
-std::vector<float> Normal(size_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, 1.0f);
-  std::vector<float> out(count);
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 TEST(CudaRows, RmsNorm) {
   const int64_t M = 3, K = 577, stride = 600;
@@ -46,8 +38,7 @@ TEST(CudaRows, AddRmsNormIsTheSumAndItsNorm) {
   for (size_t i = 0; i < sum.size(); ++i) sum[i] += y[i];
   const auto width = static_cast<int32_t>(K);
   simt::Launch({2}, {256}, 32, [&] { RmsNormKernel(sum.data(), K, weight.data(), 1e-5f, width, normed.data(), K); });
-  simt::Launch({2}, {256}, 32,
-               [&] { AddRmsNormKernel(x.data(), y.data(), weight.data(), 1e-5f, width, out.data()); });
+  simt::Launch({2}, {256}, 32, [&] { AddRmsNormKernel(x.data(), y.data(), weight.data(), 1e-5f, width, out.data()); });
   EXPECT_EQ(x, sum);
   EXPECT_EQ(out, normed);
 }
