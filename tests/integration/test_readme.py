@@ -1,0 +1,73 @@
+"""The commands of README.md, run in order against a daemon; a small trained model stands in for the one that they name."""
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import BIN, ROOT, Daemon
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)
+DATASET = "tests/data/quickstart.txt"
+OTHERS_FLAGS = {"--install", "--component", "--preset"}  # cmake's
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, model_root):
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(model_root / "stories-chat", folder / "models" / "SmolLM2-135M-Instruct")
+    daemon = Daemon(folder, folder / "models")
+    yield daemon
+    daemon.stop()
+
+
+def shell(daemon, line, may_say=None):
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "SAGE_SERVER": daemon.grpc}
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 or (may_say and may_say in run.stderr), f"{line}\n{run.stdout[-1500:]}\n{run.stderr[-1500:]}"
+    return run.stdout
+
+
+def test_the_worked_session(place):
+    session, = (block for block in BLOCKS if block.startswith("$ export SAGE_SERVER"))
+    commands = re.findall(r"^\$ (sage .*)$", session, re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        answer = shell(place, command)
+        # Every line that the README shows of an answer begins like one of the command's.
+        shown = session.split(command + "\n")[1].split("\n\n")[0].splitlines()
+        if not command.startswith("sage llm generate"):
+            begins = {line.split()[0] for line in answer.splitlines() if line.strip()}
+            assert {line.split()[0] for line in shown if line != "..."} <= begins, f"{command}\n{answer}"
+
+
+def test_the_same_over_http(place):
+    block, = (block for block in BLOCKS if block.startswith("curl"))
+    for command in block.replace("\\\n", " ").strip().splitlines():
+        answer = shell(place, "curl -sf" + command.removeprefix("curl").replace("127.0.0.1:50552", place.http))
+        assert '"choices"' in answer or "sage_requests_total" in answer
+
+
+def test_the_recommended_quantizations(place):
+    table = TEXT.split("## Which quantization")[1].split("\n\n")[1]
+    rows = re.findall(r"`(--(?:method|weight-dtype) [^`]*)`", table)
+    assert len(rows) >= 3
+    for number, flags in enumerate(rows):
+        # The widths of the small model have no group size in common, and formats of others want multiples of 32.
+        flags = flags.replace("--group-size 64", "").replace("--dataset TEXT", "")
+        shell(place, f"sage quant calibrate --model SmolLM2-135M-Instruct --output row-{number} --group-size -1 {flags} "
+                     f"--dataset {DATASET} --samples 4 --sequence-length 64", may_say="SIZE_NOT_SUPPORTED")
+
+
+def test_every_flag_exists():
+    commands = [["sagequantd"], *([["sage", *words.split()] for words in (
+        "quant calibrate", "quant convert", "quant report", "quant inspect", "llm engine start", "llm engine profile", "llm generate", "llm chat")])]
+    known = "".join(subprocess.run([BIN / command[0], *command[1:], "--help"], capture_output=True, text=True).stdout for command in commands)
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", TEXT)) - OTHERS_FLAGS
+    assert {flag for flag in flags if not re.search(re.escape(flag) + r"\b", known)} <= {"--json", "--help", "--require"}
+
+
+def test_every_path_exists():
+    for path in re.findall(r"`((?:deploy|tests|engine|client|proto|docker|cmake)/[\w./-]+)`", TEXT):
+        assert (ROOT / path).exists(), path
