@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "engine/base/worker_index.h"
+
 namespace sage {
 namespace {
 
@@ -15,6 +17,8 @@ constexpr int kSpinsForTasks = 8000;
 constexpr uint64_t kJob = uint64_t{1} << 32;
 constexpr uint64_t kLeft = kJob - 1;
 
+thread_local int worker_index = 0;
+
 inline void Pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -24,6 +28,8 @@ inline void Pause() {
 }
 
 }  // namespace
+
+int WorkerIndex() { return worker_index; }
 
 ThreadPool::ThreadPool(int threads) {
   for (int worker = 1; worker < std::max(1, threads); ++worker) {
@@ -59,6 +65,7 @@ void ThreadPool::Drain(int worker) {
 }
 
 void ThreadPool::WorkerLoop(int worker) {
+  worker_index = worker;
   uint64_t seen = 0;
   int spins = 0;
   while (!stop_.load(std::memory_order_relaxed)) {

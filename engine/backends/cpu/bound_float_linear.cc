@@ -12,6 +12,7 @@
 #include "engine/backends/cpu/bound_linears.h"
 #include "engine/backends/cpu/kernels/panel_limits.h"
 #include "engine/backends/cpu/split_outputs.h"
+#include "engine/backends/cpu/weight_memory.h"
 #include "engine/base/status.h"
 #include "engine/quant/fp8.h"
 
@@ -92,7 +93,7 @@ class FloatLinear final : public BoundLinear {
   FloatCode code_ = FloatCode::kE4M3;
   alignas(64) float table_[16] = {};
   std::vector<int32_t> begin_, column_;  // segments, see FloatPanels
-  Tensor codes_, scale_;
+  WeightMemory codes_, scale_;
   std::vector<float> bias_;
   FloatActivations activations_;
 };
@@ -192,8 +193,8 @@ absl::Status FloatLinear::Pack(const LinearWeight& weight, ThreadPool& threads) 
     absl::StrAppend(&kernel_, " (blocks of ", w.flat_block, " cross rows: segments of ", scale_width_, ")");
   }
   const int64_t panels = (N_ + 15) / 16;
-  SAGE_ASSIGN_OR_RETURN(codes_, Tensor::Allocate(DType::kU8, {panels, panel_bytes_}));
-  SAGE_ASSIGN_OR_RETURN(scale_, Tensor::Allocate(DType::kF32, {panels, scales_, 16}));
+  SAGE_ASSIGN_OR_RETURN(codes_, WeightMemory::Allocate(static_cast<size_t>(panels * panel_bytes_)));
+  SAGE_ASSIGN_OR_RETURN(scale_, WeightMemory::Allocate(static_cast<size_t>(panels * scales_) * 16 * sizeof(float)));
   std::atomic<bool> finite{true};
   threads.ParallelFor(panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {

@@ -47,7 +47,7 @@ bool FitNibbles(const IntegerWeight& w) {
   return (*least >= 0 && *most <= 15) || (*least >= -8 && *most <= 7);
 }
 
-void StoreScale(float value, bool half, int64_t at, Tensor* to) {
+void StoreScale(float value, bool half, int64_t at, WeightMemory* to) {
   if (half) {
     to->as<uint16_t>()[at] = FloatToF16(value);
   } else {
@@ -121,15 +121,16 @@ absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& th
 }
 
 absl::Status PanelLinear::Allocate(bool offset) {
-  const int64_t panels = (N_ + 15) / 16;
-  const DType dtype = half_ ? DType::kF16 : DType::kF32;
-  SAGE_ASSIGN_OR_RETURN(codes_, Tensor::Allocate(DType::kU8, {panels * blocks_ * BlockBytes()}));
-  SAGE_ASSIGN_OR_RETURN(scale_, Tensor::Allocate(dtype, {panels, groups_, 16}));
+  const auto panels = static_cast<size_t>((N_ + 15) / 16);
+  const auto blocks = static_cast<size_t>(blocks_);
+  const size_t factors = panels * static_cast<size_t>(groups_) * 16 * (half_ ? sizeof(uint16_t) : sizeof(float));
+  SAGE_ASSIGN_OR_RETURN(codes_, WeightMemory::Allocate(panels * blocks * static_cast<size_t>(BlockBytes())));
+  SAGE_ASSIGN_OR_RETURN(scale_, WeightMemory::Allocate(factors));
   if (offset) {
-    SAGE_ASSIGN_OR_RETURN(offset_, Tensor::Allocate(dtype, {panels, groups_, 16}));
+    SAGE_ASSIGN_OR_RETURN(offset_, WeightMemory::Allocate(factors));
   }
   if (form_.bytes && form_.activations.zero != 0) {
-    SAGE_ASSIGN_OR_RETURN(shift_, Tensor::Allocate(DType::kI32, {panels, blocks_, 16}));
+    SAGE_ASSIGN_OR_RETURN(shift_, WeightMemory::Allocate(panels * blocks * 16 * sizeof(int32_t)));
   }
   return absl::OkStatus();
 }

@@ -13,6 +13,10 @@
 namespace sage::cpu {
 namespace {
 
+// Query values times positions below which one thread attends alone: pages are cold in every step, so even a few
+// positions take microseconds.
+constexpr int64_t kInlineAttention = 8 * 1024;
+
 // Rows of one sequence and one kv head; their positions are parts [part_begin, part_end).
 struct Piece {
   int32_t sequence, head;
@@ -110,7 +114,7 @@ class KvPages final : public KvKernel {
   void AttendCodes(StepContext& ctx, const uint8_t* arena, const AttentionArgs& args) const {
     int64_t work = 0;
     std::vector<Piece> pieces = Cut(args, &work);
-    const int group = args.H / layout_.KH, threads = work < 64 * 1024 ? 1 : ctx.threads->size();
+    const int group = args.H / layout_.KH, threads = work < kInlineAttention ? 1 : ctx.threads->size();
     // Parts on their own: {piece, part}. Whether they are does not change a bit.
     std::vector<std::pair<int32_t, int64_t>> tasks;
     const bool split = threads > 1 && static_cast<int64_t>(pieces.size()) < 8 * threads;

@@ -8,6 +8,9 @@
 namespace sage::cpu {
 namespace {
 
+// Below this many values one thread quantizes alone: about two microseconds.
+constexpr int64_t kInlineValues = 6 * 1024;
+
 void QuantizeOne(const float* row, int64_t inputs, const RowForm& form, const TierFns& tier, const RowCodes& to) {
   if (!form.activations.eight_bits) return tier.quantize_row(row, inputs, form.block, to);
   const auto quantize = form.bytes ? tier.quantize_row8 : tier.quantize_row8_wide;
@@ -36,10 +39,10 @@ QuantizedRows QuantizeActivation(StepContext& ctx, const StepValue& x, const Row
             QuantizeOne(row, inputs, form, tier, {to + m * row_bytes, scale + m, sum + m, total + m, x.M, row_bytes});
           }
         };
-        if (x.M * x.K < kInlineWork) {
+        if (x.M * x.K < kInlineValues) {
           rows(0, x.M);
         } else {
-          ctx.threads->ParallelFor(x.M, 8, rows);
+          ctx.threads->ParallelFor(x.M, 2, rows);
         }
       });
   return {memory,

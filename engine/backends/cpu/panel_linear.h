@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "engine/api/backend.h"
 #include "engine/backends/cpu/kernels/tier.h"
+#include "engine/backends/cpu/weight_memory.h"
 
 namespace sage::cpu {
 
@@ -61,7 +62,7 @@ class PanelLinear final : public BoundLinear {
   int code_bias_ = 0;  // what the stored codes have too much
   bool half_ = false;  // scales and offsets are kept as f16
   int64_t N_ = 0, K_ = 0, blocks_ = 0, groups_ = 1, blocks_per_group_ = 1;
-  Tensor codes_, scale_, offset_, shift_;
+  WeightMemory codes_, scale_, offset_, shift_;
   std::vector<float> bias_;
 };
 

@@ -18,6 +18,7 @@
 
 namespace sage::cpu::SAGE_TIER {
 
+// Weights are asked for about so many bytes of a panel before they are used: two streams of it hide a read of memory.
 constexpr int64_t kPrefetchBytes = 3072;
 
 // Forms of weights. A chunk of a block begins with a part of each sum and ends by leaving the sum; a second chain is
@@ -67,16 +68,20 @@ struct NibbleQuads : ReadyQuads {  // nibbles of 4 + 4 inputs, int8 activations
   static void Two(const uint8_t* p, W* first, W* second) { Nibbles64(p, first, second); }
 };
 
-// Adds `count` pairs of steps to the sums; `second` may be `sums` itself.
-template <class Form, int MR, int NR>
+// Adds `count` pairs of steps to the sums; `second` may be `sums` itself. Asks for the weights `ahead` bytes further,
+// if that is not 0.
+template <class Form, int MR, int NR, bool kAsk>
 inline void PanelSteps(const uint8_t* codes, int64_t w_stride, const uint8_t* a, int64_t row, int64_t count,
-                       typename Form::Part (&sums)[MR][NR], typename Form::Part (&second_sums)[MR][NR]) {
+                       int64_t ahead, typename Form::Part (&sums)[MR][NR], typename Form::Part (&second_sums)[MR][NR]) {
   if constexpr (Form::kTwoBytes == 128 &&
                 MR * NR > kFewSums) {  // operands as they are: the compiler keeps every sum in place
     for (const uint8_t* end = codes + count * 128; codes != end; codes += 64, a += 4) {
       W weights[NR];
 #pragma GCC unroll 4
-      for (int j = 0; j < NR; ++j) weights[j] = W::Load(codes + j * w_stride);
+      for (int j = 0; j < NR; ++j) {
+        weights[j] = W::Load(codes + j * w_stride);
+        if constexpr (kAsk) Prefetch(codes + j * w_stride + ahead);
+      }
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) {
         const W v = W::Four(a + m * row);
@@ -91,7 +96,10 @@ inline void PanelSteps(const uint8_t* codes, int64_t w_stride, const uint8_t* a,
 #pragma GCC unroll 4
     for (int j = 0; j < NR; ++j) {
       Form::Two(codes + j * w_stride, &first[j], &second[j]);
-      if constexpr (Form::kTwoBytes < 128 || MR <= 2) Prefetch(codes + j * w_stride + kPrefetchBytes);
+      if constexpr (kAsk) {
+        Prefetch(codes + j * w_stride + ahead);
+        if constexpr (Form::kTwoBytes == 128) Prefetch(codes + j * w_stride + ahead + 64);
+      }
     }
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -109,9 +117,9 @@ inline void PanelSteps(const uint8_t* codes, int64_t w_stride, const uint8_t* a,
 }
 
 // Adds one chunk of a block to the integer sums.
-template <class Form, int MR, int NR>
+template <class Form, int MR, int NR, bool kAsk>
 inline void PanelChunk(const uint8_t* codes, int64_t w_stride, const uint8_t* a, int64_t row, int64_t count,
-                       I (&dots)[MR][NR]) {
+                       int64_t ahead, I (&dots)[MR][NR]) {
   using Part = typename Form::Part;
   // Few sums would wait for themselves: two chains each.
   constexpr bool kTwoChains = MR * NR <= kFewSums;
@@ -124,7 +132,7 @@ inline void PanelChunk(const uint8_t* codes, int64_t w_stride, const uint8_t* a,
       other[m][j] = Part::Zero();
     }
   }
-  PanelSteps<Form>(codes, w_stride, a, row, count, part, kTwoChains ? other : part);
+  PanelSteps<Form, MR, NR, kAsk>(codes, w_stride, a, row, count, ahead, part, kTwoChains ? other : part);
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
@@ -154,11 +162,35 @@ inline void LoadFactors(const PanelWeights& w, int64_t panel, int64_t group, Fac
   }
 }
 
+// Where the weights lie that a tile of NR panels reads somewhat later: in its panels, or in those of the next tile.
+template <int NR>
+struct Ahead {
+  Ahead(const PanelWeights& w, int64_t block_bytes) : block_bytes(block_bytes) {
+    blocks = (kPrefetchBytes + block_bytes - 1) / block_bytes;
+    if (blocks > w.blocks) blocks = w.blocks;
+    groups = (blocks + w.blocks_per_group - 1) / w.blocks_per_group;
+  }
+  // From block b of a panel.
+  int64_t Bytes(const PanelWeights& w, int64_t b) const {
+    return (blocks + (b + blocks < w.blocks ? 0 : (NR - 1) * w.blocks)) * block_bytes;
+  }
+  void AskForFactors(const PanelWeights& w, int64_t panel, int64_t group) const {
+    const int64_t later = group + groups + (group + groups < w.groups ? 0 : (NR - 1) * w.groups);
+    const int64_t size = w.half ? 32 : 64, at = (panel * w.groups + later) * size;
+    for (int j = 0; j < NR; ++j) {
+      Prefetch(static_cast<const uint8_t*>(w.scale) + at + j * w.groups * size);
+      if (w.offset != nullptr) Prefetch(static_cast<const uint8_t*>(w.offset) + at + j * w.groups * size);
+    }
+  }
+
+  int64_t block_bytes, blocks, groups;
+};
+
 // One block of inputs: MR rows from m0 against NR panels that lie `w_stride` bytes apart, added to the rows' f32 sums
 // [MR][NR][16].
-template <class Form, int MR, int NR>
+template <class Form, int MR, int NR, bool kAsk>
 inline void PanelBlock(const uint8_t* codes, int64_t w_stride, const QuantizedRows& x, int64_t m0, int64_t b,
-                       const PanelWeights& w, int64_t panel, const Factors<NR>& factors, float* sums) {
+                       const PanelWeights& w, int64_t panel, const Factors<NR>& factors, int64_t ahead, float* sums) {
   const int64_t at = b * x.M + m0;
   const uint8_t* const a = x.codes + at * x.row_bytes;
   const int64_t pairs = x.row_bytes / 8;
@@ -171,11 +203,11 @@ inline void PanelBlock(const uint8_t* codes, int64_t w_stride, const QuantizedRo
     for (int j = 0; j < NR; ++j) dots[m][j] = first;
   }
   if constexpr (Form::kChunk >= kLongestBlock) {
-    PanelChunk<Form>(codes, w_stride, a, x.row_bytes, pairs, dots);
+    PanelChunk<Form, MR, NR, kAsk>(codes, w_stride, a, x.row_bytes, pairs, ahead, dots);
   } else {
     for (int64_t i = 0; i < pairs; i += Form::kChunk) {
       const int64_t count = pairs - i < Form::kChunk ? pairs - i : Form::kChunk;
-      PanelChunk<Form>(codes + i * Form::kTwoBytes, w_stride, a + i * 8, x.row_bytes, count, dots);
+      PanelChunk<Form, MR, NR, kAsk>(codes + i * Form::kTwoBytes, w_stride, a + i * 8, x.row_bytes, count, ahead, dots);
     }
   }
   if constexpr (!Form::kCentred) {
@@ -229,9 +261,14 @@ inline void DirectTile(const QuantizedRows& x, int64_t m0, const PanelWeights& w
   Factors<NR> factors = {};
   const int64_t block_bytes = x.row_bytes / 8 * Form::kTwoBytes, panel_bytes = w.blocks * block_bytes;
   const uint8_t* codes = w.codes + panel * panel_bytes;
-  for (int64_t b = 0; b < w.blocks; ++b, codes += block_bytes) {
-    LoadFactors<NR>(w, panel, b / w.blocks_per_group, &factors);
-    PanelBlock<Form, MR, NR>(codes, panel_bytes, x, m0, b, w, panel, factors, sums);
+  const Ahead<NR> ahead(w, block_bytes);
+  for (int64_t b = 0, group = 0; b < w.blocks; ++group) {
+    LoadFactors<NR>(w, panel, group, &factors);
+    ahead.AskForFactors(w, panel, group);
+    const int64_t end = b + w.blocks_per_group < w.blocks ? b + w.blocks_per_group : w.blocks;
+    for (; b < end; ++b, codes += block_bytes) {
+      PanelBlock<Form, MR, NR, true>(codes, panel_bytes, x, m0, b, w, panel, factors, ahead.Bytes(w, b), sums);
+    }
   }
   for (int m = 0; m < MR; ++m) {
     for (int j = 0; j < NR; ++j) {
@@ -275,7 +312,7 @@ inline void BlockedRows(const QuantizedRows& x, int64_t begin, int64_t end, cons
     }
     LoadFactors<NR>(w, panel, b / w.blocks_per_group, &factors);
     OverRows<kPanelRows>(begin, end, [&]<int MR>(int64_t m0) {
-      PanelBlock<Ready, MR, NR>(codes, stride, x, m0, b, w, panel, factors, sums + (m0 - begin) * NR * 16);
+      PanelBlock<Ready, MR, NR, false>(codes, stride, x, m0, b, w, panel, factors, 0, sums + (m0 - begin) * NR * 16);
     });
   }
   for (int64_t m = begin; m < end; ++m) {

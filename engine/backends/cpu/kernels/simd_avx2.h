@@ -161,14 +161,21 @@ struct I {
     return {_mm256_loadu_si256(lines), _mm256_loadu_si256(lines + 1)};
   }
 };
+// Added in place, written as instructions: GCC 12 would add two products to one another first, which needs more
+// registers than there are, or copy the sums.
+inline void AddTo32(__m256i& sum, __m256i x) { asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(x)); }
+inline void AddTo16(__m256i& sum, __m256i x) { asm("vpaddw %1, %0, %0" : "+x"(sum) : "x"(x)); }
 inline I Dot(I acc, W x, W y) {
-  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
+  AddTo32(acc.a, _mm256_madd_epi16(x.a, y.a));
+  AddTo32(acc.b, _mm256_madd_epi16(x.b, y.b));
+  return acc;
 }
 // Four bytes a lane: codes 0..255 against int8. Exact only where the sum of two neighbouring products fits int16.
 inline I DotBytes(I acc, W codes, W x) {
   const __m256i ones = _mm256_set1_epi16(1);
-  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.a, x.a), ones)),
-          _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.b, x.b), ones))};
+  AddTo32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.a, x.a), ones));
+  AddTo32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.b, x.b), ones));
+  return acc;
 }
 inline I Add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline F ToFloat(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
@@ -181,8 +188,9 @@ struct NibbleSums {
   static NibbleSums Zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 };
 inline NibbleSums AddNibbles(NibbleSums s, W codes, W x) {
-  return {_mm256_add_epi16(s.a, _mm256_maddubs_epi16(codes.a, x.a)),
-          _mm256_add_epi16(s.b, _mm256_maddubs_epi16(codes.b, x.b))};
+  AddTo16(s.a, _mm256_maddubs_epi16(codes.a, x.a));
+  AddTo16(s.b, _mm256_maddubs_epi16(codes.b, x.b));
+  return s;
 }
 inline I JoinNibbles(I sum, NibbleSums s) {
   const __m256i ones = _mm256_set1_epi16(1);
