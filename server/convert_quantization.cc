@@ -56,6 +56,7 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
   spec.group_size_auto = config.group_size_auto();
   spec.asymmetric = config.asymmetric();
   spec.act_order = config.act_order();
+  spec.rotate = config.rotate();
   spec.clip_ratio = config.clip_ratio();
   spec.scale_precision = config.scale_precision();
   spec.kv_quantization = config.kv_dtype();

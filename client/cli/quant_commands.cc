@@ -121,6 +121,9 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
       "--asymmetric", [&config](int64_t) { config.set_asymmetric(true); }, "Zero points");
   command.add_flag_function(
       "--act-order", [&config](int64_t) { config.set_act_order(true); }, "GPTQ by activation size");
+  command.add_flag_function(
+      "--rotate", [&config](int64_t) { config.set_rotate(true); },
+      "Turn hidden states and values by random Hadamard matrices (--seed), folded into the weights");
   command.add_option_function<double>(
       "--clip-ratio", [&config](double v) { config.set_clip_ratio(v); }, "[0, 1); 0 = off");
   command

@@ -224,6 +224,7 @@ struct CalibrationSpec {
       0;  // 0 = the strategy's default (largest of 128, 64, 32 that divides all K, else an error); -1 per channel
   bool group_size_auto = false;
   bool asymmetric = false, act_order = false;
+  bool rotate = false;  // hidden states and values turned by random Hadamard matrices, folded into the weights
   double clip_ratio = 0;
   std::string scale_precision;  // "" = the model's dtype
   std::string kv_quantization;

@@ -98,6 +98,7 @@ Json ArtifactConfig(const ArtifactSource& source, const Json& quantization, DTyp
   // One of the two names is enough; older and newer transformers both read "torch_dtype".
   config.erase("dtype");
   config["torch_dtype"] = DTypeWord(float_dtype);
+  if (source.rotation() != nullptr) config["tie_word_embeddings"] = false;
   if (!quantization.is_null()) config["quantization_config"] = quantization;
   return config;
 }

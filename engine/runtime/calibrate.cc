@@ -262,15 +262,7 @@ absl::Status Calibration::OpenStream(const CancelToken& cancel, const ProgressFn
 }
 
 absl::Status Calibration::AddDense(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {
-  NamedTensor tensor;
-  SAGE_ASSIGN_OR_RETURN(const TensorView dense, plan_.source->DenseWeight(slot));
-  if (!dense.empty()) {
-    tensor = {slot.name + ".weight", dense, nullptr};
-  } else {
-    SAGE_ASSIGN_OR_RETURN(const Tensor weight, plan_.source->Weight(slot, threads_));
-    SAGE_ASSIGN_OR_RETURN(tensor, ConvertFloats(slot.name + ".weight", weight.as<float>(), {slot.N, slot.K},
-                                                plan_.source->float_dtype()));
-  }
+  SAGE_ASSIGN_OR_RETURN(NamedTensor tensor, plan_.source->FloatWeight(slot, threads_));
   LinearRecord record;
   record.result = {slot.name, std::string(DTypeName(tensor.view.dtype)), 0,
                    Sha256Hex({static_cast<const char*>(tensor.view.data), tensor.view.bytes}),
@@ -292,7 +284,7 @@ absl::StatusOr<ShardProgress> Calibration::MakeShard(int64_t shard) {
   }
   for (const LinearSlot& slot : plan_.source->ShardLinears(shard)) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, plan_.source->Stored(slot));
-    out.source_bytes += static_cast<int64_t>(stored.weight_bytes());
+    if (!plan_.source->SharesEmbeddings(slot)) out.source_bytes += static_cast<int64_t>(stored.weight_bytes());
     const absl::Status status = plan_.Quantizes(slot) ? AddQuantized(slot, out, tensors) : AddDense(slot, out, tensors);
     if (!status.ok()) return Annotate(status, slot.name);
     SAGE_ASSIGN_OR_RETURN(NamedTensor bias, plan_.source->Bias(slot));

@@ -63,6 +63,10 @@ CalibrationEstimate EstimateCalibration(const CalibrationPlan& plan, int64_t sam
     out.operations += 2 * weight * K * SolverProducts(plan) + 4.0 * K * K * K;
   }
   out.layer_bytes += 4 * largest * kFloat;
+  if (plan.source->rotation() != nullptr) {
+    const int64_t written = static_cast<int64_t>(DTypeSize(plan.source->float_dtype()));
+    out.table_bytes = 2 * c.V * c.hidden * written + 1024 * c.hidden * kFloat;
+  }
   if (looks) {
     const int64_t chunk = LayerStream::kChunkRows * (3 * static_cast<int64_t>(c.ffn) + 4 * c.hidden) * kFloat;
     out.statistics_bytes += streams * chunk + kSampleRows * static_cast<int64_t>(c.ffn) * kFloat;

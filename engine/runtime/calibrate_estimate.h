@@ -1,6 +1,7 @@
 // What a calibration will take, before it starts: memory by part and multiply-adds, from shapes alone.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -14,10 +15,13 @@ struct CalibrationEstimate {
   int64_t activation_bytes = 0;  // hidden states and attended values of all texts
   int64_t layer_bytes = 0;       // weights of one layer as they are worked on
   int64_t statistics_bytes = 0;  // sums over the tokens of the widest input, and what solving on them takes
+  int64_t table_bytes = 0;       // rotated embeddings and head, as they are written
   double operations = 0;         // floating-point operations of the whole run
   bool spill = false;            // activations go to a file: they would pass the cap or what the machine has
 
-  int64_t peak_bytes() const { return (spill ? 0 : activation_bytes) + layer_bytes + statistics_bytes; }
+  int64_t peak_bytes() const {
+    return (spill ? 0 : activation_bytes) + std::max(layer_bytes + statistics_bytes, table_bytes);
+  }
 };
 
 // `samples` x `sequence_length` tokens are an upper bound: a small dataset has fewer.

@@ -122,6 +122,12 @@ absl::StatusOr<CalibrationResult> CalibrateGguf(const CalibrationSpec& spec, Thr
                                 "gguf_q4_0, gguf_q4_1 or gguf_q8_0 with ",
                                 spec.method));
   }
+  if (spec.rotate && !integers) {
+    return Invalid("ROTATION_NOT_SUPPORTED",
+                   absl::StrCat("rotate: ", scheme.word,
+                                " is written from the model as it is; rotate it with weight_dtype none and convert "
+                                "that, or use gguf_q4_0, gguf_q4_1 or gguf_q8_0"));
+  }
   std::string from = spec.model, hash;
   if (integers) {
     SAGE_ASSIGN_OR_RETURN(const CalibrationSpec inner, IntegerSpec(spec, scheme));

@@ -150,8 +150,8 @@ RangeSpec RangeOf(const CalibrationSpec& spec) {
   return out;
 }
 
-// Weights stay as they are: only the KV cache is calibrated.
-absl::Status PlanKvOnly(const CalibrationSpec& spec, CalibrationPlan& plan) {
+// Weights keep their dtype: only the KV cache is calibrated, or the model rotated.
+absl::Status PlanPlainWeights(const CalibrationSpec& spec, CalibrationPlan& plan) {
   const std::vector<LinearSlot>& slots = plan.source->linears();
   if (!spec.exclude.empty() || !spec.overrides.empty()) {
     return Invalid("NOTHING_TO_EXCLUDE", absl::StrCat(spec.exclude.empty() ? "override" : "exclude",
@@ -192,9 +192,10 @@ absl::StatusOr<std::string> WeightStrategy(const CalibrationSpec& spec) {
 absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
   SAGE_ASSIGN_OR_RETURN(const std::string name, WeightStrategy(spec));
   if (name.empty()) {
-    if (plan.kv.calibrates) return PlanKvOnly(spec, plan);
+    if (plan.kv.calibrates || spec.rotate) return PlanPlainWeights(spec, plan);
     return Invalid("NOTHING_TO_QUANTIZE",
-                   "weight_dtype: 'none' leaves nothing to quantize; a static 8-bit kv_quantization needs a dataset");
+                   "weight_dtype: 'none' leaves nothing to do; a static 8-bit kv_quantization needs a dataset, or "
+                   "rotate");
   }
   SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(name));
   if (!plan.strategy->quantizes || plan.strategy->quantize == nullptr) {
@@ -382,6 +383,10 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
   SAGE_ASSIGN_OR_RETURN(plan.calibrator, FindCalibrator(spec.method.empty() ? "minmax" : spec.method));
   SAGE_RETURN_IF_ERROR(WeightStrategy(spec).status());
   SAGE_ASSIGN_OR_RETURN(plan.source, ArtifactSource::Open(spec.model));
+  if (spec.rotate) {
+    SAGE_ASSIGN_OR_RETURN(auto rotation, ModelRotation::Create(plan.source->config(), spec.seed));
+    plan.source->Rotate(std::move(rotation));
+  }
   plan.range = RangeOf(spec);
   SAGE_ASSIGN_OR_RETURN(plan.kv, PlanKvCalibration(spec, plan.range, plan.source->config().L));
   SAGE_RETURN_IF_ERROR(CheckKnown(spec, plan));
@@ -389,6 +394,7 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
   SAGE_RETURN_IF_ERROR(ReadDatasetSummary(spec, plan));
   SAGE_ASSIGN_OR_RETURN(plan.source_sha256, plan.source->checkpoint().Fingerprint());
   plan.spec = CanonicalSpec(spec, plan);
+  if (plan.source->rotation() != nullptr) plan.spec["rotation"] = plan.source->rotation()->Record();
   plan.spec_hash = Sha256Hex(DumpJson(plan.spec));
   return plan;
 }

@@ -60,8 +60,6 @@ absl::StatusOr<std::unique_ptr<LayerStream>> LayerStream::Create(const ArtifactS
 }
 
 absl::Status LayerStream::Embed(const ArtifactSource& source) {
-  SAGE_ASSIGN_OR_RETURN(const StoredLinear table, source.checkpoint().GetLinear("model.embed_tokens"));
-  SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* strategy, FindLinearStrategy(table.spec.strategy));
   float* to = x_.data();
   for (const auto& sample : samples_) {
     for (const int32_t id : sample) {
@@ -69,7 +67,7 @@ absl::Status LayerStream::Embed(const ArtifactSource& source) {
         return MakeError(absl::StatusCode::kInvalidArgument, "ID_OUT_OF_RANGE",
                          absl::StrCat("dataset: token id must be in [0, ", config_.V, "), got ", id));
       }
-      SAGE_RETURN_IF_ERROR(strategy->dequantize_rows(table, id, id + 1, to));
+      SAGE_RETURN_IF_ERROR(source.EmbeddingRow(id, to));
       to += config_.hidden;
     }
   }

@@ -33,10 +33,30 @@ SAGE_LANE_TARGET void Tile(int64_t depth, const typename V::T* a, const typename
   }
 }
 
-// row[r][j] += sign * tile[r, j] for first[r] <= j < columns; sign is 1 or -1, so the product is exact.
+// row[r][j] += sign * tile[r, j] for first[r] <= j < columns; sign is 1 or -1, so the product is exact and fusing it
+// changes nothing.
+template <typename V>
+SAGE_LANE_TARGET void Merge(const typename V::T* tile, int width, int rows, int columns, const int* first,
+                            typename V::T sign, typename V::T* const* row) {
+  const typename V::R factor = V::Broadcast(&sign);
+  for (int r = 0; r < rows; ++r) {
+    typename V::T* __restrict out = row[r];
+    const typename V::T* __restrict in = tile + static_cast<int64_t>(r) * width;
+    if (columns == V::kTileVectors * V::kLanes && first[r] == 0) {
+#pragma GCC unroll 2
+      for (int v = 0; v < V::kTileVectors * V::kLanes; v += V::kLanes) {
+        V::Store(out + v, V::Fma(factor, V::Load(in + v), V::Load(out + v)));
+      }
+      continue;
+    }
+    for (int j = first[r]; j < columns; ++j) out[j] += sign * in[j];
+  }
+}
+
+// The same into sums of another type.
 template <typename T, typename Out>
-SAGE_LANE_TARGET void Merge(const T* tile, int width, int rows, int columns, const int* first, T sign,
-                            Out* const* row) {
+SAGE_LANE_TARGET void MergeInto(const T* tile, int width, int rows, int columns, const int* first, T sign,
+                                Out* const* row) {
   for (int r = 0; r < rows; ++r) {
     Out* __restrict out = row[r];
     const T* __restrict in = tile + static_cast<int64_t>(r) * width;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "engine/solvers/dense_algebra.h"
+#include "engine/solvers/grid_kernels.h"
 
 namespace sage {
 namespace {
@@ -70,6 +71,18 @@ class Descent {
     std::iota(order_.begin(), order_.end(), 0);
     std::stable_sort(order_.begin(), order_.end(),
                      [&](int64_t a, int64_t b) { return gram_[a * K_ + a] > gram_[b * K_ + b]; });
+    places_.resize(K_);
+    energy_.assign((K_ + kGridLanes - 1) / kGridLanes * kGridLanes, 0.0f);
+    ordered_gram_.resize(K_ * K_);
+    for (int64_t i = 0; i < K_; ++i) {
+      places_[i] = static_cast<int32_t>(Group(order_[i]));
+      energy_[i] = gram_[order_[i] * K_ + order_[i]];
+    }
+    threads_.ParallelFor(K_, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t j = 0; j < K_; ++j) ordered_gram_[i * K_ + j] = gram_[order_[i] * K_ + order_[j]];
+      }
+    });
     std::iota(sorted_.begin(), sorted_.end(), 0);
     if (out_.weight.g_idx.empty() || !options.tune_scales) return;
     std::stable_sort(sorted_.begin(), sorted_.end(), [&](int64_t a, int64_t b) { return Group(a) < Group(b); });
@@ -97,7 +110,8 @@ class Descent {
         }
         std::vector<int64_t> now(rows);
         threads_.ParallelFor(rows, 1, [&](int64_t first, int64_t last) {
-          for (int64_t r = first; r < last; ++r) now[r] = SweepRow(begin + r, r);
+          OrderedRow row(energy_.size());
+          for (int64_t r = first; r < last; ++r) now[r] = SweepRow(begin + r, r, row);
         });
         int64_t all = 0;
         for (int64_t r = 0; r < rows; ++r) {
@@ -147,26 +161,34 @@ class Descent {
     }
   }
 
+  // What a row's codes know of themselves, in the order in which they are asked, padded.
+  struct OrderedRow {
+    explicit OrderedRow(size_t size) : value(size), scale(size, 1.0f), zero(size), gradient(size) {}
+    std::vector<float> value, scale, zero, gradient;
+  };
+
   // Moves codes until none wants to; an input without energy keeps its own.
-  int64_t SweepRow(int64_t n, int64_t r) {
-    float* gradient = gradient_.data() + r * K_;
+  int64_t SweepRow(int64_t n, int64_t r, OrderedRow& row) {
     int8_t* codes = current().codes.data() + n * K_;
+    for (int64_t i = 0; i < K_; ++i) {
+      const int64_t k = order_[i], group = n * G_ + places_[i];
+      row.scale[i] = out_.weight.scale[group];
+      row.zero[i] = out_.weight.zero[group];
+      row.value[i] = (static_cast<float>(codes[k]) - row.zero[i]) * row.scale[i];
+      row.gradient[i] = gradient_[r * K_ + k];
+    }
+    const CodeRow view = {row.value.data(), row.scale.data(), row.zero.data(), energy_.data(), row.gradient.data()};
     int64_t all = 0;
     for (int sweep = 0; sweep < options_.sweeps; ++sweep) {
       int64_t moved = 0;
-      for (const int64_t k : order_) {
-        const float energy = gram_[k * K_ + k];
-        if (!(energy > 0)) continue;
-        const IntegerGrid grid = Grid(n, Group(k));
-        const float value = ValueOf(codes[k], grid), wanted = value - gradient[k] / energy;
-        if (!std::isfinite(wanted)) continue;
-        const int8_t code = CodeOf(wanted, grid, options_.grid.bits);
-        if (code == codes[k]) continue;
-        const float step = ValueOf(code, grid) - value;
-        // Only a step that lowers the loss beyond rounding: no code goes back and forth.
-        if (!(step * (2.0f * gradient[k] + step * energy) < 0)) continue;
-        codes[k] = code;
-        kernels_.add_scaled(K_, step, gram_.data() + k * K_, gradient);
+      for (int64_t i = -1;;) {
+        int8_t code = 0;
+        i = grid_kernels_.next_move(view, i + 1, K_, options_.grid.bits, &code);
+        if (i == K_) break;
+        const float value = (static_cast<float>(code) - row.zero[i]) * row.scale[i], step = value - row.value[i];
+        codes[order_[i]] = code;
+        row.value[i] = value;
+        kernels_.add_scaled(K_, step, ordered_gram_.data() + i * K_, row.gradient.data());
         ++moved;
       }
       all += moved;
@@ -279,8 +301,12 @@ class Descent {
   ThreadPool& threads_;
   GridDescentResult& out_;
   const GemmKernels<float>& kernels_ = KernelsOf<float>(HostGemmTier());
-  std::vector<float> gram_;                   // [K, K] damped
+  std::vector<float> gram_;  // [K, K] damped
+  const GridKernels& grid_kernels_ = HostGridKernels();
   std::vector<int64_t> order_;                // [K]
+  std::vector<int32_t> places_;               // [K] groups of the inputs in that order
+  std::vector<float> energy_;                 // [K, padded] diagonal in that order
+  std::vector<float> ordered_gram_;           // [K, K] in that order
   std::vector<int64_t> sorted_;               // [K] inputs group by group
   std::vector<float> sorted_gram_;            // [K, K] in that order; empty where it is the inputs' own
   std::vector<float> wanted_;                 // [rows of the block, K]

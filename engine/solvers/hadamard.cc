@@ -249,6 +249,8 @@ void Hadamard::Rotate(T* rows, int64_t M, bool transposed, ThreadPool& threads) 
   });
 }
 
+template void Hadamard::RotateRow(float*, bool, float*) const;
+template void Hadamard::RotateRow(double*, bool, double*) const;
 template void Hadamard::Rotate(float*, int64_t, bool, ThreadPool&) const;
 template void Hadamard::Rotate(double*, int64_t, bool, ThreadPool&) const;
 

@@ -35,14 +35,15 @@ class Hadamard {
   // undo each other. T is float or double.
   template <typename T>
   void Rotate(T* rows, int64_t M, bool transposed, ThreadPool& threads) const;
+  // One row, on the calling thread; work: as large as the row.
+  template <typename T>
+  void RotateRow(T* row, bool transposed, T* work) const;
 
  private:
   struct Factor {
     int64_t order;
     std::vector<int8_t> matrix;
   };
-  template <typename T>
-  void RotateRow(T* row, bool transposed, T* work) const;
 
   int64_t order_ = 1;
   std::vector<Factor> factors_;  // outermost first

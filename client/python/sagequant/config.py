@@ -36,6 +36,7 @@ class QuantConfig:
     draft_mode: bool = False
     scale_precision: str = ""  # fp16, fp32, bf16; "" = the model's dtype
     act_order: bool = False  # gptq: columns by falling importance
+    rotate: bool = False  # hidden states and values turned by Hadamard matrices, folded into the weights
     exclude: Tuple[str, ...] = ()  # glob patterns over module names that stay as they are
 
     def check(self) -> None:
@@ -56,6 +57,7 @@ class QuantConfig:
             method=self.calibration, weight_dtype=self.weight_dtype, activation_dtype=self.activation_dtype,
             kv_dtype="" if self.kv_cache_dtype == "none" else self.kv_cache_dtype, group_size=self.group_size,
             group_size_auto=self.group_size == 0, asymmetric=not self.symmetric, act_order=self.act_order,
+            rotate=self.rotate,
             clip_ratio=self.clip_ratio, scale_precision=_SCALE[self.scale_precision], exclude=list(self.exclude),
             priority=_PRIORITY[self.priority])
 
