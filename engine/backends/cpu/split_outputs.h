@@ -15,6 +15,9 @@ namespace sage::cpu {
 // Below this many multiply-adds a product is not worth waking another thread for.
 constexpr int64_t kInlineWork = 32 * 1024;
 
+// From so many multiply-adds a unit on, a product has many rows.
+constexpr int64_t kUnitOfRows = 1 << 20;
+
 // Pieces [0, count) in a run of neighbours for each thread, so that a thread streams consecutive weights. Who has done
 // its own run takes from the others'.
 class PieceRuns {
@@ -54,7 +57,9 @@ void SplitOutputs(StepContext& ctx, int64_t units, int64_t work, const Body& bod
     body(0, units);
     return;
   }
-  const int64_t pieces = std::min(units, work > 256 * kInlineWork ? threads * 64 : threads * 8);
+  // Many rows share what a piece's first outputs brought into the caches: fewer pieces then.
+  const bool fine = work > 256 * kInlineWork && work / units < kUnitOfRows;
+  const int64_t pieces = std::min(units, threads * (fine ? 64 : 8));
   const auto run = [units, pieces](const Body& part, PieceRuns& runs) {
     const int64_t piece = runs.Take();
     part(units * piece / pieces, units * (piece + 1) / pieces);

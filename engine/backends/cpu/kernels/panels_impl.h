@@ -277,8 +277,9 @@ inline void DirectTile(const QuantizedRows& x, int64_t m0, const PanelWeights& w
   }
 }
 
-// Rows that share a wide copy of the weights: their f32 sums are at most 16 KiB.
-constexpr int64_t kChunkRows = 128;
+// Rows that share a wide copy of the weights: with their f32 sums (8 KiB) and their inputs it fits the first cache
+// level.
+constexpr int64_t kChunkRows = 128 / kPanelCols;
 
 template <class Ready>
 inline W Centre(const W& codes, int bias) {
@@ -325,19 +326,22 @@ inline void BlockedRows(const QuantizedRows& x, int64_t begin, int64_t end, cons
 template <class Form, class Ready, int NR>
 inline int64_t PanelRange(const QuantizedRows& x, const PanelWeights& w, int64_t p_begin, int64_t p_end, int64_t N,
                           const float* bias, float* out, int64_t out_stride) {
-  int64_t p = p_begin;
-  for (; p + NR <= p_end; p += NR) {
-    if (x.M <= kDirectRows) {
+  const int64_t tiles_end = p_begin + (p_end - p_begin) / NR * NR;
+  if (x.M <= kDirectRows) {
+    for (int64_t p = p_begin; p < tiles_end; p += NR) {
       OverRows<kPanelRows>(0, x.M,
                            [&]<int MR>(int64_t m) { DirectTile<Form, MR, NR>(x, m, w, p, N, bias, out, out_stride); });
-    } else {
-      for (int64_t m = 0; m < x.M; m += kChunkRows) {
-        const int64_t end = x.M < m + kChunkRows ? x.M : m + kChunkRows;
-        BlockedRows<Form, Ready, NR>(x, m, end, w, p, N, bias, out, out_stride);
-      }
+    }
+    return tiles_end;
+  }
+  // Some rows against all panels: their activations stay in the second cache level.
+  for (int64_t m = 0; m < x.M; m += kChunkRows) {
+    const int64_t end = x.M < m + kChunkRows ? x.M : m + kChunkRows;
+    for (int64_t p = p_begin; p < tiles_end; p += NR) {
+      BlockedRows<Form, Ready, NR>(x, m, end, w, p, N, bias, out, out_stride);
     }
   }
-  return p;
+  return tiles_end;
 }
 
 template <class Form, class Ready>

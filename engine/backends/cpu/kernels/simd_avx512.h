@@ -13,7 +13,7 @@ constexpr int kPanelRows = 8;
 constexpr int kPanelCols = 2;
 // Panels beside one another for a single row; rows up to which weights are decoded anew for each tile of rows.
 constexpr int kDecodeCols = 2;
-constexpr int kDirectRows = 8;
+constexpr int kDirectRows = 32;
 // Up to so many sums of a tile would wait for themselves: they run as two chains.
 constexpr int kFewSums = 4;
 // Plain float weights: rows of activations and of weights in a tile.
