@@ -78,7 +78,7 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
     command.add_option_function<std::string>(flag, std::move(set), help);
   };
   text("--method",
-       "minmax, rtn, percentile, mse, kl, smoothquant, awq, gptq, awq+gptq, awq+smoothquant or autoround (minmax)",
+       "minmax, rtn, percentile, mse, kl, smoothquant, awq, gptq, awq+gptq, awq+smoothquant, autoround or qat (minmax)",
        [&config](const std::string& v) { config.set_method(v); });
   text("--weight-dtype", "int4, int8, int3, int2, fp8, nf4 or a strategy (int4)",
        [&config](const std::string& v) { config.set_weight_dtype(v); });

@@ -12,6 +12,8 @@
 
 namespace sage {
 
+struct BlockTrainingOptions;  // engine/solvers/block_training.h
+
 // The input x of one or more linear layers over ALL tokens of all batches. Empty (K = 0) for methods that need none.
 // Each token counts by the square of its weight c: for layers whose output is added to the hidden states the inverse of
 // what the next norm will divide them by, as far as it is known, so that an error counts as the layers behind will see
@@ -55,6 +57,9 @@ struct CalibratorDef {
   // The unquantized model runs beside the quantized one and `solve` gets weights that make up for the difference of the
   // layer's inputs (engine/solvers/output_target.h).
   bool compensates = false;
+  // After `solve` the whole block is trained towards the unquantized one (needs `compensates` and `integer_grid`); null
+  // = not.
+  const BlockTrainingOptions* training = nullptr;
   // True when `solve` returns codes on the integer grid, so that only strategies that take such plans can serve it.
   bool integer_grid = false;
 };

@@ -31,9 +31,11 @@ struct LinearRecord {
   LayerResult result;
   int64_t parameters = 0;
   bool quantized = false;
-  double output_error = 0;  // ||x dW|| / ||x W|| over the calibration tokens; 0 without activations
+  double output_error = 0;  // ||x dW|| / ||x W|| over the calibration tokens; 0 without activations or after training
   double compensation = 0;  // share taken of the correction for the layers before it; 0 without
   std::string folded_into;  // where its input's scales went; empty without
+  // Training of its block: mean squared error relative to the unquantized output on held-out texts; 0 without.
+  double block_error_before = 0, block_error = 0;
 };
 
 struct ShardProgress {
@@ -54,7 +56,8 @@ Json ToJson(const LinearRecord& record) {
           {"error", record.result.error},        {"sha256", record.result.sha256},
           {"bytes", record.result.bytes},        {"parameters", record.parameters},
           {"quantized", record.quantized},       {"output_error", record.output_error},
-          {"compensation", record.compensation}, {"folded_into", record.folded_into}};
+          {"compensation", record.compensation}, {"folded_into", record.folded_into},
+          {"block_error", record.block_error},   {"block_error_before", record.block_error_before}};
 }
 
 absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
@@ -69,6 +72,8 @@ absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
   SAGE_ASSIGN_OR_RETURN(record.output_error, JsonDouble(json, "output_error", 0));
   SAGE_ASSIGN_OR_RETURN(record.compensation, JsonDouble(json, "compensation", 0));
   SAGE_ASSIGN_OR_RETURN(record.folded_into, JsonString(json, "folded_into", ""));
+  SAGE_ASSIGN_OR_RETURN(record.block_error, JsonDouble(json, "block_error", 0));
+  SAGE_ASSIGN_OR_RETURN(record.block_error_before, JsonDouble(json, "block_error_before", 0));
   return record;
 }
 
@@ -228,6 +233,10 @@ absl::Status Calibration::AddCalibrated(int64_t shard, ShardProgress& out, std::
       out.linears.back().output_error = layer.output_error[slot.name];
       out.linears.back().compensation = layer.strength[slot.name];
       out.linears.back().folded_into = layer.notes[slot.name];
+      if (layer.training.has_value()) {
+        out.linears.back().block_error = layer.training->loss;
+        out.linears.back().block_error_before = layer.training->start_loss;
+      }
     }
     SAGE_ASSIGN_OR_RETURN(NamedTensor bias, plan_.source->Bias(slot));
     if (bias.view.empty()) continue;

@@ -9,7 +9,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/base/status.h"
+#include "engine/runtime/block_calibration.h"
 #include "engine/runtime/layer_stream.h"
+#include "engine/solvers/block_training.h"
 #include "engine/solvers/dense_algebra.h"
 
 namespace sage {
@@ -36,6 +38,23 @@ int64_t WorkingBytes(const LinearSlot& slot, bool compensates) {
   const int64_t sums = compensates ? 2 * half + matrix * kFloat : matrix / 2 * kDouble + matrix * kFloat;
   // Factors of the solver in f64, and copies of the weight: target, updates, codes, differences, gradients.
   return sums + 2 * matrix * kDouble + 8 * weight * kFloat;
+}
+
+// Training of a block: the states before it, its weights as they were to be, and what the steps take once the sums of
+// the solvers are gone; forward and two products backward over the texts, again and again.
+void AddTraining(const CalibrationPlan& plan, int64_t sequence_length, CalibrationEstimate* estimate) {
+  const BlockTrainingOptions& training = *plan.calibrator->training;
+  const DecoderConfig& c = plan.source->config();
+  estimate->activation_bytes += estimate->tokens * c.hidden * kFloat;
+  const double passes = 3.0 * training.epochs * (1 - training.held_out) + training.held_out * (training.checks + 1);
+  for (const LinearSlot& slot : plan.source->linears()) {
+    if (slot.layer < 0) continue;
+    const int64_t weight = slot.N * slot.K;
+    estimate->operations += 2.0 * static_cast<double>(weight) * static_cast<double>(estimate->tokens) * passes;
+    if (slot.layer == 0) estimate->layer_bytes += weight * (kFloat + 2);
+  }
+  estimate->statistics_bytes = std::max(estimate->statistics_bytes,
+                                        BlockTrainingBytes(BlockShapeOf(c, 0), training.batch_tokens, sequence_length));
 }
 
 }  // namespace
@@ -71,6 +90,7 @@ CalibrationEstimate EstimateCalibration(const CalibrationPlan& plan, int64_t sam
     const int64_t chunk = LayerStream::kChunkRows * (3 * static_cast<int64_t>(c.ffn) + 4 * c.hidden) * kFloat;
     out.statistics_bytes += streams * chunk + kSampleRows * static_cast<int64_t>(c.ffn) * kFloat;
   }
+  if (plan.calibrator->training != nullptr) AddTraining(plan, sequence_length, &out);
   return out;
 }
 

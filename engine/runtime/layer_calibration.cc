@@ -11,12 +11,14 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "engine/api/grid_plan.h"
 #include "engine/base/status.h"
 #include "engine/quant/fp8.h"
 #include "engine/quant/integer_grid.h"
+#include "engine/runtime/block_calibration.h"
 #include "engine/runtime/layer_statistics.h"
 #include "engine/solvers/activation_range.h"
 #include "engine/solvers/dense_algebra.h"
@@ -41,6 +43,10 @@ std::string NormName(int64_t layer, bool input) {
   return absl::StrCat("model.layers.", layer, input ? ".input_layernorm.weight" : ".post_attention_layernorm.weight");
 }
 
+std::string HeadNormName(int64_t layer, std::string_view kind) {
+  return absl::StrCat("model.layers.", layer, ".self_attn.", std::string(kind), ".weight");
+}
+
 // The linear layers that read an input.
 absl::Span<const std::string_view> ReadersOf(LayerInput input) {
   static constexpr std::string_view kOfAttention[] = {"q_proj", "k_proj", "v_proj"}, kOfAttended[] = {"o_proj"},
@@ -62,6 +68,7 @@ class LayerWork {
  public:
   LayerWork(const CalibrationPlan& plan, CalibrationStreams& streams, int64_t layer, ThreadPool& threads)
       : plan_(plan),
+        streams_(streams),
         stream_(*streams.quantized),
         full_{streams.full.get(), &source_},
         layer_(layer),
@@ -73,6 +80,13 @@ class LayerWork {
       SAGE_ASSIGN_OR_RETURN(source_, LoadLayerWeights(*plan_.source, layer_, threads_));
     }
     LayerWeights& w = out_.weights;
+    const bool trains = plan_.calibrator->training != nullptr;
+    if (trains) {
+      SAGE_RETURN_IF_ERROR(stream_.Keep());
+      const std::vector<int64_t> lengths = stream_.Lengths();
+      const int64_t held = HeldOutTexts(*plan_.calibrator->training, static_cast<int64_t>(lengths.size()));
+      solved_tokens_ = std::accumulate(lengths.begin(), lengths.end() - held, int64_t{0});
+    }
     const bool folds = plan_.calibrator->choose_scales != nullptr;
     if (folds) SAGE_RETURN_IF_ERROR(FoldIntoNorm(&w.input_norm, LayerInput::kAttention));
     SAGE_RETURN_IF_ERROR(SolveBeside(LayerInput::kAttention, "v_proj", LayerInput::kAttended));
@@ -83,6 +97,7 @@ class LayerWork {
     SAGE_RETURN_IF_ERROR(SolveBeside(LayerInput::kMlp, "up_proj", LayerInput::kProduct));
     SAGE_RETURN_IF_ERROR(Solve(LayerInput::kProduct));
     SAGE_RETURN_IF_ERROR(stream_.AddMlp(w));
+    if (trains) SAGE_RETURN_IF_ERROR(Train());
     return std::move(out_);
   }
 
@@ -115,6 +130,7 @@ class LayerWork {
     request.input = input;
     request.folded = &folded_[static_cast<size_t>(input)];
     request.halves = solving;
+    request.most_tokens = solved_tokens_;
     absl::StatusOr<InputStatistics> out = CollectStatistics(stream_, out_.weights, full_, request, threads_);
     if (!out.ok()) return Annotate(out.status(), absl::StrCat("model.layers.", layer_));
     return out;
@@ -136,6 +152,7 @@ class LayerWork {
       if (folds) {
         StatisticsRequest request;
         request.input = product;
+        request.most_tokens = solved_tokens_;
         request.adds = true;
         SAGE_ASSIGN_OR_RETURN(produced, CollectStatistics(*full_.stream, source_, {}, request, threads_));
       } else {
@@ -257,21 +274,26 @@ class LayerWork {
     return SolveReaders(place, input);
   }
 
-  absl::Status SolveReaders(LayerInput place, const InputStatistics& input) {
-    const absl::Span<const std::string_view> kinds = ReadersOf(place);
+  // The one scale of static activations; none (0) where they are dynamic.
+  absl::StatusOr<StaticGrid> ObserveInput(LayerInput place) {
+    StaticGrid grid;
+    if (!plan_.static_activations) return grid;
     // An 8-bit float keeps its relative precision whatever the scale: cutting its range by error would gain nothing.
     const bool floats = plan_.strategy->weight_dtype == "fp8";
     RangeObserver range(floats ? RangeSpec{} : plan_.range);
-    StaticGrid grid;  // no scale: activations are dynamic
-    if (plan_.static_activations) {
-      const int64_t K = Linear(kinds[0]).weight.shape()[1];
-      SAGE_RETURN_IF_ERROR(
-          stream_.Visit(place, out_.weights, [&](const float* x, int64_t M) { return range.Add(x, M * K); }));
-      SAGE_ASSIGN_OR_RETURN(const ActivationRange found, range.Solve());
-      const DType dtype = plan_.linear.scale_dtype;
-      grid = GridOfRange(found, !plan_.activation_asymmetric, dtype);
-      if (floats) grid.scale = FloatScaleOfRange(found, kMaxE4M3, dtype);
-    }
+    const int64_t K = Linear(ReadersOf(place)[0]).weight.shape()[1];
+    SAGE_RETURN_IF_ERROR(
+        stream_.Visit(place, out_.weights, [&](const float* x, int64_t M) { return range.Add(x, M * K); }));
+    SAGE_ASSIGN_OR_RETURN(const ActivationRange found, range.Solve());
+    const DType dtype = plan_.linear.scale_dtype;
+    grid = GridOfRange(found, !plan_.activation_asymmetric, dtype);
+    if (floats) grid.scale = FloatScaleOfRange(found, kMaxE4M3, dtype);
+    return grid;
+  }
+
+  absl::Status SolveReaders(LayerInput place, const InputStatistics& input) {
+    const absl::Span<const std::string_view> kinds = ReadersOf(place);
+    SAGE_ASSIGN_OR_RETURN(const StaticGrid grid, ObserveInput(place));
     SAGE_RETURN_IF_ERROR(Compensate(kinds, input));
     for (const std::string_view kind : kinds) {
       if (!Quantizes(kind)) continue;
@@ -342,33 +364,86 @@ class LayerWork {
   }
 
   absl::Status SolveOne(std::string_view kind, const InputStatistics& input, const StaticGrid& grid) {
-    Tensor& weight = Linear(kind).weight;
     const std::string name = ModuleName(layer_, kind);
     const LinearChoice choice = plan_.ChoiceOf(name);
-    SAGE_ASSIGN_OR_RETURN(const LayerPlan layer_plan,
+    Tensor weight = std::move(Linear(kind).weight);
+    SAGE_ASSIGN_OR_RETURN(LayerPlan layer_plan,
                           plan_.calibrator->solve(input, weight.view(), choice.Asked(), *choice.strategy, threads_));
-    SAGE_ASSIGN_OR_RETURN(StoredLinear stored,
-                          choice.strategy->quantize(weight.view(), choice.linear, layer_plan, threads_));
-    if (grid.scale > 0) SAGE_RETURN_IF_ERROR(AddStaticInput(grid, stored));
-    SAGE_ASSIGN_OR_RETURN(Tensor back, Dequantize(stored));
-    out_.error[name] = RelativeError(weight, back, threads_);
+    SAGE_RETURN_IF_ERROR(Store(kind, weight, layer_plan, grid));
+    const Tensor& back = Linear(kind).weight;
     const int64_t N = weight.shape()[0], K = weight.shape()[1];
     const std::vector<float> zero(static_cast<size_t>(N * K));
     const double signal = GramError(FloatsOf(weight.view()), zero, input.gram, N, K, threads_);
     const double noise = GramError(FloatsOf(weight.view()), FloatsOf(back.view()), input.gram, N, K, threads_);
     out_.output_error[name] = signal > 0 ? std::sqrt(std::max(0.0, noise) / signal) : 0.0;
+    if (plan_.calibrator->training != nullptr) {
+      solved_[std::string(kind)] = {std::move(weight), std::move(layer_plan)};
+    }
+    return absl::OkStatus();
+  }
+
+  // `weight` on the plan's grid becomes the layer's weight.
+  absl::Status Store(std::string_view kind, const Tensor& weight, const LayerPlan& layer_plan, const StaticGrid& grid) {
+    const std::string name = ModuleName(layer_, kind);
+    const LinearChoice choice = plan_.ChoiceOf(name);
+    SAGE_ASSIGN_OR_RETURN(StoredLinear stored,
+                          choice.strategy->quantize(weight.view(), choice.linear, layer_plan, threads_));
+    if (grid.scale > 0) SAGE_RETURN_IF_ERROR(AddStaticInput(grid, stored));
+    SAGE_ASSIGN_OR_RETURN(Tensor back, Dequantize(stored));
+    out_.error[name] = RelativeError(weight, back, threads_);
     out_.stored[name] = std::make_shared<StoredLinear>(std::move(stored));
-    weight = std::move(back);
+    Linear(kind).weight = std::move(back);
+    return absl::OkStatus();
+  }
+
+  // Trains the block; where that is better on the held-out texts, the layer is stored anew and the stream runs through
+  // it once more.
+  absl::Status Train() {
+    LayerWeights& w = out_.weights;
+    SAGE_ASSIGN_OR_RETURN(TrainedLayer trained, TrainSolvedLayer(plan_, streams_, layer_, w, solved_, threads_));
+    out_.training = trained.result;
+    if (trained.result.best_step == 0) return absl::OkStatus();
+    stream_.Rewind();
+    TakeNorms(std::move(trained.norms));
+    SAGE_RETURN_IF_ERROR(StoreTrained(LayerInput::kAttention, trained));
+    SAGE_RETURN_IF_ERROR(RunAttention());
+    SAGE_RETURN_IF_ERROR(StoreTrained(LayerInput::kAttended, trained));
+    SAGE_RETURN_IF_ERROR(stream_.AddAttention(w));
+    SAGE_RETURN_IF_ERROR(StoreTrained(LayerInput::kMlp, trained));
+    SAGE_RETURN_IF_ERROR(StoreTrained(LayerInput::kProduct, trained));
+    return stream_.AddMlp(w);
+  }
+
+  void TakeNorms(LayerWeights norms) {
+    LayerWeights& w = out_.weights;
+    out_.plain[NormName(layer_, true)] = w.input_norm = std::move(norms.input_norm);
+    out_.plain[NormName(layer_, false)] = w.post_norm = std::move(norms.post_norm);
+    if (w.q_norm.empty()) return;
+    out_.plain[HeadNormName(layer_, "q_norm")] = w.q_norm = std::move(norms.q_norm);
+    out_.plain[HeadNormName(layer_, "k_norm")] = w.k_norm = std::move(norms.k_norm);
+  }
+
+  absl::Status StoreTrained(LayerInput place, const TrainedLayer& trained) {
+    SAGE_ASSIGN_OR_RETURN(const StaticGrid grid, ObserveInput(place));
+    for (const std::string_view kind : ReadersOf(place)) {
+      const auto solved = solved_.find(kind);
+      if (solved == solved_.end()) continue;
+      SAGE_RETURN_IF_ERROR(Store(kind, solved->second.weight, trained.plans.find(kind)->second, grid));
+      out_.output_error.erase(ModuleName(layer_, kind));  // that of the weights before
+    }
     return absl::OkStatus();
   }
 
   const CalibrationPlan& plan_;
+  CalibrationStreams& streams_;
   LayerStream& stream_;
   LayerWeights source_;  // as the unquantized model computes
   FullStream full_;
   int64_t layer_;
   ThreadPool& threads_;
+  int64_t solved_tokens_ = 0;                 // the texts held out for training are behind these; 0 = no training
   std::array<std::vector<float>, 4> folded_;  // by LayerInput: the scales its readers' columns took
+  std::map<std::string, SolvedLinear, std::less<>> solved_;  // only for a calibrator that trains
   CalibratedLayer out_;
 };
 
@@ -426,9 +501,8 @@ absl::StatusOr<LayerWeights> LoadLayerWeights(const ArtifactSource& source, int6
   SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, true), &out.input_norm));
   SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, false), &out.post_norm));
   if (source.config().qk_norm) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".self_attn.");
-    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, prefix + "q_norm.weight", &out.q_norm));
-    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, prefix + "k_norm.weight", &out.k_norm));
+    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, HeadNormName(layer, "q_norm"), &out.q_norm));
+    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, HeadNormName(layer, "k_norm"), &out.k_norm));
   }
   return out;
 }
@@ -440,6 +514,10 @@ absl::StatusOr<LayerWeights> ReadCalibratedLayer(const CalibrationPlan& plan, co
   const auto& tensors = file->tensors();
   SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, true), &out.input_norm));
   SAGE_RETURN_IF_ERROR(ReadFloats(tensors, NormName(layer, false), &out.post_norm));
+  if (!out.q_norm.empty()) {
+    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, HeadNormName(layer, "q_norm"), &out.q_norm));
+    SAGE_RETURN_IF_ERROR(ReadFloats(tensors, HeadNormName(layer, "k_norm"), &out.k_norm));
+  }
   for (const LinearSlot& slot : plan.source->ShardLinears(layer)) {
     LayerWeights::Linear* linear = out.Find(slot.kind);
     if (!linear->bias.empty()) SAGE_RETURN_IF_ERROR(ReadFloats(tensors, slot.name + ".bias", &linear->bias));

@@ -4,10 +4,12 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/runtime/calibrate_plan.h"
 #include "engine/runtime/layer_stream.h"
+#include "engine/solvers/block_training.h"
 
 namespace sage {
 
@@ -27,7 +29,9 @@ struct CalibratedLayer {
   std::map<std::string, double> strength;                       // share of the correction taken, where there is one
   std::map<std::string, std::string> notes;                     // by module: what was folded into it
   std::vector<NamedTensor> kv_scales;                           // static scales of the KV cache
-  Json kv;                                                      // what the manifest says of them; null without
+  // Block training: mean squared error relative to the size of the unquantized output, on held-out texts.
+  std::optional<BlockTrainingResult> training;
+  Json kv;  // what the manifest says of them; null without
 };
 
 // A layer as the source has it.

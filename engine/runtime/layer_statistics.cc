@@ -61,10 +61,10 @@ class Pass {
         K_(stream.Width(request.input)),
         hidden_(stream.Width(LayerInput::kMlp)),
         halves_wanted_(request.halves && full.stream != nullptr),
+        tokens_(request.most_tokens > 0 ? std::min(request.most_tokens, stream.tokens()) : stream.tokens()),
         // Odd, so that texts of a length that is a power of two do not show the same places again and again.
-        stride_(((stream.tokens() + kSampleRows - 1) / kSampleRows) | 1),
-        middle_((stream.tokens() / 2 + LayerStream::kChunkRows - 1) / LayerStream::kChunkRows *
-                LayerStream::kChunkRows),
+        stride_(((tokens_ + kSampleRows - 1) / kSampleRows) | 1),
+        middle_((tokens_ / 2 + LayerStream::kChunkRows - 1) / LayerStream::kChunkRows * LayerStream::kChunkRows),
         magnitude_(K_),
         factors_(static_cast<size_t>(LayerStream::kChunkRows)),
         rows_(static_cast<size_t>(LayerStream::kChunkRows * K_)),
@@ -96,6 +96,8 @@ class Pass {
 
  private:
   absl::Status Add(const float* x, int64_t M) {
+    M = std::min(M, tokens_ - begin_);
+    if (M <= 0) return absl::OkStatus();
     SAGE_RETURN_IF_ERROR(magnitude_.Add(x, M, K_, threads_));  // refuses values that are not finite
     HalfSums& sums = sums_[halves_wanted_ && begin_ >= middle_ ? 1 : 0];
     const float* rows = x;
@@ -161,6 +163,7 @@ class Pass {
   ThreadPool& threads_;
   const int64_t K_, hidden_;
   const bool halves_wanted_;
+  const int64_t tokens_;           // that count
   const int64_t stride_, middle_;  // the halves meet at a chunk's end
   int64_t begin_ = 0;
   InputMagnitude magnitude_;

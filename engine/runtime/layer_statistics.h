@@ -24,7 +24,8 @@ struct StatisticsRequest {
   const std::vector<float>* folded = nullptr;
   // Fill `halves`; needs a FullStream. For kAttended and kProduct it must stand behind the addition already.
   bool halves = false;
-  bool adds = false;  // kAttended and kProduct: the pass adds them to the hidden states
+  int64_t most_tokens = 0;  // those behind are left out; 0 = none is
+  bool adds = false;        // kAttended and kProduct: the pass adds them to the hidden states
 };
 
 // One pass over the input of `w` in `stream`. Values that are not finite are refused.

@@ -53,6 +53,7 @@ absl::StatusOr<std::unique_ptr<LayerStream>> LayerStream::Create(const ArtifactS
   out->pages_.resize(static_cast<size_t>(pages));
   std::iota(out->pages_.begin(), out->pages_.end(), 0);
   const int64_t attended = static_cast<int64_t>(config.H) * config.D;
+  out->spill_folder_ = spill_folder;
   SAGE_ASSIGN_OR_RETURN(out->x_, StateBuffer::Allocate(out->tokens_, config.hidden, spill_folder));
   SAGE_ASSIGN_OR_RETURN(out->attended_, StateBuffer::Allocate(out->tokens_, attended, spill_folder));
   SAGE_RETURN_IF_ERROR(out->Embed(source));
@@ -72,6 +73,33 @@ absl::Status LayerStream::Embed(const ArtifactSource& source) {
     }
   }
   return absl::OkStatus();
+}
+
+std::vector<int64_t> LayerStream::Lengths() const {
+  std::vector<int64_t> out;
+  for (const auto& sample : samples_) out.push_back(static_cast<int64_t>(sample.size()));
+  return out;
+}
+
+void LayerStream::FillRope(int64_t length, float* cos, float* sin) const {
+  const SequenceSlice slice[] = {
+      {.row_begin = 0, .rows = length, .context = 0, .prompt_length = length, .pages = pages_.data()}};
+  rope_.FillTables(slice, cos, sin);
+}
+
+absl::Status LayerStream::Keep() {
+  if (kept_.data() == nullptr) {
+    SAGE_ASSIGN_OR_RETURN(kept_, StateBuffer::Allocate(tokens_, config_.hidden, spill_folder_));
+  }
+  std::copy_n(x_.data(), tokens_ * config_.hidden, kept_.data());
+  kept_.Release();
+  return absl::OkStatus();
+}
+
+void LayerStream::Rewind() {
+  std::copy_n(kept_.data(), tokens_ * config_.hidden, x_.data());
+  x_.Release();
+  kept_.Release();
 }
 
 void LayerStream::Multiply(const float* x, int64_t M, const LayerWeights::Linear& linear, float* out) {

@@ -29,6 +29,7 @@ struct LayerWeights {
 
   // "q_proj" ... "down_proj"; null for another word.
   Linear* Find(std::string_view kind);
+  const Linear* Find(std::string_view kind) const { return const_cast<LayerWeights*>(this)->Find(kind); }
 };
 
 // What the linear layers of a decoder layer read: q, k, v; o; gate, up; down.
@@ -47,6 +48,16 @@ class LayerStream {
                                                              ThreadPool& threads, const CancelToken& cancel,
                                                              const std::string& spill_folder = "");
   int64_t tokens() const { return tokens_; }
+  const CancelToken& cancel() const { return cancel_; }
+  // Tokens of each text.
+  std::vector<int64_t> Lengths() const;
+  // cos and sin [length, D / 2] of a text's positions.
+  void FillRope(int64_t length, float* cos, float* sin) const;
+
+  // Remembers the hidden states as they stand, and goes back to them.
+  absl::Status Keep();
+  const float* Kept() const { return kept_.data(); }
+  void Rewind();
 
   // Columns of an input.
   int64_t Width(LayerInput input) const;
@@ -89,7 +100,9 @@ class LayerStream {
   std::vector<std::vector<int32_t>> samples_;
   std::vector<int32_t> pages_;
   int64_t tokens_ = 0;
+  std::string spill_folder_;
   StateBuffer x_;                   // [tokens, hidden]
+  StateBuffer kept_;                // [tokens, hidden]; only after Keep
   StateBuffer attended_;            // [tokens, H * D]
   std::vector<float> normed_, up_;  // of one chunk
 };

@@ -47,7 +47,7 @@ def test_stories(daemon, tmp_path, weight, activation, group, strategy, fmt):
     check(daemon, tmp_path, "stories260K", arguments, strategy, fmt)
 
 
-@pytest.mark.parametrize("method", ["percentile", "mse", "smoothquant", "awq", "gptq", "awq+gptq", "awq+smoothquant", "autoround"])
+@pytest.mark.parametrize("method", ["percentile", "mse", "smoothquant", "awq", "gptq", "awq+gptq", "awq+smoothquant", "autoround", "qat"])
 def test_methods(daemon, tmp_path, method):
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time, there was a little girl named Lily. She liked to play outside in the park. " * 40)
@@ -60,7 +60,7 @@ def test_methods(daemon, tmp_path, method):
                         "--output", name + "-rtn")
     rounded = daemon.json("quant", "report", "--artifact", plain["artifact"], "--dataset", str(text), "--windows", "4", "--window", "128",
                           "--no-speed")
-    if method in ("gptq", "awq+gptq", "autoround"):
+    if method in ("gptq", "awq+gptq", "autoround", "qat"):
         assert report["kl"]["mean"] < 0.8 * rounded["kl"]["mean"]
     assert report["kl"]["mean"] < 3 * rounded["kl"]["mean"]
 

@@ -119,9 +119,9 @@ def test_errors_are_typed(sagequant, daemon, engine):
     assert caught.value.reason == "GROUP_SIZE_MUST_DIVIDE_K" and "operation" in caught.value.metadata
     with pytest.raises(errors.UnavailableError):
         sagequant.UnifiedInferenceClient.create("127.0.0.1:1", timeout=3).models()
-    for bad in ({"enable_qat": True}, {"group_size": -1, "per_channel": False}):
-        with pytest.raises(errors.UnsupportedError):
-            sagequant.QuantConfig(**bad).to_wire()
+    with pytest.raises(errors.UnsupportedError):
+        sagequant.QuantConfig(group_size=-1, per_channel=False).to_wire()
+    assert sagequant.QuantConfig(enable_qat=True, calibration="awq").to_wire().method == "qat"
     with pytest.raises(errors.InvalidArgumentError, match="SERVER_IS_URL"):
         sagequant.UnifiedInferenceClient.create("http://127.0.0.1:8889/v1")
 

@@ -17,12 +17,13 @@ class QuantConfig:
     (the model's own dtype) here, because that is what other tools read.
 
     draft_mode makes load_quantized start an engine that guesses ahead from repetitions ("ngram"); its text stays the same.
-    enable_qat is refused; fuse_ln and fuse_qdq change nothing (kernels fuse what they fuse).
+    enable_qat makes the method "qat", whatever `calibration` says, and needs calibration text. fuse_ln and fuse_qdq change
+    nothing (kernels fuse what they fuse).
     """
 
     weight_dtype: str = "int4"  # int4, int8, fp8, nf4, w8a16, w8a8, or a strategy's name
     activation_dtype: str = ""  # "", bf16, int8, fp8, or composite: w8a16 reads as 16-bit activations
-    calibration: str = "minmax"  # awq, gptq, smoothquant, percentile, minmax, mse, rtn, autoround, awq+gptq, ...
+    calibration: str = "minmax"  # awq, gptq, smoothquant, percentile, minmax, mse, rtn, autoround, awq+gptq, qat, ...
     group_size: int = 128  # inputs that share a scale; -1 = per channel; 0 = the largest that divides each layer
     symmetric: bool = True
     per_channel: bool = True
@@ -41,8 +42,6 @@ class QuantConfig:
 
     def check(self) -> None:
         """Raises what the daemon could not do or would misread."""
-        if self.enable_qat:
-            raise UnsupportedError("enable_qat: there is no quantization-aware training", "QAT_UNSUPPORTED")
         if self.priority not in _PRIORITY:
             raise InvalidArgumentError(f"priority: one of {', '.join(_PRIORITY)}, got {self.priority!r}", "UNKNOWN_PRIORITY")
         if self.scale_precision not in _SCALE:
@@ -54,7 +53,7 @@ class QuantConfig:
     def to_wire(self) -> wire.QuantConfig:
         self.check()
         return wire.QuantConfig(
-            method=self.calibration, weight_dtype=self.weight_dtype, activation_dtype=self.activation_dtype,
+            method="qat" if self.enable_qat else self.calibration, weight_dtype=self.weight_dtype, activation_dtype=self.activation_dtype,
             kv_dtype="" if self.kv_cache_dtype == "none" else self.kv_cache_dtype, group_size=self.group_size,
             group_size_auto=self.group_size == 0, asymmetric=not self.symmetric, act_order=self.act_order,
             rotate=self.rotate,

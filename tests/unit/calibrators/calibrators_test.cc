@@ -112,7 +112,7 @@ TEST(Calibrators, BeatPlainRoundingOnCorrelatedInputs) {
 
 TEST(Calibrators, EveryMethodIsThere) {
   for (const char* name : {"minmax", "rtn", "percentile", "mse", "smoothquant", "awq", "gptq", "awq+smoothquant",
-                           "awq+gptq", "autoround"}) {
+                           "awq+gptq", "autoround", "qat"}) {
     EXPECT_TRUE(FindCalibrator(name).ok()) << name;
   }
   EXPECT_EQ(GetErrorReason(FindCalibrator("awq_smoothquant").status()).reason, "UNKNOWN_CALIBRATION_METHOD");

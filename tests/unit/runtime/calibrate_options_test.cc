@@ -44,7 +44,7 @@ CalibrationSpec TextSpec(const ScratchFolder& scratch, const std::string& method
 
 TEST(CalibrateOptions, CompensatedRunsResumeAndRepeatToTheSameBytes) {
   const ScratchFolder scratch;
-  for (const char* method : {"gptq", "awq+gptq", "autoround"}) {
+  for (const char* method : {"gptq", "awq+gptq", "autoround", "qat"}) {
     CalibrationSpec spec = TextSpec(scratch, method);
     spec.asymmetric = true;
     spec.output = scratch / (std::string("two-") + method);
@@ -93,6 +93,47 @@ TEST(CalibrateOptions, SpilledActivationsGiveTheSameBytes) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
   spec.max_memory = -1;
   EXPECT_EQ(ReasonOf(Calibrate(spec).status()), "BAD_MAX_MEMORY");
+}
+
+// The manifest says of every block what training gained on held-out texts; excluded layers and 8-bit activations go
+// along, spilled states change nothing.
+TEST(CalibrateOptions, TrainedBlocksAreCloserThanTheirStart) {
+  const ScratchFolder scratch;
+  CalibrationSpec spec = TextSpec(scratch, "qat");
+  spec.asymmetric = true;
+  spec.exclude = {"*.layers.1.*"};
+  spec.samples = 12;
+  const auto plan = PlanCalibration(spec);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const CalibrationEstimate estimate = EstimateCalibration(*plan, spec.samples, spec.sequence_length);
+  const auto made = Calibrate(spec);
+  ASSERT_TRUE(made.ok()) << made.status();
+  const auto manifest = ReadManifest(spec.output);
+  ASSERT_TRUE(manifest.ok());
+  int better = 0;
+  for (const Json& layer : (*manifest)["calibration_record"]["layers"]) {
+    const double before = layer["block_error_before"], after = layer["block_error"];
+    if (!layer["quantized"]) continue;
+    EXPECT_GT(before, 0) << layer["name"];
+    EXPECT_LE(after, before) << layer["name"];
+    better += after < 0.99 * before;
+  }
+  EXPECT_GE(better, 7);  // linears of a layer
+  const auto bytes = FolderBytes(spec.output);
+  spec.output = scratch / "spilled";
+  spec.max_memory = estimate.peak_bytes() - 1;
+  const auto spilled = Calibrate(spec);
+  ASSERT_TRUE(spilled.ok()) << spilled.status();
+  EXPECT_EQ(spilled->spilled_bytes, estimate.activation_bytes);
+  EXPECT_EQ(FolderBytes(spec.output), bytes);
+  spec.max_memory = 0;
+  spec.activation_dtype = "int8";
+  spec.asymmetric = false;
+  spec.output = scratch / "bytes";
+  EXPECT_TRUE(Calibrate(spec).ok());
+  spec.samples = 1;
+  spec.output = scratch / "one";
+  EXPECT_EQ(ReasonOf(Calibrate(spec).status()), "TOO_FEW_TEXTS");
 }
 
 // Writes, opens again, and looks at every layer's scheme.

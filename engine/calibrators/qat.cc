@@ -1,0 +1,25 @@
+// Quantization-aware training, block by block: AWQ's scales and GPTQ's codes as a start, then codes, scales and norms
+// of a block learn together to give what the unquantized block puts out (engine/solvers/block_training.h).
+#include "engine/api/refined_gptq.h"
+#include "engine/solvers/block_training.h"
+
+namespace sage::calibrators {
+namespace {
+
+const BlockTrainingOptions kTraining;
+
+}  // namespace
+
+extern const CalibratorDef kQat;
+const CalibratorDef kQat = {
+    .name = "qat",
+    .summary = "awq+gptq, then training of each block on its output: the most accurate; needs calibration text",
+    .needs_activations = true,
+    .choose_scales = ChooseScalesForGptq,
+    .solve = PlanRefinedGptq,
+    .compensates = true,
+    .training = &kTraining,
+    .integer_grid = true,
+};
+
+}  // namespace sage::calibrators
