@@ -13,7 +13,7 @@ const BlockTrainingOptions kTraining;
 extern const CalibratorDef kQat;
 const CalibratorDef kQat = {
     .name = "qat",
-    .summary = "awq+gptq, then training of each block on its output: the most accurate; needs calibration text",
+    .summary = "awq+gptq, then each block trained towards the unquantized one: slower; needs calibration text",
     .needs_activations = true,
     .choose_scales = ChooseScalesForGptq,
     .solve = PlanRefinedGptq,

@@ -8,7 +8,7 @@ namespace sage {
 namespace {
 
 constexpr float kMeanDecay = 0.9f, kSquareDecay = 0.95f, kLeast = 1e-12f;
-// A start's code is kept by a latent that lies just inside its rounding interval.
+// A start's code is kept by a latent that lies well inside its rounding interval, so that no first step moves it.
 constexpr float kInside = 0.3f;
 // How far a scale may go from the start's.
 constexpr float kLeastScale = 0.5f, kMostScale = 1.5f;
