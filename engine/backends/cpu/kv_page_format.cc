@@ -3,6 +3,7 @@
 #include "engine/backends/cpu/kv_page_format.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -21,6 +22,22 @@ constexpr float kSmallestScale = 0x1p-100f;
 
 int64_t ElementBytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : format == KvFormat::kBF16 ? 2 : 1; }
 bool HasScales(KvFormat format) { return format != KvFormat::kF32 && format != KvFormat::kBF16; }
+
+// 2^(i / 16) and 2^(i / 256).
+constexpr float kCoarseFactors[] = {1.0f,       1.04427378f, 1.0905077f,  1.1387886f,  1.1892071f, 1.2418578f,
+                                    1.2968396f, 1.3542555f,  1.41421356f, 1.47682615f, 1.5422108f, 1.6104903f,
+                                    1.6817928f, 1.7562522f,  1.8340081f,  1.9152066f};
+constexpr float kFineFactors[] = {1.0f,       1.0027113f, 1.0054299f,  1.008156f,   1.0108893f, 1.01363f,
+                                  1.0163783f, 1.019134f,  1.02189715f, 1.02466779f, 1.0274459f, 1.0302316f,
+                                  1.0330249f, 1.0358257f, 1.0386341f,  1.0414501f};
+
+constexpr int kKeyCandidates = 256;
+constexpr float KeyFactor(int candidate) { return kCoarseFactors[candidate / 16] * kFineFactors[candidate % 16]; }
+constexpr auto kInverseKeyFactors = [] {
+  std::array<float, kKeyCandidates> out{};
+  for (int c = 0; c < kKeyCandidates; ++c) out[static_cast<size_t>(c)] = 1.0f / KeyFactor(c);
+  return out;
+}();
 
 float LargestCode(KvFormat format) {
   return format == KvFormat::kE4M3 ? kMaxE4M3 : format == KvFormat::kE5M2 ? kMaxE5M2 : 127.0f;
@@ -88,6 +105,47 @@ float FinestScale(const float* row, int64_t D, float scale, int bits) {
     }
   }
   return best;
+}
+
+// A key's error counts by what a query makes of it, and queries are large where keys are: a few channels, the same ones
+// at every position, decide the error of a score. Of 256 scales in [scale, 2 scale) the one that keeps the eight
+// largest values best, each weighed by its square.
+float FinestKeyScale(const float* row, int64_t D, float scale, int bits) {
+  constexpr int kChannels = 8;
+  if (!(scale > kSmallestScale && scale < 1e30f)) return scale;
+  // Factors and what is lost are counted in units of `scale`, so that no square leaves the range of a float.
+  float cost[kKeyCandidates] = {};
+  float last = kLargest;
+  int64_t last_at = -1;
+  for (int64_t i = 0; i < std::min<int64_t>(kChannels, D); ++i) {
+    // The largest behind the one before; the first of equals comes first.
+    float most = -1.0f;
+    int64_t at = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const float size = std::fabs(row[d]);
+      if (size > most && (size < last || (size == last && d > last_at))) {
+        most = size;
+        at = d;
+      }
+    }
+    last = most;
+    last_at = at;
+    const float value = most / scale, weight = value * value;
+    for (int c = 0; c < kKeyCandidates; ++c) {
+      const float tried = value * kInverseKeyFactors[static_cast<size_t>(c)], lost = tried - RoundMantissa(tried, bits);
+      cost[c] += weight * (lost * lost);
+    }
+  }
+  float least = kLargest;
+  int best = 0;
+  for (int c = 0; c < kKeyCandidates; ++c) {
+    const float factor = KeyFactor(c), error = cost[c] * (factor * factor);
+    if (error < least) {
+      least = error;
+      best = c;
+    }
+  }
+  return scale * KeyFactor(best);
 }
 
 }  // namespace
@@ -235,7 +293,8 @@ void KvPageFormat::StoreHalf(const Half& half, int slot, int head, bool key, con
   if (!calibrated.heads.empty()) {
     scale = calibrated.heads[static_cast<size_t>(head)];
   } else if (finite && !shifted && format_ != KvFormat::kInt8) {
-    scale = FinestScale(row, D, scale, format_ == KvFormat::kE4M3 ? 3 : 2);
+    const int bits = format_ == KvFormat::kE4M3 ? 3 : 2;
+    scale = key ? FinestKeyScale(row, D, scale, bits) : FinestScale(row, D, scale, bits);
   }
   StoreCodes(half, slot, row, finite ? scale : std::numeric_limits<float>::quiet_NaN());
 }

@@ -37,6 +37,51 @@ SAGE_DEVICE float FinestKvScale(const float* row, int32_t D, float scale, int ma
   return best;
 }
 
+// The scale of 256 candidates that keeps the eight largest values best, each weighed by its square; lane c takes every
+// 32nd candidate from c on. Every lane finds the largest values by itself: they are read together.
+SAGE_DEVICE float FinestKeyScale(const float* row, int32_t D, float scale, int mantissa) {
+  constexpr int kChannels = 8, kPerLane = 8;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float cost[kPerLane] = {}, inverse[kPerLane];
+  for (int i = 0; i < kPerLane; ++i) inverse[i] = DivRn(1.0f, KeyCandidateFactor(lane + 32 * i));
+  float last = FloatOf(kLargestFloatBits);
+  int32_t last_at = -1;
+  for (int channel = 0; channel < kChannels && channel < D; ++channel) {
+    float most = -1.0f;
+    int32_t at = 0;
+    for (int32_t d = 0; d < D; ++d) {
+      const float size = fabsf(row[d]);
+      if (size > most && (size < last || (size == last && d > last_at))) {
+        most = size;
+        at = d;
+      }
+    }
+    last = most;
+    last_at = at;
+    const float value = DivRn(most, scale), weight = MulRn(value, value);
+    for (int i = 0; i < kPerLane; ++i) {
+      const float tried = MulRn(value, inverse[i]), lost = SubRn(tried, RoundMantissa(tried, mantissa));
+      cost[i] = AddRn(cost[i], MulRn(weight, MulRn(lost, lost)));
+    }
+  }
+  float least = FloatOf(kLargestFloatBits), best = 0.0f;
+  for (int i = 0; i < kPerLane; ++i) {
+    const float factor = KeyCandidateFactor(lane + 32 * i), error = MulRn(cost[i], MulRn(factor, factor));
+    if (error < least) {
+      least = error;
+      best = static_cast<float>(lane + 32 * i);
+    }
+  }
+  for (int mask = 1; mask < 32; mask *= 2) {  // the first of equals
+    const float other = ShuffleXor(least, mask), candidate = ShuffleXor(best, mask);
+    if (other < least || (other == least && candidate < best)) {
+      least = other;
+      best = candidate;
+    }
+  }
+  return MulRn(scale, KeyCandidateFactor(static_cast<int>(best)));
+}
+
 // Formats without a scale: values that are not finite would reach rows that give them no weight (0 * inf), so they
 // become zeros and the key says NaN, which only the rows that see it take.
 SAGE_DEVICE void MarkNotFinite(const float* v_row, bool key, int32_t D, float* x) {
@@ -94,7 +139,7 @@ void KvStoreKernel(const KvStoreArgs a) {
   const float* const calibrated = key ? a.k_scales : a.v_scales;
   float scale = calibrated != nullptr ? calibrated[head] : RangeScale(most, a.code);
   if (calibrated == nullptr && all_finite && a.store == KvStore::kFp8 && scale > kSmallestKvScale && scale < 1e30f) {
-    scale = FinestKvScale(x, a.D, scale, a.code.mantissa);
+    scale = key ? FinestKeyScale(x, a.D, scale, a.code.mantissa) : FinestKvScale(x, a.D, scale, a.code.mantissa);
   }
   for (int32_t d = lane; d < a.Dp; d += 32) {
     const float value = all_finite ? DivRn(x[d], scale) : 0.0f;
