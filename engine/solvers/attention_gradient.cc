@@ -30,7 +30,6 @@ class HeadWork {
  public:
   HeadWork(const AttentionProblem& problem, int64_t begin, int64_t length, int64_t head, Scratch& scratch)
       : p_(problem),
-        begin_(begin),
         length_(length),
         q_stride_(problem.H * problem.D),
         kv_stride_(problem.KH * problem.D),
@@ -135,7 +134,7 @@ class HeadWork {
   }
 
   const AttentionProblem& p_;
-  const int64_t begin_, length_, q_stride_, kv_stride_, q_at_, kv_at_;
+  const int64_t length_, q_stride_, kv_stride_, q_at_, kv_at_;
   const float scale_;
   Scratch& scratch_;
 };
