@@ -3,7 +3,6 @@
 #include "engine/backends/cpu/kv_page_format.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -21,23 +20,8 @@ constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kSmallestScale = 0x1p-100f;
 
 int64_t ElementBytes(KvFormat format) { return format == KvFormat::kF32 ? 4 : format == KvFormat::kBF16 ? 2 : 1; }
+bool IsFloatCode(KvFormat format) { return format == KvFormat::kE4M3 || format == KvFormat::kE5M2; }
 bool HasScales(KvFormat format) { return format != KvFormat::kF32 && format != KvFormat::kBF16; }
-
-// 2^(i / 16) and 2^(i / 256).
-constexpr float kCoarseFactors[] = {1.0f,       1.04427378f, 1.0905077f,  1.1387886f,  1.1892071f, 1.2418578f,
-                                    1.2968396f, 1.3542555f,  1.41421356f, 1.47682615f, 1.5422108f, 1.6104903f,
-                                    1.6817928f, 1.7562522f,  1.8340081f,  1.9152066f};
-constexpr float kFineFactors[] = {1.0f,       1.0027113f, 1.0054299f,  1.008156f,   1.0108893f, 1.01363f,
-                                  1.0163783f, 1.019134f,  1.02189715f, 1.02466779f, 1.0274459f, 1.0302316f,
-                                  1.0330249f, 1.0358257f, 1.0386341f,  1.0414501f};
-
-constexpr int kKeyCandidates = 256;
-constexpr float KeyFactor(int candidate) { return kCoarseFactors[candidate / 16] * kFineFactors[candidate % 16]; }
-constexpr auto kInverseKeyFactors = [] {
-  std::array<float, kKeyCandidates> out{};
-  for (int c = 0; c < kKeyCandidates; ++c) out[static_cast<size_t>(c)] = 1.0f / KeyFactor(c);
-  return out;
-}();
 
 float LargestCode(KvFormat format) {
   return format == KvFormat::kE4M3 ? kMaxE4M3 : format == KvFormat::kE5M2 ? kMaxE5M2 : 127.0f;
@@ -82,6 +66,17 @@ float RoundMantissa(float value, int bits) {
   return std::bit_cast<float>((raw + half) & ~((1u << drop) - 1));
 }
 
+// visit(d, d % 8) for every channel, in order: written so that eight sums run beside one another.
+template <class Visit>
+void ForEachChannel(int64_t D, const Visit& visit) {
+  int64_t d = 0;
+  for (; d + 8 <= D; d += 8) {
+    for (int lane = 0; lane < 8; ++lane) visit(d + lane, lane);
+  }
+  for (; d < D; ++d) visit(d, static_cast<int>(d % 8));
+}
+float SumOfEight(const float (&s)[8]) { return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])); }
+
 // A float grid repeats with every doubling, so where the largest values of a row fall on it is a matter of its scale:
 // of eight scales in [scale, 2 scale) the one with the least squared error. Values at the ends of the range saturate
 // nowhere. Sums have a fixed order.
@@ -93,12 +88,11 @@ float FinestScale(const float* row, int64_t D, float scale, int bits) {
                                 1.4142135f, 1.5422108f, 1.6817929f, 1.8340081f};
     const float tried = scale * kSteps[candidate], inverse = 1.0f / tried;
     float error[8] = {};
-    for (int64_t d = 0; d < D; ++d) {
+    ForEachChannel(D, [&](int64_t d, int lane) {
       const float value = row[d] * inverse, lost = value - RoundMantissa(value, bits);
-      error[d % 8] += lost * lost;
-    }
-    const float sum =
-        (((error[0] + error[1]) + (error[2] + error[3])) + ((error[4] + error[5]) + (error[6] + error[7])));
+      error[lane] += lost * lost;
+    });
+    const float sum = SumOfEight(error);
     if (sum * tried * tried < least) {
       least = sum * tried * tried;
       best = tried;
@@ -107,45 +101,25 @@ float FinestScale(const float* row, int64_t D, float scale, int bits) {
   return best;
 }
 
-// A key's error counts by what a query makes of it, and queries are large where keys are: a few channels, the same ones
-// at every position, decide the error of a score. Of 256 scales in [scale, 2 scale) the one that keeps the eight
-// largest values best, each weighed by its square.
-float FinestKeyScale(const float* row, int64_t D, float scale, int bits) {
-  constexpr int kChannels = 8;
-  if (!(scale > kSmallestScale && scale < 1e30f)) return scale;
-  // Factors and what is lost are counted in units of `scale`, so that no square leaves the range of a float.
-  float cost[kKeyCandidates] = {};
-  float last = kLargest;
-  int64_t last_at = -1;
-  for (int64_t i = 0; i < std::min<int64_t>(kChannels, D); ++i) {
-    // The largest behind the one before; the first of equals comes first.
-    float most = -1.0f;
-    int64_t at = 0;
-    for (int64_t d = 0; d < D; ++d) {
-      const float size = std::fabs(row[d]);
-      if (size > most && (size < last || (size == last && d > last_at))) {
-        most = size;
-        at = d;
-      }
-    }
-    last = most;
-    last_at = at;
-    const float value = most / scale, weight = value * value;
-    for (int c = 0; c < kKeyCandidates; ++c) {
-      const float tried = value * kInverseKeyFactors[static_cast<size_t>(c)], lost = tried - RoundMantissa(tried, bits);
-      cost[c] += weight * (lost * lost);
-    }
-  }
-  float least = kLargest;
-  int best = 0;
-  for (int c = 0; c < kKeyCandidates; ++c) {
-    const float factor = KeyFactor(c), error = cost[c] * (factor * factor);
-    if (error < least) {
-      least = error;
-      best = c;
-    }
-  }
-  return scale * KeyFactor(best);
+// F16ToFloat of what is neither infinite nor NaN, without a branch.
+float FiniteF16(uint16_t bits) {
+  const float size = std::bit_cast<float>((bits & 0x7fffu) << 13) * 0x1p112f;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(size) | (bits & 0x8000u) << 16);
+}
+
+// Keys of neighbouring positions have much in common, most of all in the channels that are large and that queries look
+// at: what a key differs by from the first of its page is kept where that is the smaller of the two, because what a
+// float code loses is a part of what it holds. Sums have a fixed order. `row` is x, or the difference and true.
+bool TakeDifference(const uint16_t* reference, int64_t D, const float* x, float* row) {
+  float with[8] = {}, without[8] = {};
+  ForEachChannel(D, [&](int64_t d, int lane) {
+    row[d] = x[d] - FiniteF16(reference[d]);
+    with[lane] += row[d] * row[d];
+    without[lane] += x[d] * x[d];
+  });
+  if (SumOfEight(with) < SumOfEight(without)) return true;
+  std::copy_n(x, D, row);
+  return false;
 }
 
 }  // namespace
@@ -217,12 +191,14 @@ KvPageFormat::KvPageFormat(const KvLayout& layout, KvFormat format)
   const int64_t half = layout.page_tokens * Dp_ * ElementBytes(format);
   const int64_t scales = HasScales(format) ? layout.page_tokens * int64_t{sizeof(float)} : 0;
   const int64_t shifts = format == KvFormat::kInt8Channel ? Dp_ : 0;
+  const int64_t reference = IsFloatCode(format) ? Dp_ * int64_t{sizeof(uint16_t)} : 0;
   offsets_.v = half;
   offsets_.k_scale = 2 * half;
   offsets_.v_scale = offsets_.k_scale + scales;
   offsets_.k_shift = offsets_.v_scale + scales;
   offsets_.v_shift = offsets_.k_shift + shifts;
-  offsets_.head = offsets_.v_shift + shifts;
+  offsets_.k_reference = offsets_.v_shift + shifts;
+  offsets_.head = offsets_.k_reference + reference;
   offsets_.page = offsets_.head * layout.KH;
 }
 
@@ -232,6 +208,7 @@ KvPageFormat::Half KvPageFormat::HalfOf(uint8_t* page, int head, int slot, bool 
   half.values = begin + (key ? 0 : offsets_.v);
   half.scale = reinterpret_cast<float*>(begin + (key ? offsets_.k_scale : offsets_.v_scale));
   half.shift = reinterpret_cast<int8_t*>(begin + (key ? offsets_.k_shift : offsets_.v_shift));
+  half.reference = key && IsFloatCode(format_) ? reinterpret_cast<uint16_t*>(begin + offsets_.k_reference) : nullptr;
   half.base = key ? slot / 16 * 16 * Dp_ + slot % 16 : slot * Dp_;
   half.step = key ? 16 : 1;
   return half;
@@ -239,7 +216,6 @@ KvPageFormat::Half KvPageFormat::HalfOf(uint8_t* page, int head, int slot, bool 
 
 // `row` / scale as codes, all zero when the scale is NaN.
 void KvPageFormat::StoreCodes(const Half& half, int slot, const float* row, float scale) const {
-  half.scale[slot] = scale;
   uint8_t* const to = half.values + half.base;
   for (int64_t d = 0; d < layout_.D; ++d) {
     const float value = std::isnan(scale) ? 0.0f : row[d] / scale;
@@ -280,23 +256,33 @@ void KvPageFormat::StoreHalf(const Half& half, int slot, int head, bool key, con
   }
   const bool shifted = format_ == KvFormat::kInt8Channel;
   if (shifted && slot == 0) ChooseShifts(x, D, half.shift);
+  if (half.reference != nullptr && slot == 0) WriteReference(half.reference, x, calibrated.heads.empty());
   float row[1024];  // RefuseKvLayout bounds D
-  float most = 0;
   bool finite = true;
   for (int64_t d = 0; d < D; ++d) {
     row[d] = shifted ? std::ldexp(x[d], -half.shift[d]) : x[d];
     finite = finite && std::fabs(x[d]) <= kLargest;
-    most = std::max(most, std::fabs(row[d]));
   }
+  const bool chosen = calibrated.heads.empty() && finite && IsFloatCode(format_);
+  const bool differs = chosen && key && TakeDifference(half.reference, D, x, row);
+  float most = 0;
+  for (int64_t d = 0; d < D; ++d) most = std::max(most, std::fabs(row[d]));
   // A hair below the largest float, so that the largest code times the scale is one too.
   float scale = std::max(std::min(most, 0.99999f * kLargest) / LargestCode(format_), kSmallestScale);
   if (!calibrated.heads.empty()) {
     scale = calibrated.heads[static_cast<size_t>(head)];
-  } else if (finite && !shifted && format_ != KvFormat::kInt8) {
-    const int bits = format_ == KvFormat::kE4M3 ? 3 : 2;
-    scale = key ? FinestKeyScale(row, D, scale, bits) : FinestScale(row, D, scale, bits);
+  } else if (chosen) {
+    scale = FinestScale(row, D, scale, format_ == KvFormat::kE4M3 ? 3 : 2);
   }
-  StoreCodes(half, slot, row, finite ? scale : std::numeric_limits<float>::quiet_NaN());
+  if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
+  StoreCodes(half, slot, row, scale);
+  half.scale[slot] = differs ? -scale : scale;
+}
+
+// The first key of the page in f16; zeros when calibrated scales leave no choice.
+void KvPageFormat::WriteReference(uint16_t* to, const float* x, bool wanted) const {
+  std::fill_n(to, Dp_, uint16_t{0});
+  for (int64_t d = 0; wanted && d < layout_.D; ++d) to[d] = std::fabs(x[d]) <= kLargest ? SaturateF16(x[d]) : uint16_t{0};
 }
 
 void KvPageFormat::LoadHalf(const Half& half, int slot, int head, bool key, float* x) const {
@@ -312,8 +298,11 @@ void KvPageFormat::LoadHalf(const Half& half, int slot, int head, bool key, floa
       const float code = static_cast<float>(static_cast<int8_t>(half.values[i])) - calibrated.zeros[channel];
       x[d] = code * calibrated.factors[channel] * half.scale[slot];
     } else {
-      const float value = DecodeCode(format_, half.values[i]) * half.scale[slot];
-      x[d] = format_ == KvFormat::kInt8Channel ? std::ldexp(value, half.shift[d]) : value;
+      const float value = DecodeCode(format_, half.values[i]) * std::fabs(half.scale[slot]);
+      const bool differs = half.reference != nullptr && half.scale[slot] < 0;
+      x[d] = format_ == KvFormat::kInt8Channel ? std::ldexp(value, half.shift[d])
+             : differs                         ? value + FiniteF16(half.reference[d])
+                                               : value;
     }
   }
 }

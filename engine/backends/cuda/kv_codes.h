@@ -79,15 +79,4 @@ SAGE_DEVICE float CandidateFactor(int candidate) {
   return kSteps[candidate];
 }
 
-// Candidates for the scale of a key: 256 up to twice the range's.
-SAGE_DEVICE float KeyCandidateFactor(int candidate) {
-  constexpr float kCoarse[] = {1.0f,       1.04427378f, 1.0905077f,  1.1387886f,  1.1892071f, 1.2418578f,
-                               1.2968396f, 1.3542555f,  1.41421356f, 1.47682615f, 1.5422108f, 1.6104903f,
-                               1.6817928f, 1.7562522f,  1.8340081f,  1.9152066f};
-  constexpr float kFine[] = {1.0f,       1.0027113f, 1.0054299f,  1.008156f,   1.0108893f, 1.01363f,
-                             1.0163783f, 1.019134f,  1.02189715f, 1.02466779f, 1.0274459f, 1.0302316f,
-                             1.0330249f, 1.0358257f, 1.0386341f,  1.0414501f};
-  return MulRn(kCoarse[candidate / 16], kFine[candidate % 16]);
-}
-
 }  // namespace sage::cuda

@@ -67,8 +67,8 @@ class KvPages final : public KvKernel {
         record_(record),
         device_(device),
         Dp_((layout.D + 15) / 16 * 16),
-        offsets_(MakeKvOffsets(layout.KH, Dp_, layout.page_tokens, StoreBytes(record.store), record.code.largest > 0)) {
-  }
+        offsets_(MakeKvOffsets(layout.KH, Dp_, layout.page_tokens, StoreBytes(record.store), record.code.largest > 0,
+                               record.store == KvStore::kFp8)) {}
 
   absl::Status Start() {
     if (layout_.scales == nullptr) return absl::OkStatus();
@@ -172,8 +172,9 @@ class KvPages final : public KvKernel {
     const int64_t at = int64_t{slot} * Dp_ + d;
     if (record_.store == KvStore::kF32) return reinterpret_cast<const float*>(values)[at];
     if (record_.store == KvStore::kBf16) return Bf16Value(reinterpret_cast<const uint16_t*>(values)[at]);
-    const int64_t plane = key ? offsets_.k_scale : offsets_.v_scale;
-    return DecodeCode(values[at], record_.store, record_.code) * reinterpret_cast<const float*>(base + plane)[slot];
+    const float scale = reinterpret_cast<const float*>(base + (key ? offsets_.k_scale : offsets_.v_scale))[slot];
+    const float value = DecodeCode(values[at], record_.store, record_.code) * std::fabs(scale);
+    return scale < 0 ? value + F16Value(reinterpret_cast<const uint16_t*>(base + offsets_.k_reference)[d]) : value;
   }
 
   KvLayout layout_;

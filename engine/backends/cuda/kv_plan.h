@@ -1,7 +1,8 @@
 // Where things lie in a KV page of the device, how attention is cut into blocks, and what is uploaded of it a step.
 //
 // A page: [kv head]{ K [page_tokens][Dp], V [page_tokens][Dp], and for 8-bit formats the scales of K and of V
-// [page_tokens] f32 }, Dp = D padded to 16, padding zero. A sink page holds f16: [kv head][page_tokens][Dp] of K, the
+// [page_tokens] f32, and for float formats the page's first key [Dp] f16 }, Dp = D padded to 16, padding zero. A key whose
+// scale is negative is code * |scale| + the page's first key. A sink page holds f16: [kv head][page_tokens][Dp] of K, the
 // next entry of the page table the same of V.
 #pragma once
 
@@ -10,14 +11,16 @@
 namespace sage::cuda {
 
 struct KvOffsets {
-  int64_t v = 0, k_scale = 0, v_scale = 0, head = 0, page = 0, sink_head = 0;
+  int64_t v = 0, k_scale = 0, v_scale = 0, k_reference = 0, head = 0, page = 0, sink_head = 0;
 };
-constexpr KvOffsets MakeKvOffsets(int64_t KH, int64_t Dp, int64_t page_tokens, int64_t value_bytes, bool scales) {
+constexpr KvOffsets MakeKvOffsets(int64_t KH, int64_t Dp, int64_t page_tokens, int64_t value_bytes, bool scales,
+                                  bool reference) {
   KvOffsets out;
   out.v = page_tokens * Dp * value_bytes;
   out.k_scale = 2 * out.v;
   out.v_scale = out.k_scale + (scales ? page_tokens * 4 : 0);
-  out.head = out.v_scale + (scales ? page_tokens * 4 : 0);
+  out.k_reference = out.v_scale + (scales ? page_tokens * 4 : 0);
+  out.head = out.k_reference + (reference ? Dp * 2 : 0);
   out.page = out.head * KH;
   out.sink_head = page_tokens * Dp * 2;
   return out;

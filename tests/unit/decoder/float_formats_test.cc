@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <numeric>
 #include <random>
 
 #include "absl/strings/match.h"
@@ -14,6 +13,7 @@
 #include "engine/decoder/decoder.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
+#include "tests/unit/decoder/sequence_logits.h"
 
 namespace sage {
 namespace {
@@ -58,26 +58,7 @@ absl::StatusOr<std::vector<float>> Logits(std::shared_ptr<Checkpoint> checkpoint
                                           const std::string& strategy = "") {
   DecoderLoadSpec spec;
   spec.strategy = strategy;
-  ThreadPool threads(2);
-  SAGE_ASSIGN_OR_RETURN(const auto backend, OpenBackend("cpu"));
-  SAGE_ASSIGN_OR_RETURN(const auto decoder,
-                        Decoder::Load(std::move(checkpoint), spec, *backend, threads, CancelToken{}, nullptr));
-  const DecoderConfig& c = decoder->config();
-  SAGE_ASSIGN_OR_RETURN(const auto kv, KvArena::Allocate("f32", decoder->kv_layout(16), c.L, 8, *backend));
-  const int64_t S = static_cast<int64_t>(ids.size());
-  std::vector<int32_t> pages(8);
-  std::iota(pages.begin(), pages.end(), 0);
-  std::vector<int64_t> rows(ids.size());
-  std::iota(rows.begin(), rows.end(), 0);
-  const SequenceSlice slice[] = {{.row_begin = 0, .rows = S, .context = 0, .prompt_length = S, .pages = pages.data()}};
-  std::vector<float> hidden(static_cast<size_t>(S * c.hidden)), out(static_cast<size_t>(S * c.V));
-  StepContext ctx;
-  ActivationCache cache;
-  ctx.threads = &threads;
-  ctx.activations = &cache;
-  SAGE_RETURN_IF_ERROR(decoder->Forward(ctx, {ids, slice, rows}, *kv, hidden.data()));
-  SAGE_RETURN_IF_ERROR(decoder->Logits(ctx, hidden.data(), S, out.data()));
-  return out;
+  return SequenceLogits(std::move(checkpoint), {ids}, spec);
 }
 
 struct LogitError {

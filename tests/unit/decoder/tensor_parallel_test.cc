@@ -1,7 +1,6 @@
 // Ranks in threads, each with its part of the model, give the logits of the whole.
 #include <cmath>
 #include <filesystem>
-#include <numeric>
 #include <thread>
 
 #include "engine/api/communicator.h"
@@ -9,6 +8,7 @@
 #include "engine/decoder/decoder.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
+#include "tests/unit/decoder/sequence_logits.h"
 
 namespace sage {
 namespace {
@@ -16,36 +16,11 @@ namespace {
 // A prompt and two decode steps; the logits of all of them.
 absl::StatusOr<std::vector<float>> RunModel(const std::string& path, const std::string& strategy,
                                             Communicator* communicator) {
-  ThreadPool threads(1);
-  SAGE_ASSIGN_OR_RETURN(const auto backend, OpenBackend("cpu"));
   SAGE_ASSIGN_OR_RETURN(const auto checkpoint, OpenCheckpoint(path));
   DecoderLoadSpec spec;
   spec.strategy = strategy;
   spec.communicator = communicator;
-  CancelToken cancel;
-  SAGE_ASSIGN_OR_RETURN(const auto decoder, Decoder::Load(checkpoint, spec, *backend, threads, cancel, nullptr));
-  SAGE_ASSIGN_OR_RETURN(const auto kv,
-                        KvArena::Allocate("f32", decoder->kv_layout(16), decoder->config().L, 4, *backend));
-  const std::vector<int32_t> pages = {2, 0, 1, 3};
-  ActivationCache cache;
-  std::vector<float> out;
-  int64_t context = 0;
-  for (const std::vector<int32_t>& ids : {std::vector<int32_t>{1, 5, 9, 30, 12, 44, 7, 3, 21}, {17}, {18}}) {
-    const auto M = static_cast<int64_t>(ids.size());
-    std::vector<int64_t> rows(ids.size());
-    std::iota(rows.begin(), rows.end(), 0);
-    const SequenceSlice slice[] = {{0, M, context, context + M, pages.data()}};
-    StepContext ctx;
-    ctx.threads = &threads;
-    ctx.activations = &cache;
-    std::vector<float> hidden(static_cast<size_t>(M * decoder->config().hidden));
-    std::vector<float> logits(static_cast<size_t>(M * decoder->config().V));
-    SAGE_RETURN_IF_ERROR(decoder->Forward(ctx, {ids, slice, rows}, *kv, hidden.data()));
-    SAGE_RETURN_IF_ERROR(decoder->Logits(ctx, hidden.data(), M, logits.data()));
-    out.insert(out.end(), logits.begin(), logits.end());
-    context += M;
-  }
-  return out;
+  return SequenceLogits(checkpoint, {{1, 5, 9, 30, 12, 44, 7, 3, 21}, {17}, {18}}, spec, 1);
 }
 
 void CheckRanks(const std::string& path, const std::string& strategy, int size) {

@@ -26,7 +26,8 @@ TEST(KvStrategies, EightBitPagesCarryTheirScales) {
   RecordingBackend backend;
   for (const KvStrategyDef* def : {&kv_strategies::kFp8E4m3, &kv_strategies::kFp8E5m2, &kv_strategies::kInt8PerToken,
                                    &kv_strategies::kInt8PerChannel}) {
-    const size_t channels = def == &kv_strategies::kInt8PerChannel ? 64 : 0;
+    // Shifts of the channels of K and V, or the page's first key in f16.
+    const size_t channels = def == &kv_strategies::kInt8PerToken ? 0 : 64;
     EXPECT_EQ(def->page_bytes(layout), 2u * 3 * (64 * 16 + 16 * 4 + channels)) << def->name;
     EXPECT_EQ(def->bits, 8);
     EXPECT_LT(def->page_bytes({3, 64, 16}), kv_strategies::kBf16.page_bytes({3, 64, 16}) * 0.6);

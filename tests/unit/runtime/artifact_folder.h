@@ -8,7 +8,9 @@
 #include <map>
 #include <string>
 
+#include "engine/base/file.h"
 #include "engine/runtime/operations.h"
+#include "gtest/gtest.h"
 
 namespace sage {
 
@@ -57,6 +59,25 @@ inline CalibrationSpec StoriesSpec(const ScratchFolder& scratch) {
   spec.group_size = -1;
   spec.output = scratch / "artifact";
   spec.work_dir = scratch / "work";
+  return spec;
+}
+
+// Four bits, one scale a row, with text to look at.
+inline CalibrationSpec StoriesTextSpec(const ScratchFolder& scratch, const std::string& method) {
+  CalibrationSpec spec = StoriesSpec(scratch);
+  spec.weight_dtype = "int4";
+  spec.method = method;
+  spec.dataset = scratch / "text.txt";
+  spec.samples = 6;
+  spec.sequence_length = 96;
+  if (!FileExists(spec.dataset)) {
+    std::string text;
+    for (int i = 0; i < 120; ++i) {
+      text += "Once upon a time there was a little dog number " + std::to_string(i * 37 % 101) +
+              ". It saw a big red ball and ran to its friend Tim. They were happy all day.\n";
+    }
+    EXPECT_TRUE(WriteFileAtomic(spec.dataset, text).ok());
+  }
   return spec;
 }
 

@@ -23,29 +23,10 @@ absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSpec& spec, int wor
   return CalibrateModel(spec, threads, cancel, progress);
 }
 
-// Four bits, one scale a row, with text to look at.
-CalibrationSpec TextSpec(const ScratchFolder& scratch, const std::string& method) {
-  CalibrationSpec spec = StoriesSpec(scratch);
-  spec.weight_dtype = "int4";
-  spec.method = method;
-  spec.dataset = scratch / "text.txt";
-  spec.samples = 6;
-  spec.sequence_length = 96;
-  if (!FileExists(spec.dataset)) {
-    std::string text;
-    for (int i = 0; i < 120; ++i) {
-      text += "Once upon a time there was a little dog number " + std::to_string(i * 37 % 101) +
-              ". It saw a big red ball and ran to its friend Tim. They were happy all day.\n";
-    }
-    EXPECT_TRUE(WriteFileAtomic(spec.dataset, text).ok());
-  }
-  return spec;
-}
-
 TEST(CalibrateOptions, CompensatedRunsResumeAndRepeatToTheSameBytes) {
   const ScratchFolder scratch;
   for (const char* method : {"gptq", "awq+gptq", "autoround", "qat"}) {
-    CalibrationSpec spec = TextSpec(scratch, method);
+    CalibrationSpec spec = StoriesTextSpec(scratch, method);
     spec.asymmetric = true;
     spec.output = scratch / (std::string("two-") + method);
     const auto whole = Calibrate(spec);
@@ -68,7 +49,7 @@ TEST(CalibrateOptions, CompensatedRunsResumeAndRepeatToTheSameBytes) {
 
 TEST(CalibrateOptions, SpilledActivationsGiveTheSameBytes) {
   const ScratchFolder scratch;
-  CalibrationSpec spec = TextSpec(scratch, "gptq");
+  CalibrationSpec spec = StoriesTextSpec(scratch, "gptq");
   const auto inside = Calibrate(spec);
   ASSERT_TRUE(inside.ok()) << inside.status();
   EXPECT_EQ(inside->spilled_bytes, 0);
@@ -99,7 +80,7 @@ TEST(CalibrateOptions, SpilledActivationsGiveTheSameBytes) {
 // along, spilled states change nothing.
 TEST(CalibrateOptions, TrainedBlocksAreCloserThanTheirStart) {
   const ScratchFolder scratch;
-  CalibrationSpec spec = TextSpec(scratch, "qat");
+  CalibrationSpec spec = StoriesTextSpec(scratch, "qat");
   spec.asymmetric = true;
   spec.exclude = {"*.layers.1.*"};
   spec.samples = 12;
@@ -140,7 +121,7 @@ TEST(CalibrateOptions, TrainedBlocksAreCloserThanTheirStart) {
 TEST(CalibrateOptions, LayersMayBeStoredOtherwise) {
   const ScratchFolder scratch;
   const char *four = "int4_w4a16", *eight = "int8_w8a16";
-  CalibrationSpec spec = TextSpec(scratch, "gptq");
+  CalibrationSpec spec = StoriesTextSpec(scratch, "gptq");
   spec.group_size = 43;  // divides 172, not 64: only where it is overridden
   EXPECT_EQ(ReasonOf(Calibrate(spec).status()), "GROUP_SIZE_MUST_DIVIDE_K");
   spec.group_size = -1;
@@ -233,7 +214,7 @@ TEST(CalibrateOptions, TheCommonGroupSizeNeedNotFitLayersWithTheirOwn) {
 
 TEST(CalibrateOptions, RefusesToExcludeWhereNoWeightIsQuantized) {
   const ScratchFolder scratch;
-  CalibrationSpec spec = TextSpec(scratch, "minmax");
+  CalibrationSpec spec = StoriesTextSpec(scratch, "minmax");
   spec.weight_dtype = "none";
   spec.kv_quantization = "int8_per_token";
   EXPECT_TRUE(PlanCalibration(spec).ok()) << PlanCalibration(spec).status();
@@ -270,7 +251,7 @@ TEST(CalibrateOptions, GroupsMustNotCrossShards) {
   const ScratchFolder scratch;
   // group: of down_proj, whose K is 172; -1 = one scale a row as everywhere else.
   const auto status = [&](int shards, int group, bool act_order = false) {
-    CalibrationSpec spec = TextSpec(scratch, "gptq");
+    CalibrationSpec spec = StoriesTextSpec(scratch, "gptq");
     spec.tensor_parallel = shards;
     if (group > 0) spec.overrides = {"*.down_proj=group_size:" + std::to_string(group)};
     spec.act_order = act_order;

@@ -1,7 +1,6 @@
 // Rotated models: the same logits as the model they were made from, ordinary checkpoints under every method, the same
 // bytes after a stop and for any number of threads, and refusals where a rotation cannot be.
 #include <cmath>
-#include <numeric>
 
 #include "engine/base/file.h"
 #include "engine/base/status.h"
@@ -11,6 +10,7 @@
 #include "engine/runtime/calibrate_estimate.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
+#include "tests/unit/decoder/sequence_logits.h"
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
@@ -26,27 +26,8 @@ absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSpec& spec, int wor
 }
 
 absl::StatusOr<std::vector<float>> LogitsOf(const std::string& path) {
-  ThreadPool threads(2);
-  SAGE_ASSIGN_OR_RETURN(const auto backend, OpenBackend("cpu"));
   SAGE_ASSIGN_OR_RETURN(const auto checkpoint, OpenCheckpoint(path));
-  SAGE_ASSIGN_OR_RETURN(const auto decoder,
-                        Decoder::Load(checkpoint, DecoderLoadSpec{}, *backend, threads, CancelToken{}, nullptr));
-  SAGE_ASSIGN_OR_RETURN(const auto kv,
-                        KvArena::Allocate("f32", decoder->kv_layout(16), decoder->config().L, 2, *backend));
-  const std::vector<int32_t> pages = {1, 0}, ids = {1, 5, 9, 30, 12, 39, 7, 3, 21, 17, 18, 2, 35, 4, 4, 11, 8, 0, 26};
-  const auto M = static_cast<int64_t>(ids.size());
-  std::vector<int64_t> rows(ids.size());
-  std::iota(rows.begin(), rows.end(), 0);
-  const SequenceSlice slice[] = {{0, M, 0, M, pages.data()}};
-  ActivationCache cache;
-  StepContext ctx;
-  ctx.threads = &threads;
-  ctx.activations = &cache;
-  std::vector<float> hidden(static_cast<size_t>(M * decoder->config().hidden));
-  std::vector<float> logits(static_cast<size_t>(M * decoder->config().V));
-  SAGE_RETURN_IF_ERROR(decoder->Forward(ctx, {ids, slice, rows}, *kv, hidden.data()));
-  SAGE_RETURN_IF_ERROR(decoder->Logits(ctx, hidden.data(), M, logits.data()));
-  return logits;
+  return SequenceLogits(checkpoint, {{1, 5, 9, 30, 12, 39, 7, 3, 21, 17, 18, 2, 35, 4, 4, 11, 8, 0, 26}});
 }
 
 // Largest difference over the largest logit.
@@ -130,22 +111,12 @@ TEST(Rotation, OfAGgufWithAdjacentPairs) {
   EXPECT_EQ(record["values"], "sylvester 8");
 }
 
-CalibrationSpec TextSpec(const ScratchFolder& scratch, const std::string& method) {
-  CalibrationSpec spec = StoriesSpec(scratch);
+CalibrationSpec RotatedSpec(const ScratchFolder& scratch, const std::string& method) {
+  CalibrationSpec spec = StoriesTextSpec(scratch, method);
   const bool smooth = method == "smoothquant" || method == "awq+smoothquant";
   spec.weight_dtype = smooth ? "int8" : "int4";
   spec.activation_dtype = smooth ? "int8" : "";
-  spec.method = method;
   spec.rotate = true;
-  spec.dataset = scratch / "text.txt";
-  spec.samples = 6;
-  spec.sequence_length = 96;
-  std::string text;
-  for (int i = 0; i < 120; ++i) {
-    text += "Once upon a time there was a little dog number " + std::to_string(i * 37 % 101) +
-            ". It saw a big red ball and ran to its friend Tim. They were happy all day.\n";
-  }
-  EXPECT_TRUE(WriteFileAtomic(spec.dataset, text).ok());
   return spec;
 }
 
@@ -154,7 +125,7 @@ TEST(Rotation, UnderEveryMethodStopsResumeToTheSameBytes) {
   for (const char* method : {"rtn", "gptq", "awq", "awq+gptq", "smoothquant", "autoround"}) {
     SCOPED_TRACE(method);
     const ScratchFolder scratch;
-    CalibrationSpec spec = TextSpec(scratch, method);
+    CalibrationSpec spec = RotatedSpec(scratch, method);
     const auto whole = Calibrate(spec);
     ASSERT_TRUE(whole.ok()) << whole.status();
     for (const LayerResult& layer : whole->layers) {

@@ -12,17 +12,20 @@
 namespace sage::cpu::SAGE_TIER {
 
 // Formats: Tile is what a few queries read, in place or (halves) after an expansion into scratch. `kUnit` is what a
-// stored scale is multiplied by, because Tile gives values / kUnit.
+// stored scale is multiplied by, because Tile gives values / kUnit. kReference: keys may be differences from the first
+// of their page, which q meets by itself.
 struct PageF32 {
   using Stored = float;
   using Tile = TileF32;
   static constexpr bool kPlain = true, kScales = false, kShifts = false, kHalves = false, kSinks = false;
+  static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageBF16 {
   using Stored = uint16_t;
   using Tile = TileBF16;
   static constexpr bool kPlain = false, kScales = false, kShifts = false, kHalves = false, kSinks = false;
+  static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 // The first positions of a sequence beside 8-bit pages: f16, K in one page and V in the next.
@@ -30,24 +33,28 @@ struct PageSinks {
   using Stored = uint16_t;
   using Tile = TileF16;
   static constexpr bool kPlain = false, kScales = false, kShifts = false, kHalves = false, kSinks = true;
+  static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageInt8 {
   using Stored = int8_t;
   using Tile = TileI8;
   static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = false, kSinks = false;
+  static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageInt8Channel {
   using Stored = int8_t;
   using Tile = TileI8Factors;
   static constexpr bool kPlain = false, kScales = true, kShifts = true, kHalves = false, kSinks = false;
+  static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageE4M3 {
   using Stored = uint8_t;
   using Tile = TileF16;
   static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true, kSinks = false;
+  static constexpr bool kReference = true;
   static constexpr float kUnit = 256;
   static void Expand32(const uint8_t* from, uint16_t* to) { ExpandE4M3(from, to); }
 };
@@ -55,6 +62,7 @@ struct PageE5M2 {
   using Stored = uint8_t;
   using Tile = TileF16;
   static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true, kSinks = false;
+  static constexpr bool kReference = true;
   static constexpr float kUnit = 1;
   static void Expand32(const uint8_t* from, uint16_t* to) { ExpandE5M2(from, to); }
 };
@@ -98,7 +106,7 @@ struct Walk {
   using Stored = typename Page::Stored;
   const AttentionTask& t;
   const int64_t Dp, state, queries;
-  float *q, *running, *part, *scores, *k_scale, *v_scale, *stage;
+  float *q, *running, *part, *scores, *k_scale, *v_scale, *k_differs, *stage;
 
   explicit Walk(const AttentionTask& task)
       : t(task), Dp((t.D + 15) / 16 * 16), state(AttentionStateFloats(t.D)), queries(t.rows * t.group) {
@@ -108,7 +116,8 @@ struct Walk {
     scores = part + queries * state;
     k_scale = scores + queries * kPartKeys;
     v_scale = k_scale + kPartKeys;
-    stage = v_scale + kPartKeys;
+    k_differs = v_scale + kPartKeys;
+    stage = k_differs + kPartKeys;
   }
   int64_t First(int64_t row) const {
     const int64_t position = t.first_position + row;
@@ -143,9 +152,20 @@ struct Walk {
       const uint8_t* const page = PageOf(position);
       const auto* k = reinterpret_cast<const float*>(page + t.offsets.k_scale);
       const auto* v = reinterpret_cast<const float*>(page + t.offsets.v_scale);
-      Mul(F::Load(k + slot), unit).Store(k_scale + b * 16);
+      const F key = F::Load(k + slot);
+      Mul(Page::kReference ? Abs(key) : key, unit).Store(k_scale + b * 16);
+      if constexpr (Page::kReference) {  // 1 where the scale is negative (none is below 2^-100), else 0
+        Max(Min(Mul(key, F::Set1(-0x1p120f)), F::Set1(1.0f)), F::Zero()).Store(k_differs + b * 16);
+      }
       Mul(F::Load(v + slot), unit).Store(v_scale + b * 16);
     }
+  }
+  // Score of a query with the first key of a page.
+  float ReferenceScore(int64_t query, int64_t position) const {
+    const auto* const key = reinterpret_cast<const uint16_t*>(PageOf(position) + t.offsets.k_reference);
+    F sum = F::Zero();
+    for (int64_t d = 0; d < Dp; d += 16) sum = Fma(F::Load(q + query * Dp + d), F::Load(key + d, true), sum);
+    return Sum(sum);
   }
   // Factors of the page of a block, for K or V, in scratch after the blocks.
   const float* Factors(int64_t position, bool key, int64_t slot) const {
@@ -201,13 +221,18 @@ struct Walk {
 
 // Weights of one query from its scores over [begin, end): p = e^(s - largest), with the scale of each value folded in.
 template <class Page>
-void Soften(const Walk<Page>& w, int64_t query, int64_t begin, int64_t end) {
+void Soften(const Walk<Page>& w, int64_t origin, int64_t query, int64_t begin, int64_t end) {
   float* const s = w.scores + query * kPartKeys;
   float* const state = w.part + query * w.state;
   const int64_t first = begin / 16 * 16, last = (end + 15) / 16 * 16;
+  F reference = F::Zero();
   for (int64_t i = first; i < last; i += 16) {
     F score = F::Load(s + i);
     if constexpr (Page::kScales) score = Mul(score, F::Load(w.k_scale + i));
+    if constexpr (Page::kReference) {
+      if (i == first || (origin + i) % w.t.page_tokens == 0) reference = F::Set1(w.ReferenceScore(query, origin + i));
+      score = Fma(reference, F::Load(w.k_differs + i), score);
+    }
     Fma(score, F::Zero(), score).Store(s + i);  // an infinity becomes NaN: its weight of 0 or 1 would hide it
   }
   for (int64_t i = first; i < begin; ++i) s[i] = -3.0e38f;
@@ -321,7 +346,7 @@ void AttendPart(const Walk<Page>& w, int64_t origin, int64_t first, int64_t last
     int64_t begin = w.Begin(i / w.t.group, origin), end = w.End(i / w.t.group, origin);
     if (begin < first * 16) begin = first * 16;
     if (end > last * 16) end = last * 16;
-    if (begin < end) Soften(w, i, begin, end);
+    if (begin < end) Soften(w, origin, i, begin, end);
   }
   for (int64_t b = first; b < last; b += kStageBlocks) {
     const int64_t end = b + kStageBlocks < last ? b + kStageBlocks : last;
@@ -354,6 +379,7 @@ void Attend(const AttentionTask& t) {
   for (int64_t i = 0; i < w.queries; ++i) {
     const float* const from = t.q + i / t.group * t.q_row_stride + i % t.group * t.D;
     for (int64_t d = 0; d < t.D; ++d) w.q[i * w.Dp + d] = from[d] * t.scale;
+    for (int64_t d = t.D; d < w.Dp; ++d) w.q[i * w.Dp + d] = 0.0f;
     w.running[i * w.state + w.Dp + 1] = 0.0f;
   }
   for (int64_t p = t.part_begin; p < t.part_end; ++p) {

@@ -76,6 +76,8 @@ struct KvOffsets {
   int64_t v;                 // K is at 0
   int64_t k_scale, v_scale;  // [page_tokens] f32 (eight-bit formats)
   int64_t k_shift, v_shift;  // [Dp] int8, powers of two of the channels (kInt8Channel)
+  // [Dp] f16, the page's first key (kE4M3, kE5M2): a key whose scale is negative is stored as its difference from it.
+  int64_t k_reference;
 };
 
 // Positions of one part of a softmax. Parts begin at multiples of it and are combined in order, so a row has the same
@@ -111,7 +113,7 @@ constexpr int64_t RowsPerTask(int group) { return group >= 32 ? 1 : group <= 2 ?
 constexpr int64_t AttentionStateFloats(int D) { return (D + 15) / 16 * 16 + 16; }
 constexpr int64_t AttentionScratchFloats(int group, int D) {
   const int64_t Dp = (D + 15) / 16 * 16, queries = RowsPerTask(group) * group;
-  return queries * (Dp + 2 * AttentionStateFloats(D) + kPartKeys) + 2 * kPartKeys + (64 + 4) * Dp;
+  return queries * (Dp + 2 * AttentionStateFloats(D) + kPartKeys) + 3 * kPartKeys + (64 + 4) * Dp;
 }
 
 // What a machine does at most, see probe_impl.h.

@@ -33,6 +33,7 @@ struct AttentionWarp {
   uint32_t* fragments;  // [kSteps][32][4], for two-part q a second such array behind
   float row_factor[2];  // of rows g and g + 8
   int32_t row_position[2];
+  float reference[2];  // scores of rows g and g + 8 with the first key of the page, kFp8
   float top[2], weight[2];
   float sums[kD / 8][4];
 
@@ -180,6 +181,23 @@ struct AttentionWarp {
       }
     }
   }
+  // Scores with the first key of the page of `position`: every column of the product is that key.
+  SAGE_DEVICE void ReferenceScores(int32_t position) {
+    const auto* const key =
+        reinterpret_cast<const uint16_t*>(PageOf(position, 0) + head * a.offsets.head + a.offsets.k_reference);
+    float found[4] = {};
+    SAGE_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      uint32_t q[4];
+      QueryFragment(s, 0, q);
+      const int dim = DimOf(s, t);
+      const uint2 two = dim < a.Dp ? *reinterpret_cast<const uint2*>(key + dim) : uint2{0, 0};
+      MmaF16(found, q, two.x, two.y);
+    }
+    const float undo = 1.0f / a.code.factor;  // as in Walk for sinks
+    reference[0] = found[0] * row_factor[0] * undo;
+    reference[1] = found[2] * row_factor[1] * undo;
+  }
   // The same from f16 pages.
   SAGE_DEVICE void SinkScores(int32_t position, float (&scores)[2][4]) const {
     const auto* const at = reinterpret_cast<const uint16_t*>(PageOf(position, 0) + head * a.offsets.sink_head) +
@@ -208,7 +226,9 @@ struct AttentionWarp {
         const int r = i / 2;
         const int32_t at = position + 8 * j + 2 * t + i % 2;
         seen[j][i] = at <= row_position[r] && (a.window == 0 || at > row_position[r] - a.window);
-        scores[j][i] *= row_factor[r] * keys[j][i % 2];
+        const float scale = keys[j][i % 2];
+        scores[j][i] *= row_factor[r] * (kStore == KvStore::kFp8 ? fabsf(scale) : scale);
+        if (kStore == KvStore::kFp8 && scale < 0) scores[j][i] += reference[r];
         const float with = kBytes ? scores[j][i] + Log2(values[j][i % 2]) : scores[j][i];
         if (seen[j][i]) next[r] = fmaxf(next[r], with);
       }
@@ -318,6 +338,7 @@ struct AttentionWarp {
   // Chunks first, first + step, ... below end.
   SAGE_DEVICE void Walk(int32_t first, int32_t end, int32_t step) {
     Keys keys;
+    int32_t page = -1;  // that `reference` belongs to
     if (first < end && !InSink(first * kChunk)) LoadKeys(first * kChunk, keys);
     for (int32_t chunk = first; chunk < end; chunk += step) {
       const int32_t position = chunk * kChunk;
@@ -338,6 +359,10 @@ struct AttentionWarp {
       if constexpr (kBytes) LoadScales(position, a.offsets.k_scale, k_scale);
       if constexpr (kBytes) LoadScales(position, a.offsets.v_scale, v_scale);
       Scores(keys, scores);
+      if constexpr (kStore == KvStore::kFp8) {
+        if (position / a.page_tokens != page) ReferenceScores(position);
+        page = position / a.page_tokens;
+      }
       if (chunk + step < end) LoadKeys((chunk + step) * kChunk, keys);
       Weigh(position, k_scale, v_scale, scores);
       if constexpr (kHalves) LoadValues(position, values);

@@ -37,49 +37,34 @@ SAGE_DEVICE float FinestKvScale(const float* row, int32_t D, float scale, int ma
   return best;
 }
 
-// The scale of 256 candidates that keeps the eight largest values best, each weighed by its square; lane c takes every
-// 32nd candidate from c on. Every lane finds the largest values by itself: they are read together.
-SAGE_DEVICE float FinestKeyScale(const float* row, int32_t D, float scale, int mantissa) {
-  constexpr int kChannels = 8, kPerLane = 8;
+// Where the first key of a row's page comes from: this step's rows, or the page itself.
+struct FirstKey {
+  const float* row;       // null: `stored`
+  const uint16_t* stored;
+  SAGE_DEVICE uint16_t Half(int32_t d) const {
+    if (row == nullptr) return stored[d];
+    return IsFinite(row[d]) ? SaturateF16(row[d]) : static_cast<uint16_t>(0);
+  }
+};
+
+// Takes the first key from x where that leaves the smaller sum of squares, and says so. Sums as in FinestKvScale.
+SAGE_DEVICE bool TakeDifference(const FirstKey& first, int32_t D, float* x) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  float cost[kPerLane] = {}, inverse[kPerLane];
-  for (int i = 0; i < kPerLane; ++i) inverse[i] = DivRn(1.0f, KeyCandidateFactor(lane + 32 * i));
-  float last = FloatOf(kLargestFloatBits);
-  int32_t last_at = -1;
-  for (int channel = 0; channel < kChannels && channel < D; ++channel) {
-    float most = -1.0f;
-    int32_t at = 0;
-    for (int32_t d = 0; d < D; ++d) {
-      const float size = fabsf(row[d]);
-      if (size > most && (size < last || (size == last && d > last_at))) {
-        most = size;
-        at = d;
-      }
-    }
-    last = most;
-    last_at = at;
-    const float value = DivRn(most, scale), weight = MulRn(value, value);
-    for (int i = 0; i < kPerLane; ++i) {
-      const float tried = MulRn(value, inverse[i]), lost = SubRn(tried, RoundMantissa(tried, mantissa));
-      cost[i] = AddRn(cost[i], MulRn(weight, MulRn(lost, lost)));
-    }
+  float with = 0, without = 0;
+  for (int32_t d = lane % 8; d < D; d += 8) {
+    const float less = SubRn(x[d], F16Value(first.Half(d)));
+    with = AddRn(with, MulRn(less, less));
+    without = AddRn(without, MulRn(x[d], x[d]));
   }
-  float least = FloatOf(kLargestFloatBits), best = 0.0f;
-  for (int i = 0; i < kPerLane; ++i) {
-    const float factor = KeyCandidateFactor(lane + 32 * i), error = MulRn(cost[i], MulRn(factor, factor));
-    if (error < least) {
-      least = error;
-      best = static_cast<float>(lane + 32 * i);
-    }
+  for (int mask = 1; mask < 8; mask *= 2) {
+    with = AddRn(with, ShuffleXor(with, mask));
+    without = AddRn(without, ShuffleXor(without, mask));
   }
-  for (int mask = 1; mask < 32; mask *= 2) {  // the first of equals
-    const float other = ShuffleXor(least, mask), candidate = ShuffleXor(best, mask);
-    if (other < least || (other == least && candidate < best)) {
-      least = other;
-      best = candidate;
-    }
-  }
-  return MulRn(scale, KeyCandidateFactor(static_cast<int>(best)));
+  if (!(with < without)) return false;
+  SyncWarp();
+  for (int32_t d = lane; d < D; d += 32) x[d] = SubRn(x[d], F16Value(first.Half(d)));
+  SyncWarp();
+  return true;
 }
 
 // Formats without a scale: values that are not finite would reach rows that give them no weight (0 * inf), so they
@@ -134,20 +119,32 @@ void KvStoreKernel(const KvStoreArgs a) {
     for (int32_t d = lane; d < a.Dp; d += 32) reinterpret_cast<uint16_t*>(values)[at + d] = SaturateBf16(x[d]);
     return;
   }
-  for (int mask = 1; mask < 32; mask *= 2) most = fmaxf(most, ShuffleXor(most, mask));
   const bool all_finite = !AnyLane(!finite);
   const float* const calibrated = key ? a.k_scales : a.v_scales;
-  float scale = calibrated != nullptr ? calibrated[head] : RangeScale(most, a.code);
-  if (calibrated == nullptr && all_finite && a.store == KvStore::kFp8 && scale > kSmallestKvScale && scale < 1e30f) {
-    scale = key ? FinestKeyScale(x, a.D, scale, a.code.mantissa) : FinestKvScale(x, a.D, scale, a.code.mantissa);
+  const bool chosen = calibrated == nullptr && all_finite && a.store == KvStore::kFp8;
+  bool differs = false;
+  if (key && a.store == KvStore::kFp8) {
+    auto* const stored = reinterpret_cast<uint16_t*>(base + a.offsets.k_reference);
+    const FirstKey first = {slot <= row - slice.row_begin ? from - slot * a.k_stride : nullptr, stored};
+    if (slot == 0) {
+      for (int32_t d = lane; d < a.Dp; d += 32) stored[d] = d < a.D && calibrated == nullptr ? first.Half(d) : 0;
+    }
+    differs = chosen && TakeDifference(first, a.D, x);
   }
+  if (differs) {
+    most = 0;
+    for (int32_t d = lane; d < a.D; d += 32) most = fmaxf(most, fabsf(x[d]));
+  }
+  for (int mask = 1; mask < 32; mask *= 2) most = fmaxf(most, ShuffleXor(most, mask));
+  float scale = calibrated != nullptr ? calibrated[head] : RangeScale(most, a.code);
+  if (chosen && scale > kSmallestKvScale && scale < 1e30f) scale = FinestKvScale(x, a.D, scale, a.code.mantissa);
   for (int32_t d = lane; d < a.Dp; d += 32) {
     const float value = all_finite ? DivRn(x[d], scale) : 0.0f;
     values[at + d] = a.store == KvStore::kInt8 ? EncodeInt8(value) : EncodeFp8(value, a.code);
   }
   if (lane == 0) {
     auto* const plane = reinterpret_cast<float*>(base + (key ? a.offsets.k_scale : a.offsets.v_scale));
-    plane[slot] = all_finite ? scale : FloatOf(0x7fc00000u);
+    plane[slot] = !all_finite ? FloatOf(0x7fc00000u) : differs ? -scale : scale;
   }
 }
 

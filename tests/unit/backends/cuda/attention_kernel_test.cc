@@ -46,9 +46,11 @@ struct Cache {
 
   Cache(const Case& shape, const Format& f) : c(shape), format(f), total(c.context + c.rows), width(c.KH * c.D) {
     layout = {c.KH, c.D, c.page_tokens, c.H, c.sinks};
-    offsets = MakeKvOffsets(c.KH, Dp(), c.page_tokens, StoreBytes(f.store), f.code.largest > 0);
-    EXPECT_EQ(offsets.page, static_cast<int64_t>(KvPageBytes(layout, static_cast<size_t>(StoreBytes(f.store)),
-                                                             f.code.largest > 0 ? sizeof(float) : 0, 0)));
+    offsets = MakeKvOffsets(c.KH, Dp(), c.page_tokens, StoreBytes(f.store), f.code.largest > 0,
+                            f.store == KvStore::kFp8);
+    EXPECT_EQ(offsets.page,
+              static_cast<int64_t>(KvPageBytes(layout, static_cast<size_t>(StoreBytes(f.store)),
+                                               f.code.largest > 0 ? sizeof(float) : 0, f.store == KvStore::kFp8)));
     k = Normal(total * width, 1);
     v = Normal(total * width, 2);
     q = Normal(c.rows * c.H * c.D, 3);
@@ -150,7 +152,9 @@ struct Cache {
       return simt::Bf16Value(reinterpret_cast<const uint16_t*>(values)[slot * Dp() + d]);
     }
     const float scale = reinterpret_cast<const float*>(base + (key ? offsets.k_scale : offsets.v_scale))[slot];
-    return DecodeCode(values[slot * Dp() + d], format.store, format.code) * scale;
+    const float value = DecodeCode(values[slot * Dp() + d], format.store, format.code) * std::fabs(scale);
+    if (!(scale < 0)) return value;
+    return value + simt::F16Value(reinterpret_cast<const uint16_t*>(base + offsets.k_reference)[d]);
   }
 
   double Naive(int64_t row, int h, int d) const {
