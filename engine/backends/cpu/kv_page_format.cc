@@ -282,7 +282,8 @@ void KvPageFormat::StoreHalf(const Half& half, int slot, int head, bool key, con
 // The first key of the page in f16; zeros when calibrated scales leave no choice.
 void KvPageFormat::WriteReference(uint16_t* to, const float* x, bool wanted) const {
   std::fill_n(to, Dp_, uint16_t{0});
-  for (int64_t d = 0; wanted && d < layout_.D; ++d) to[d] = std::fabs(x[d]) <= kLargest ? SaturateF16(x[d]) : uint16_t{0};
+  for (int64_t d = 0; wanted && d < layout_.D; ++d)
+    to[d] = std::fabs(x[d]) <= kLargest ? SaturateF16(x[d]) : uint16_t{0};
 }
 
 void KvPageFormat::LoadHalf(const Half& half, int slot, int head, bool key, float* x) const {

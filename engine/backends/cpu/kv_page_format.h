@@ -1,15 +1,16 @@
 // How K and V lie in a page of the CPU: sizes, the rows written into it and read back. Attention reads the same layout
 // through KvOffsets.
 //
-// [kv head]{ K [page_tokens / 16][Dp][16 positions], V [page_tokens][Dp], and for eight-bit formats the scales of K and
-// of V [page_tokens] f32, for int8_per_channel the shifts of K and of V [Dp] int8, for the float formats the page's first
+// [kv head]{ K [page_tokens / 16][Dp][16 positions], V [page_tokens][Dp], for eight-bit formats the scales of K and of V
+// [page_tokens] f32, for int8_per_channel the shifts of K and of V [Dp] int8, for the float formats the page's first
 // key [Dp] f16 }, Dp = D padded to 16. K has its positions side by side so that scores need no sum across a vector, and
-// a scale each to fold into them; where that scale of a float format is negative, the key is code * |scale| + the page's
-// first key.
+// a scale each to fold into them. Where that scale of a float format is negative, the key is code * |scale| plus the
+// page's first key.
 //
-// Every position has its own scale. What a position is stored as depends on that position (and, for shifts and
-// the first key, on the first of its page) alone: never on later ones, nor on where a prompt was cut. Calibrated scales of a tensor or head
-// are written to each position like those from the data; calibrated channel scales leave codes whose scale is one.
+// Every position has its own scale. What a position is stored as depends on that position (and, for shifts and the
+// first key, on the first of its page) alone: never on later ones, nor on where a prompt was cut. Calibrated scales of a
+// tensor or head are written to each position like those from the data; calibrated channel scales leave codes whose
+// scale is one.
 //
 // Sink positions lie in f16 pages: [kv head][page_tokens / 16][Dp][16 positions] of K in one, [kv
 // head][page_tokens][Dp] of V in the other. With calibrated channel scales they hold unrounded codes, x / scale + zero.

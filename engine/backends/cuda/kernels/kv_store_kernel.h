@@ -39,7 +39,7 @@ SAGE_DEVICE float FinestKvScale(const float* row, int32_t D, float scale, int ma
 
 // Where the first key of a row's page comes from: this step's rows, or the page itself.
 struct FirstKey {
-  const float* row;       // null: `stored`
+  const float* row;  // null: `stored`
   const uint16_t* stored;
   SAGE_DEVICE uint16_t Half(int32_t d) const {
     if (row == nullptr) return stored[d];

@@ -46,8 +46,8 @@ struct Cache {
 
   Cache(const Case& shape, const Format& f) : c(shape), format(f), total(c.context + c.rows), width(c.KH * c.D) {
     layout = {c.KH, c.D, c.page_tokens, c.H, c.sinks};
-    offsets = MakeKvOffsets(c.KH, Dp(), c.page_tokens, StoreBytes(f.store), f.code.largest > 0,
-                            f.store == KvStore::kFp8);
+    offsets =
+        MakeKvOffsets(c.KH, Dp(), c.page_tokens, StoreBytes(f.store), f.code.largest > 0, f.store == KvStore::kFp8);
     EXPECT_EQ(offsets.page,
               static_cast<int64_t>(KvPageBytes(layout, static_cast<size_t>(StoreBytes(f.store)),
                                                f.code.largest > 0 ? sizeof(float) : 0, f.store == KvStore::kFp8)));
