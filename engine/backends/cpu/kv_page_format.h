@@ -8,8 +8,8 @@
 // page's first key.
 //
 // Every position has its own scale. What a position is stored as depends on that position (and, for shifts and the
-// first key, on the first of its page) alone: never on later ones, nor on where a prompt was cut. Calibrated scales of a
-// tensor or head are written to each position like those from the data; calibrated channel scales leave codes whose
+// first key, on the first of its page) alone: never on later ones, nor on where a prompt was cut. Calibrated scales of
+// a tensor or head are written to each position like those from the data; calibrated channel scales leave codes whose
 // scale is one.
 //
 // Sink positions lie in f16 pages: [kv head][page_tokens / 16][Dp][16 positions] of K in one, [kv

@@ -2,8 +2,8 @@
 //
 // A page: [kv head]{ K [page_tokens][Dp], V [page_tokens][Dp], for 8-bit formats the scales of K and of V [page_tokens]
 // f32, for float formats the page's first key [Dp] f16 }, Dp = D padded to 16, padding zero. A key whose scale is
-// negative is code * |scale| plus the page's first key. A sink page holds f16: [kv head][page_tokens][Dp] of K, the next
-// entry of the page table the same of V.
+// negative is code * |scale| plus the page's first key. A sink page holds f16: [kv head][page_tokens][Dp] of K, the
+// next entry of the page table the same of V.
 #pragma once
 
 #include <cstdint>
