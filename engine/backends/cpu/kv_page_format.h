@@ -1,8 +1,8 @@
 // How K and V lie in a page of the CPU: sizes, the rows written into it and read back. Attention reads the same layout
 // through KvOffsets.
 //
-// [kv head]{ K [page_tokens / 16][Dp][16 positions], V [page_tokens][Dp], for eight-bit formats the scales of K and of V
-// [page_tokens] f32, for int8_per_channel the shifts of K and of V [Dp] int8, for the float formats the page's first
+// [kv head]{ K [page_tokens / 16][Dp][16 positions], V [page_tokens][Dp], for eight-bit formats the scales of K and of
+// V [page_tokens] f32, for int8_per_channel the shifts of K and of V [Dp] int8, for the float formats the page's first
 // key [Dp] f16 }, Dp = D padded to 16. K has its positions side by side so that scores need no sum across a vector, and
 // a scale each to fold into them. Where that scale of a float format is negative, the key is code * |scale| plus the
 // page's first key.
