@@ -354,15 +354,15 @@ struct AttentionWarp {
         if (chunk + step < end && !InSink((chunk + step) * kChunk)) LoadKeys((chunk + step) * kChunk, keys);
         continue;
       }
+      if constexpr (kStore == KvStore::kFp8) {  // before the values take registers
+        if (position / a.page_tokens != page) ReferenceScores(position);
+        page = position / a.page_tokens;
+      }
       Values values;
       if constexpr (!kHalves) LoadValues(position, values);
       if constexpr (kBytes) LoadScales(position, a.offsets.k_scale, k_scale);
       if constexpr (kBytes) LoadScales(position, a.offsets.v_scale, v_scale);
       Scores(keys, scores);
-      if constexpr (kStore == KvStore::kFp8) {
-        if (position / a.page_tokens != page) ReferenceScores(position);
-        page = position / a.page_tokens;
-      }
       if (chunk + step < end) LoadKeys((chunk + step) * kChunk, keys);
       Weigh(position, k_scale, v_scale, scores);
       if constexpr (kHalves) LoadValues(position, values);
