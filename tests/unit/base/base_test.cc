@@ -87,8 +87,7 @@ TEST(FileTest, OddFiles) {
 
 TEST(FileTest, JoinInsideRefusesWaysOut) {
   EXPECT_EQ(*JoinInside("/a", "b/c"), "/a/b/c");
-  for (const std::string bad : {"", "/etc/passwd", "../x", "b/../../x", "b\\c", "..", std::string("a\0b", 3).c_str()}) {
-    if (bad == "a") continue;
+  for (const char* bad : {"", "/etc/passwd", "../x", "b/../../x", "b\\c", ".."}) {
     EXPECT_FALSE(JoinInside("/a", bad).ok()) << bad;
   }
   EXPECT_FALSE(JoinInside("/a", std::string_view("a\0b", 3)).ok());

@@ -166,7 +166,9 @@ TEST(AscendV1, FloatsKvScalesAndOtherFileNames) {
   EXPECT_EQ((*checkpoint)->GetLinear(plain)->spec.strategy, "f32");
   const auto scale = (*checkpoint)->GetTensor(kModule + ".kv_cache_scale");
   ASSERT_TRUE(scale.ok());
-  EXPECT_EQ(scale->as<float>()[1], 0.25f);
+  float second = 0;  // tensors of a file need not be aligned
+  std::memcpy(&second, scale->as<char>() + sizeof(float), sizeof(float));
+  EXPECT_EQ(second, 0.25f);
 }
 
 TEST(AscendV1, ContradictionsAreRefusedByTensorAndRule) {
