@@ -11,20 +11,20 @@
 
 namespace sage::cpu::SAGE_TIER {
 
-// Formats: Tile is what a few queries read, in place or (halves) after an expansion into scratch. `kUnit` is what a
+// Formats: Tile is how a few queries read what is stored, in place. `kUnit` is what a
 // stored scale is multiplied by, because Tile gives values / kUnit. kReference: keys may be differences from the first
 // of their page, which q meets by itself.
 struct PageF32 {
   using Stored = float;
   using Tile = TileF32;
-  static constexpr bool kPlain = true, kScales = false, kShifts = false, kHalves = false, kSinks = false;
+  static constexpr bool kPlain = true, kScales = false, kShifts = false, kSinks = false;
   static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageBF16 {
   using Stored = uint16_t;
   using Tile = TileBF16;
-  static constexpr bool kPlain = false, kScales = false, kShifts = false, kHalves = false, kSinks = false;
+  static constexpr bool kPlain = false, kScales = false, kShifts = false, kSinks = false;
   static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
@@ -32,54 +32,45 @@ struct PageBF16 {
 struct PageSinks {
   using Stored = uint16_t;
   using Tile = TileF16;
-  static constexpr bool kPlain = false, kScales = false, kShifts = false, kHalves = false, kSinks = true;
+  static constexpr bool kPlain = false, kScales = false, kShifts = false, kSinks = true;
   static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageInt8 {
   using Stored = int8_t;
   using Tile = TileI8;
-  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = false, kSinks = false;
+  static constexpr bool kPlain = false, kScales = true, kShifts = false, kSinks = false;
   static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageInt8Channel {
   using Stored = int8_t;
   using Tile = TileI8Factors;
-  static constexpr bool kPlain = false, kScales = true, kShifts = true, kHalves = false, kSinks = false;
+  static constexpr bool kPlain = false, kScales = true, kShifts = true, kSinks = false;
   static constexpr bool kReference = false;
   static constexpr float kUnit = 1;
 };
 struct PageE4M3 {
   using Stored = uint8_t;
-  using Tile = TileF16;
-  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true, kSinks = false;
+  using Tile = TileE4M3;
+  static constexpr bool kPlain = false, kScales = true, kShifts = false, kSinks = false;
   static constexpr bool kReference = true;
   static constexpr float kUnit = 256;
-  static void Expand32(const uint8_t* from, uint16_t* to) { ExpandE4M3(from, to); }
 };
 struct PageE5M2 {
   using Stored = uint8_t;
-  using Tile = TileF16;
-  static constexpr bool kPlain = false, kScales = true, kShifts = false, kHalves = true, kSinks = false;
+  using Tile = TileE5M2;
+  static constexpr bool kPlain = false, kScales = true, kShifts = false, kSinks = false;
   static constexpr bool kReference = true;
   static constexpr float kUnit = 1;
-  static void Expand32(const uint8_t* from, uint16_t* to) { ExpandE5M2(from, to); }
 };
 
 // `count` stored values (a multiple of 32) as f32.
 template <class Page>
 void ExpandToFloat(const typename Page::Stored* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; i += 32) {
-    if constexpr (Page::kHalves) {
-      uint16_t half[32];
-      Page::Expand32(from + i, half);
-      TileF16::At(half).Store(to + i);
-      TileF16::At(half + 16).Store(to + i + 16);
-    } else {
-      Page::Tile::At(from + i).Store(to + i);
-      Page::Tile::At(from + i + 16).Store(to + i + 16);
-    }
+    Page::Tile::At(from + i).Store(to + i);
+    Page::Tile::At(from + i + 16).Store(to + i + 16);
   }
 }
 
@@ -192,14 +183,7 @@ struct Walk {
   void Point(int64_t origin, int64_t first, int64_t last, bool key, TileBlocks<typename Page::Tile>* blocks) const {
     for (int64_t b = first; b < last; ++b) {
       const int64_t position = origin + b * 16;
-      const Stored* const from = Block(position, key);
-      if constexpr (Page::kHalves) {
-        uint16_t* const to = reinterpret_cast<uint16_t*>(stage) + (b - first) * 16 * Dp;
-        for (int64_t i = 0; i < 16 * Dp; i += 32) Page::Expand32(from + i, to + i);
-        blocks->at[b] = to;
-      } else {
-        blocks->at[b] = from;
-      }
+      blocks->at[b] = Block(position, key);
       if constexpr (Page::kShifts) blocks->factors[b] = Factors(position, key, b - first);
     }
   }

@@ -24,6 +24,17 @@ struct TileF16 {
   static constexpr bool kFactors = false;
   static F At(const uint16_t* p) { return F::Load(p, true); }
 };
+// Codes of 8-bit floats: e4m3 times 2^-8.
+struct TileE4M3 {
+  using Type = uint8_t;
+  static constexpr bool kFactors = false;
+  static F At(const uint8_t* p) { return E4M3(p); }
+};
+struct TileE5M2 {
+  using Type = uint8_t;
+  static constexpr bool kFactors = false;
+  static F At(const uint8_t* p) { return E5M2(p); }
+};
 struct TileI8 {
   using Type = int8_t;
   static constexpr bool kFactors = false;

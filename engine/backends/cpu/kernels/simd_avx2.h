@@ -91,20 +91,6 @@ inline void StoreInt16(F whole, int16_t* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
-// 32 codes as halves: e4m3 times 2^-8 (its exponent bias is 7, a half's 15), e5m2 as it is. Exact, subnormals too.
-inline void ExpandE4M3(const uint8_t* p, uint16_t* to) {
-  for (int i = 0; i < 32; i += 16) {
-    const __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
-    const __m256i y = _mm256_and_si256(_mm256_slli_epi16(x, 7), _mm256_set1_epi16(static_cast<short>(0xbf80)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), y);
-  }
-}
-inline void ExpandE5M2(const uint8_t* p, uint16_t* to) {
-  for (int i = 0; i < 32; i += 16) {
-    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_slli_epi16(x, 8));
-  }
-}
 inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 struct W {

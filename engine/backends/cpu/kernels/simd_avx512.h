@@ -80,16 +80,6 @@ inline void StoreInt16(F whole, int16_t* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(whole.v)));
 }
 
-// 32 codes as halves: e4m3 times 2^-8 (its exponent bias is 7, a half's 15), e5m2 as it is. Exact, subnormals too.
-inline void ExpandE4M3(const uint8_t* p, uint16_t* to) {
-  const __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  const __m512i mask = _mm512_set1_epi16(static_cast<short>(0xbf80));
-  _mm512_storeu_si512(to, _mm512_and_si512(_mm512_slli_epi16(x, 7), mask));
-}
-inline void ExpandE5M2(const uint8_t* p, uint16_t* to) {
-  const __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  _mm512_storeu_si512(to, _mm512_slli_epi16(x, 8));
-}
 inline void Prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 struct W {

@@ -128,13 +128,6 @@ inline void StoreInt16(const F& whole, int16_t* p) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int16_t>(whole.v[i]);
 }
 
-// 32 codes as halves: e4m3 times 2^-8 (its exponent bias is 7, a half's 15), e5m2 as it is. Exact, subnormals too.
-inline void ExpandE4M3(const uint8_t* p, uint16_t* to) {
-  for (int i = 0; i < 32; ++i) to[i] = static_cast<uint16_t>((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7);
-}
-inline void ExpandE5M2(const uint8_t* p, uint16_t* to) {
-  for (int i = 0; i < 32; ++i) to[i] = static_cast<uint16_t>(p[i] << 8);
-}
 inline void Prefetch(const void*) {}
 
 struct W {  // int16 x 32
