@@ -1,8 +1,8 @@
 // The calibration loop: one shard a layer, each finished before the next begins, the manifest last.
 //
 // The unfinished artifact lives in work_dir/calibrate-<spec hash>; the file of that name with ".progress.json" lists
-// the finished shards and names the output. A rerun of the same spec keeps every shard whose bytes still have the recorded sha256 and
-// continues at the first missing one.
+// the finished shards and names the output. A rerun of the same spec keeps every shard whose bytes still have the
+// recorded sha256 and continues at the first missing one.
 #include <algorithm>
 #include <chrono>
 #include <cmath>

@@ -139,7 +139,7 @@ TEMPLATES = {
              "{{ show([1, 2.5, none, true], sep='-') | upper }}{% call(y) show([1]) %}{{ y }}{% endcall %}",
     "filters": "{{ 'Ab c' | lower | replace('b', 'x') | capitalize }}{{ [3, 1, 2] | sort | first }}{{ {'a': 1}.items() | list }}"
                "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ '%s-%d' | format('a', 3) }}{{ 7 // 2 ** 2 % 3 }}",
-    "control": "{% for i in range(5) if i % 2 %}{% if loop.first %}{% continue %}{% elif loop.last %}{% break %}{% else %}{{ i }}{% endif %}"
+    "control": "{% for i in range(5) if i %}{% if loop.first %}{% continue %}{% elif loop.last %}{% break %}{% else %}{{ i }}{% endif %}"
                "{% else %}none{% endfor %}{# note #}{% raw %}{{ raw }}{% endraw %}{% set a, b = 1, 2 %}{{ a if b is odd else ~ b }}",
     "slices": "{{ messages[0]['content'][1:-1:2] }}{{ 'abc'[-1] }}{{ (1, 2)[0] }}{{ 'a' in 'abc' and not 'b' not in 'b' }}"
               "{{ 'x'.split(',') }}{{ '  y '.strip() }}{{ 'z' ~ 1 ~ none }}{{ messages is iterable }}{{ q is defined }}",
