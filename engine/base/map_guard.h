@@ -20,8 +20,9 @@ void UnguardMap(const void* data);
 // Make it before the files are opened. Check from any thread; it costs one load while no map is damaged.
 class MapWatch {
  public:
+  MapWatch() : MapWatch(std::vector<std::string>()) {}  // of nothing
   // Files, or folders whose files are meant; "" is none.
-  explicit MapWatch(std::vector<std::string> paths = {});
+  explicit MapWatch(std::vector<std::string> paths);
   // DATA_LOSS (MODEL_FILE_CHANGED) with the file's name: what was computed since may hold zeros for weights.
   absl::Status Check() const;
 
