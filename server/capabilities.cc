@@ -80,6 +80,38 @@ Json BackendsJson() {
   return {{"backends", list}};
 }
 
+namespace {
+
+// Whether the strategy stores groups of this size; what else it asks for is not the question here.
+absl::Status CheckGroup(const LinearStrategyDef& strategy, const LinearKernelQuery& query, int group_size) {
+  LinearSpec spec;
+  spec.strategy = query.strategy;
+  spec.group_size = group_size;
+  spec.symmetric = query.symmetric;
+  const int64_t any = int64_t{1} << 12;
+  const int64_t K = query.K > 0 ? query.K : group_size > 0 ? group_size * any : any;
+  const absl::Status status = strategy.check(spec, query.N > 0 ? query.N : any, K);
+  return GetErrorReason(status).reason.find("GROUP") == std::string::npos ? absl::OkStatus() : status;
+}
+
+// What calibrate would refuse has no kernel. Without --inputs any number of inputs is meant that the group divides;
+// without --group-size the size calibrate would take.
+absl::Status ChooseGroup(const pb::SelectKernelRequest& request, LinearKernelQuery& query) {
+  SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* strategy, FindLinearStrategy(query.strategy));
+  if (!strategy->quantizes || strategy->check == nullptr) return absl::OkStatus();
+  const absl::Status asked = CheckGroup(*strategy, query, query.group_size);
+  if (request.group_size() != 0 || asked.ok()) return asked;
+  for (const int size : {64, 32, -1}) {
+    if (size < 0 && strategy->integer_grid) break;  // one scale a row only where somebody says so
+    if (!CheckGroup(*strategy, query, size).ok()) continue;
+    query.group_size = size;
+    return absl::OkStatus();
+  }
+  return asked;
+}
+
+}  // namespace
+
 absl::Status SelectKernel(const pb::SelectKernelRequest& request, pb::SelectKernelResponse* out) {
   LinearKernelQuery query;
   if (request.weight_dtype().empty()) return BadField("weight_dtype", "EMPTY", "must be named");
@@ -100,6 +132,7 @@ absl::Status SelectKernel(const pb::SelectKernelRequest& request, pb::SelectKern
     return BadField("group_size", "OUT_OF_RANGE",
                     "outputs, inputs and group_size must not be negative (-1 = per channel)");
   }
+  SAGE_RETURN_IF_ERROR(ChooseGroup(request, query));
   std::string refusals;
   for (const BackendDef* def : Backends()) {
     const bool any = request.backend().empty() || request.backend() == "auto";

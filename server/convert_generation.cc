@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
+#include "engine/tokenizer/unicode.h"
 #include "sage/quant/v1/generation.pb.h"
 #include "server/convert.h"
 #include "server/convert_status.h"
@@ -10,9 +11,16 @@
 namespace sage::server {
 namespace {
 
+// Whole numbers in full: StrCat alone writes 16777216 as 1.67772e+07.
+std::string Number(double value) {
+  const bool whole = std::abs(value) < 1e15 && value == std::floor(value);
+  return whole ? absl::StrCat(static_cast<int64_t>(value)) : absl::StrCat(value);
+}
+
 absl::Status Range(const char* field, double value, double low, double high) {
   if (std::isfinite(value) && value >= low && value <= high) return absl::OkStatus();
-  return BadField(field, "OUT_OF_RANGE", absl::StrCat("must be from ", low, " to ", high, ", got ", value));
+  return BadField(field, "OUT_OF_RANGE",
+                  absl::StrCat("must be from ", Number(low), " to ", Number(high), ", got ", Number(value)));
 }
 
 void FillTop(const std::vector<TokenLogprob>& top, google::protobuf::RepeatedPtrField<pb::TokenAlternative>* out) {
@@ -103,8 +111,7 @@ void FillUpdate(const GenerationEvent& event, const Tokenizer* tokenizer, bool l
     row->set_logprob(token.logprob);
     FillTop(token.top, row->mutable_top());
     if (tokenizer == nullptr) continue;
-    const int32_t ids[] = {token.id};
-    if (absl::StatusOr<std::string> text = tokenizer->Decode(ids, false); text.ok()) row->set_token(*text);
+    row->set_token(LossyUtf8(tokenizer->TokenBytes(token.id, false).value_or(std::string())));
   }
   out->set_finish_reason(event.finish_reason);
   out->set_stop_match(event.stop_match);

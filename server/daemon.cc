@@ -22,6 +22,7 @@ constexpr size_t kMaxQuick = 4096, kMaxSlow = 256;
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Create(const DaemonConfig& config, const RuntimeMaker& make_runtime) {
   std::unique_ptr<Daemon> daemon(new Daemon(config));
   SAGE_ASSIGN_OR_RETURN(daemon->paths_, ModelPaths::Create(config.data_dir, config.model_roots));
+  SAGE_ASSIGN_OR_RETURN(daemon->data_dir_lock_, DataDirLock::Take(daemon->paths_.data_dir()));
   SAGE_RETURN_IF_ERROR(daemon->door_.Open(config.token_file));
   if (!config.tls_cert.empty()) {
     SAGE_RETURN_IF_ERROR(daemon->certificates_.Open(config.tls_cert, config.tls_key, config.tls_client_ca));
@@ -93,6 +94,9 @@ void Daemon::Upkeep() {
       metrics_.Increment("sage_reloads_total", {{"what", what}, {"result", "done"}}, 1);
     }
   }
+  tokenizers_.DropUnused(absl::Now());
+  engines_->DropOldFailures(absl::Now());
+  heap_.Step(absl::Now());
   struct statvfs disk;
   if (statvfs(paths_.data_dir().c_str(), &disk) == 0) {
     disk_free_bytes_ = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);

@@ -9,7 +9,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/config.h"
+#include "server/data_dir_lock.h"
 #include "server/engine_table.h"
+#include "server/heap_upkeep.h"
 #include "server/host_limits.h"
 #include "server/model_paths.h"
 #include "server/operations/runner.h"
@@ -48,7 +50,8 @@ class Daemon {
   // Looks at the age of the engines' last steps; false when one hangs.
   bool CheckWatchdog();
   bool healthy() const { return healthy_; }
-  // About once a second, from one thread: tokens and certificates whose files changed, figures of the disk.
+  // About once a second, from one thread: tokens and certificates whose files changed, figures of the disk, what nobody
+  // used for a while, freed memory.
   void Upkeep();
 
   const DaemonConfig& config() const { return config_; }
@@ -73,6 +76,8 @@ class Daemon {
   DaemonConfig config_;
   PrometheusMetrics metrics_;
   ModelPaths paths_;
+  std::unique_ptr<DataDirLock> data_dir_lock_;
+  HeapUpkeep heap_;
   HostLimits limits_;
   Door door_;
   Certificates certificates_;

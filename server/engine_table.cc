@@ -2,16 +2,34 @@
 #include "server/engine_table.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
 #include "server/model_paths.h"
+#include "server/security/file_stamp.h"
 
 namespace sage::server {
 namespace {
 
 constexpr size_t kMaxFailed = 50, kTokenizersKept = 8;
+constexpr absl::Duration kFailureKept = absl::Hours(1), kTokenizerKept = absl::Minutes(1);
+
+// Whatever a tokenizer of `path` may be read from, by name and FileStamp.
+std::string TokenizerStamp(const std::string& path) {
+  static const std::set<std::string> kExtensions = {".json", ".jinja", ".model", ".bin", ".txt", ".gguf"};
+  std::string out = FileStamp(path);
+  std::set<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
+    if (kExtensions.count(it->path().extension().string()) != 0) names.insert(it->path().filename().string());
+  }
+  for (const std::string& name : names)
+    absl::StrAppend(&out, "\n", name, ":", FileStamp(absl::StrCat(path, "/", name)));
+  return out;
+}
 
 auto Key(const EngineSpec& s) {
   return std::tie(s.model, s.quantization, s.attn_quantization, s.mlp_quantization, s.head_quantization,
@@ -88,10 +106,16 @@ absl::StatusOr<EngineRecord> EngineTable::Start(EngineSpec spec,
                                                 const std::function<std::string(const std::string&)>& begun,
                                                 const CancelToken& cancel, const ProgressFn& progress) {
   std::shared_ptr<Entry> entry;
+  std::shared_ptr<InferenceEngine> broken;  // replaced: its files changed while it ran
   {
     std::unique_lock lock(mutex_);
     SAGE_ASSIGN_OR_RETURN(spec.engine_id, ChooseId(spec));
     auto it = entries_.find(spec.engine_id);
+    if (it != entries_.end() && it->second->state == "RUNNING" && it->second->engine->info().state == "FAILED") {
+      broken = it->second->engine;
+      entries_.erase(it);
+      it = entries_.end();
+    }
     if (it != entries_.end() && it->second->state != "FAILED") {
       entry = it->second;
       while (entry->state == "STARTING" && !cancel.cancelled()) changed_.wait_for(lock, std::chrono::milliseconds(50));
@@ -105,6 +129,8 @@ absl::StatusOr<EngineRecord> EngineTable::Start(EngineSpec spec,
     entry->info.backend = spec.backend;
     entries_[spec.engine_id] = entry;
   }
+  if (broken != nullptr) broken->Stop(absl::Now());
+  broken = nullptr;
   const std::string operation = begun(spec.engine_id);
   {
     std::lock_guard lock(mutex_);
@@ -123,6 +149,7 @@ absl::StatusOr<EngineRecord> EngineTable::Start(EngineSpec spec,
   if (!engine.ok()) {
     entry->state = "FAILED";
     entry->error = engine.status();
+    entry->failed_at = absl::Now();
     if (absl::IsCancelled(engine.status())) {
       entries_.erase(spec.engine_id);
     } else {
@@ -226,19 +253,44 @@ int64_t EngineTable::RunningRequests() const {
   return total;
 }
 
+void EngineTable::DropOldFailures(absl::Time now) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(entries_, [&](const auto& item) {
+    return item.second->state == "FAILED" && now - item.second->failed_at > kFailureKept;
+  });
+}
+
 absl::StatusOr<std::shared_ptr<const TokenizerFiles>> TokenizerCache::Load(const std::string& path) {
+  const std::string stamp = TokenizerStamp(path);
   {
     std::lock_guard lock(mutex_);
-    for (const auto& [kept, files] : kept_) {
-      if (kept == path) return files;
+    for (Kept& kept : kept_) {
+      if (kept.path != path || kept.stamp != stamp) continue;
+      kept.used = absl::Now();
+      return kept.files;
     }
   }
   SAGE_ASSIGN_OR_RETURN(TokenizerFiles loaded, LoadTokenizer(path));
   auto files = std::make_shared<const TokenizerFiles>(std::move(loaded));
   std::lock_guard lock(mutex_);
-  if (kept_.size() >= kTokenizersKept) kept_.erase(kept_.begin());
-  kept_.emplace_back(path, files);
+  std::erase_if(kept_, [&](const Kept& kept) { return kept.path == path; });
+  if (kept_.size() >= kTokenizersKept) {
+    kept_.erase(
+        std::min_element(kept_.begin(), kept_.end(), [](const Kept& a, const Kept& b) { return a.used < b.used; }));
+  }
+  // Read before the files were: should they have changed between, the next call sees another stamp and reads again.
+  kept_.push_back({path, stamp, absl::Now(), files});
   return std::shared_ptr<const TokenizerFiles>(files);
+}
+
+void TokenizerCache::DropUnused(absl::Time now) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(kept_, [&](const Kept& kept) { return now - kept.used > kTokenizerKept; });
+}
+
+size_t TokenizerCache::size() const {
+  std::lock_guard lock(mutex_);
+  return kept_.size();
 }
 
 }  // namespace sage::server

@@ -45,6 +45,8 @@ class EngineTable {
   void StopAll(absl::Time deadline);
   bool UsesPath(const std::string& path) const;
   int64_t RunningRequests() const;
+  // Failed starts leave the list an hour after they failed.
+  void DropOldFailures(absl::Time now);
 
  private:
   struct Entry {
@@ -53,6 +55,7 @@ class EngineTable {
     std::shared_ptr<InferenceEngine> engine;
     std::string state = "STARTING", operation;
     absl::Status error;
+    absl::Time failed_at = absl::InfiniteFuture();
     CancelToken cancel;
   };
   absl::StatusOr<std::string> ChooseId(const EngineSpec& spec) const;  // with mutex_ held
@@ -64,14 +67,23 @@ class EngineTable {
   std::map<std::string, std::shared_ptr<Entry>> entries_;
 };
 
-// Tokenizers of model folders that no engine holds; the last few are kept.
+// Tokenizers of model folders that no engine holds; the last few are kept while they are used. What is kept belongs to
+// the files it was read from: other files under the same path are read again.
 class TokenizerCache {
  public:
   absl::StatusOr<std::shared_ptr<const TokenizerFiles>> Load(const std::string& path);
+  // Those that nobody asked for in the last minute go.
+  void DropUnused(absl::Time now);
+  size_t size() const;
 
  private:
-  std::mutex mutex_;
-  std::vector<std::pair<std::string, std::shared_ptr<const TokenizerFiles>>> kept_;
+  struct Kept {
+    std::string path, stamp;
+    absl::Time used;
+    std::shared_ptr<const TokenizerFiles> files;
+  };
+  mutable std::mutex mutex_;
+  std::vector<Kept> kept_;
 };
 
 }  // namespace sage::server

@@ -102,7 +102,10 @@ void Drain(Daemon& daemon, GrpcServer& grpc, HttpServer& http, const SystemdNoti
 
 int Serve(const DaemonConfig& config, const sigset_t& signals) {
   absl::StatusOr<std::unique_ptr<Daemon>> daemon = Daemon::Create(config, sage::Runtime::Create);
-  if (!daemon.ok()) return Fail(daemon.status());
+  if (!daemon.ok()) {
+    Fail(daemon.status());
+    return ReasonOf(daemon.status()) == "DATA_DIR_IN_USE" ? 2 : 1;  // a mistake of the command line, as a bad flag is
+  }
   absl::StatusOr<std::unique_ptr<GrpcServer>> grpc = GrpcServer::Start(**daemon);
   if (!grpc.ok()) return Fail(grpc.status());
   absl::StatusOr<std::unique_ptr<HttpServer>> http = HttpServer::Start(**daemon);
@@ -130,6 +133,8 @@ int Serve(const DaemonConfig& config, const sigset_t& signals) {
     signal = WaitForSignal(signals, **daemon, **grpc, systemd);
   }
   Drain(**daemon, **grpc, **http, systemd, signal);
+  // A file that outlives us would name a process that may be another's by then.
+  if (!config.port_file.empty()) unlink(config.port_file.c_str());
   return 0;
 }
 

@@ -170,16 +170,17 @@ absl::StatusOr<std::string> ModelPaths::ResolveArtifact(const std::string& name)
   return path;
 }
 
-absl::StatusOr<std::string> ModelPaths::NewArtifact(const std::string& name) const {
-  SAGE_RETURN_IF_ERROR(CheckName(name, "output"));
-  std::string path;
+absl::StatusOr<std::string> ModelPaths::NewArtifact(const std::string& asked_name, Existing existing) const {
+  SAGE_RETURN_IF_ERROR(CheckName(asked_name, "output"));
+  std::string path, name = asked_name;
+  while (name.size() > 1 && name.back() == '/') name.pop_back();
   if (IsPlainName(name)) {
     path = absl::StrCat(artifacts_dir_, "/", name);
   } else {
     const std::filesystem::path asked = name[0] == '/' ? name : absl::StrCat(artifacts_dir_, "/", name);
     const std::string parent = RealPath(asked.parent_path().string());
     const std::string leaf = asked.filename().string();
-    if (parent.empty() || !IsInside(parent, data_dir_) || !IsPlainName(leaf)) {
+    if (HasDotDot(name) || parent.empty() || !IsInside(parent, data_dir_) || !IsPlainName(leaf)) {
       return MakeError(absl::StatusCode::kPermissionDenied, "PATH_OUTSIDE_ROOTS",
                        absl::StrCat("output: must be a plain name ([A-Za-z0-9._-]) or a path below the daemon's data "
                                     "folder, got \"",
@@ -190,6 +191,8 @@ absl::StatusOr<std::string> ModelPaths::NewArtifact(const std::string& name) con
   }
   struct stat info;
   if (lstat(path.c_str(), &info) == 0) {
+    const bool artifact = S_ISDIR(info.st_mode) && FileExists(path + "/sage_quant.json");
+    if (artifact && existing == Existing::kArtifactMayExist) return path;
     return MakeError(absl::StatusCode::kAlreadyExists, "ARTIFACT_EXISTS",
                      absl::StrCat("output: \"", name, "\" exists; delete it or choose another name"), {{"name", name}});
   }

@@ -20,9 +20,11 @@ class ModelPaths {
   absl::StatusOr<std::string> ResolveData(const std::string& name) const;
   // An existing artifact's folder by name. NOT_FOUND (ARTIFACT_NOT_FOUND).
   absl::StatusOr<std::string> ResolveArtifact(const std::string& name) const;
-  // Where a new artifact goes: a plain name (artifacts/NAME) or a path below the data folder. ALREADY_EXISTS
-  // (ARTIFACT_EXISTS) when something is there.
-  absl::StatusOr<std::string> NewArtifact(const std::string& name) const;
+  // Where a new artifact goes: a plain name (artifacts/NAME) or a path below the data folder; ".." is refused.
+  // ALREADY_EXISTS (ARTIFACT_EXISTS) when something is there; `kArtifactMayExist` lets a finished artifact pass, for
+  // work that answers with what it finds when that was made from the same specification.
+  enum class Existing { kRefused, kArtifactMayExist };
+  absl::StatusOr<std::string> NewArtifact(const std::string& name, Existing existing = Existing::kRefused) const;
 
   const std::string& data_dir() const { return data_dir_; }
   const std::string& artifacts_dir() const { return artifacts_dir_; }

@@ -34,6 +34,9 @@ void AddCompletionCommand(CLI::App& app, Context& context);
 
 // Reads a local file; Failure on errors. `most` bounds its size in bytes.
 std::optional<Failure> ReadLocalFile(const std::string& path, size_t most, std::string* out);
+// Text that is sent must be UTF-8 (TEXT_INVALID_UTF8, with the place of the first byte that is none); `what` is the
+// flag or file it came from.
+std::optional<Failure> CheckUtf8(const std::string& what, const std::string& text);
 // Parses a JSON file or text.
 std::optional<Failure> ParseJsonText(const std::string& what, const std::string& text, nlohmann::ordered_json* out);
 

@@ -118,7 +118,7 @@ std::optional<Failure> RunChat(Context& context, const v1::ChatRequest& request,
 
 struct GenerateInput {
   std::string engine, prompt, prompt_file, prompt_ids;
-  bool no_special = false;
+  bool no_special = false, gives_ids = false;
   GenerationFlags flags;
 };
 
@@ -128,14 +128,22 @@ std::optional<Failure> Generate(Context& context, GenerateInput& input) {
   if (auto failure = FinishGenerationFlags(input.flags)) return failure;
   *request.mutable_options() = input.flags.options;
   if (input.no_special) request.mutable_options()->set_no_add_special(true);
-  if (!input.prompt_ids.empty()) {
+  if (input.gives_ids) {
     std::vector<int32_t> ids;
     if (auto failure = ParseIds(input.prompt_ids, &ids)) return failure;
+    if (ids.empty()) {
+      return Failure{.exit_code = kUsage,
+                     .code = "INVALID_ARGUMENT",
+                     .reason = "PROMPT_EMPTY",
+                     .message = "--prompt-ids: at least one id is needed, got '" + input.prompt_ids + "'"};
+    }
     request.mutable_token_ids()->mutable_ids()->Assign(ids.begin(), ids.end());
   } else if (!input.prompt_file.empty()) {
     if (auto failure = ReadLocalFile(input.prompt_file, kMaxInputBytes, &input.prompt)) return failure;
+    if (auto failure = CheckUtf8(input.prompt_file, input.prompt)) return failure;
     request.set_text(input.prompt);
   } else {
+    if (auto failure = CheckUtf8("--prompt", input.prompt)) return failure;
     request.set_text(input.prompt);
   }
   auto stub = v1::GenerationService::NewStub(context.session->channel());
@@ -158,7 +166,13 @@ void AddGenerate(CLI::App& llm, Context& context) {
   auto* group = command->add_option_group("prompt", "What to continue");
   group->add_option("--prompt", input->prompt, "Text");
   group->add_option("--prompt-file", input->prompt_file, "File with text");
-  group->add_option("--prompt-ids", input->prompt_ids, "Token ids: 1,2,3");
+  group->add_option_function<std::string>(
+      "--prompt-ids",
+      [input](const std::string& ids) {
+        input->prompt_ids = ids;
+        input->gives_ids = true;
+      },
+      "Token ids: 1,2,3");
   group->require_option(1);
   command->add_flag("--no-special", input->no_special, "Add no special tokens to the prompt");
   AddGenerationFlags(*command, input->flags);
@@ -184,6 +198,7 @@ std::optional<Failure> Interactive(Context& context, const ChatInput& input, v1:
       continue;
     }
     if (line.empty()) continue;
+    if (auto failure = CheckUtf8("input", line)) return failure;
     messages.push_back({{"role", "user"}, {"content", line}});
     request.mutable_conversation()->set_messages_json(messages.dump(-1, ' ', false, Json::error_handler_t::replace));
     Collector collector(request.options().has_logprobs(), !context.options.json);
@@ -200,12 +215,17 @@ std::optional<Failure> Interactive(Context& context, const ChatInput& input, v1:
 std::optional<Failure> Chat(Context& context, ChatInput& input) {
   v1::ChatRequest request;
   request.set_engine_id(input.engine);
+  for (const auto& [flag, text] : {std::pair("--template-args", &input.template_args),
+                                   std::pair("--message", &input.message), std::pair("--system", &input.system)}) {
+    if (auto failure = CheckUtf8(flag, *text)) return failure;
+  }
   request.mutable_conversation()->set_template_args_json(input.template_args);
   if (auto failure = FinishGenerationFlags(input.flags)) return failure;
   *request.mutable_options() = input.flags.options;
   std::string tools;
   if (!input.tools_file.empty()) {
     if (auto failure = ReadLocalFile(input.tools_file, kMaxInputBytes, &tools)) return failure;
+    if (auto failure = CheckUtf8(input.tools_file, tools)) return failure;
     request.mutable_conversation()->set_tools_json(tools);
   }
   Json messages = Json::array();
@@ -258,6 +278,7 @@ std::optional<Failure> Score(Context& context, const ScoreInput& input) {
   if (auto failure = ReadLocalFile(input.text_file.empty() ? input.ids_file : input.text_file, kMaxInputBytes, &text))
     return failure;
   if (!input.text_file.empty()) {
+    if (auto failure = CheckUtf8(input.text_file, text)) return failure;
     request.set_text(text);
   } else {
     Json ids;

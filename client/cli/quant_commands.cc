@@ -1,10 +1,13 @@
 // sage quant calibrate | convert | kernel | capabilities.
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "client/cli/command.h"
+#include "client/cli/export_folder.h"
 #include "client/cli/operations.h"
 #include "client/cli/progress.h"
 #include "sage/quant/v1/quantization.grpc.pb.h"
@@ -182,26 +185,77 @@ void AddCalibrate(CLI::App& quant, Context& context) {
   command->callback([input, &context] { context.Run([&] { return Calibrate(context, *input); }); });
 }
 
-std::optional<Failure> Convert(Context& context, const v1::ConvertRequest& request, bool detach) {
+std::optional<Failure> StartConvert(Context& context, const v1::ConvertRequest& request, v1::Operation* operation) {
   auto stub = v1::QuantizationService::NewStub(context.session->channel());
-  v1::Operation operation;
-  {
-    Session::Call call(*context.session);
-    const grpc::Status status = stub->Convert(call.get(), request, &operation);
-    if (!status.ok()) return context.session->ToFailure(status);
-  }
-  return FinishOperation(context, "convert", detach, operation, [&](const Json& result) -> std::optional<Failure> {
-    if (context.options.json) {
-      PrintJson(result);
-      return std::nullopt;
-    }
-    std::printf("path     %s\ntensors  %lld\n%s (largest difference %g)\n", Text(result, "path").c_str(),
-                static_cast<long long>(result.value("tensors", int64_t{0})),
-                result.value("lossless", false) ? "lossless" : "not lossless", result.value("max_abs_difference", 0.0));
-    for (const Json& note : result.value("notes", Json::array())) {
-      if (note.is_string()) std::printf("note     %s\n", note.get<std::string>().c_str());
-    }
+  Session::Call call(*context.session);
+  const grpc::Status status = stub->Convert(call.get(), request, operation);
+  if (!status.ok()) return context.session->ToFailure(status);
+  return std::nullopt;
+}
+
+// The artifact that is made on the way to a folder of this machine: called as the folder is, because a GGUF is named
+// after it, or by a new name where that is taken or none the daemon takes.
+std::optional<Failure> StartConvertForExport(Context& context, v1::ConvertRequest* request, v1::Operation* operation) {
+  const std::string leaf = std::filesystem::path(request->output()).filename().string();
+  char suffix[20];
+  std::snprintf(suffix, sizeof suffix, "export-%08x", std::random_device{}());
+  request->set_output(leaf);
+  auto failure = StartConvert(context, *request, operation);
+  if (!failure || (failure->reason != "ARTIFACT_EXISTS" && failure->reason != "PATH_OUTSIDE_ROOTS")) return failure;
+  request->set_output(suffix);
+  return StartConvert(context, *request, operation);
+}
+
+std::optional<Failure> ShowConversion(const Context& context, const Json& result) {
+  if (context.options.json) {
+    PrintJson(result);
     return std::nullopt;
+  }
+  std::printf("path     %s\ntensors  %lld\n%s (largest difference %g)\n", Text(result, "path").c_str(),
+              static_cast<long long>(result.value("tensors", int64_t{0})),
+              result.value("lossless", false) ? "lossless" : "not lossless", result.value("max_abs_difference", 0.0));
+  for (const Json& note : result.value("notes", Json::array())) {
+    if (note.is_string()) std::printf("note     %s\n", note.get<std::string>().c_str());
+  }
+  return std::nullopt;
+}
+
+// --output is an artifact's name, or a folder: one the daemon may write (below its data folder) is written by it, any
+// other is made by the daemon as an artifact, brought here and deleted there.
+std::optional<Failure> Convert(Context& context, v1::ConvertRequest request, bool detach) {
+  request.set_output(WithoutTrailingSlash(request.output()));
+  v1::Operation operation;
+  std::string folder;
+  if (NamesFolder(request.output())) {
+    folder = std::filesystem::absolute(request.output()).string();
+    request.set_output(folder);
+  }
+  auto failure = StartConvert(context, request, &operation);
+  if (!folder.empty() && failure && failure->reason == "PATH_OUTSIDE_ROOTS" && failure->metadata.contains("name") &&
+      failure->metadata["name"] == folder) {
+    if (detach) {
+      return Failure{.exit_code = kUsage,
+                     .code = "INVALID_ARGUMENT",
+                     .reason = "BAD_FLAG",
+                     .message = "--detach: needs an artifact's name for --output; " + folder +
+                                " is on this machine, and somebody must wait to bring it here"};
+    }
+    if (auto taken = CheckNewFolder(folder)) return taken;
+    failure = StartConvertForExport(context, &request, &operation);
+  } else {
+    folder.clear();
+  }
+  if (failure) return failure;
+  return FinishOperation(context, "convert", detach, operation, [&](Json result) -> std::optional<Failure> {
+    if (!folder.empty()) {
+      const std::string artifact = request.output();
+      auto lost = ExportArtifactTo(context, artifact, folder);
+      auto left = DeleteArtifact(context, artifact);
+      if (lost) return lost;
+      if (left) return left;
+      result["path"] = folder;
+    }
+    return ShowConversion(context, result);
   });
 }
 
@@ -216,7 +270,8 @@ void AddConvert(CLI::App& quant, Context& context) {
        [request](const std::string& v) { request->set_artifact(v); });
   text("--format", "Checkpoint format, gguf or gguf_<type>, or f32, f16 or bf16 for the dequantized folder",
        [request](const std::string& v) { request->set_format(v); });
-  text("--output", "Name or folder to write", [request](const std::string& v) { request->set_output(v); });
+  text("--output", "Artifact to write, or a folder of this machine (with a /)",
+       [request](const std::string& v) { request->set_output(v); });
   command->add_option_function<std::string>(
       "--request-id", [request](const std::string& v) { request->set_request_id(v); }, "Idempotency key");
   command->add_flag("--detach", *detach, "Print the operation and do not wait");

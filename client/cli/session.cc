@@ -18,13 +18,18 @@ std::optional<Failure> Session::Connect() {
   options.ca = options_.ca;
   options.cert = options_.cert;
   options.key = options_.key;
-  if (options_.timeout_seconds > 0)
-    options.connect_seconds = std::min(options.connect_seconds, options_.timeout_seconds);
+  const bool shortened = options_.timeout_seconds > 0 && options_.timeout_seconds < options.connect_seconds;
+  if (shortened) options.connect_seconds = options_.timeout_seconds;
   client::Error error;
   client_ = client::Client::Connect(options, &error);
   if (client_) return std::nullopt;
   Failure failure{.exit_code = kUsage, .code = error.code, .reason = error.reason, .message = error.message};
-  if (error.reason == "SERVER_UNREACHABLE") {
+  if (shortened && error.code == "DEADLINE_EXCEEDED") {
+    failure.exit_code = kFailed;
+    failure.reason = "TIMEOUT";
+    failure.message = "--timeout: passed before " + options_.server + " answered";
+  } else if (error.reason == "SERVER_UNREACHABLE") {
+    failure.code = "UNAVAILABLE";
     failure.exit_code = kUnreachable;
     failure.message += " (start one, or name another with --server or SAGE_SERVER)";
   }

@@ -49,6 +49,7 @@ std::optional<Failure> Tokenize(Context& context, TextInput& input) {
   if (!input.text_file.empty()) {
     if (auto failure = ReadLocalFile(input.text_file, kMaxInputBytes, &input.text)) return failure;
   }
+  if (auto failure = CheckUtf8(input.text_file.empty() ? "--text" : input.text_file, input.text)) return failure;
   v1::TokenizeRequest request;
   SetSource(input, request);
   request.set_text(input.text);
@@ -83,12 +84,15 @@ std::optional<Failure> Render(Context& context, const TextInput& input) {
   SetSource(input, request);
   std::string text;
   if (auto failure = ReadLocalFile(input.messages, kMaxInputBytes, &text)) return failure;
+  if (auto failure = CheckUtf8(input.messages, text)) return failure;
   request.mutable_conversation()->set_messages_json(text);
   if (!input.tools.empty()) {
     std::string tools;
     if (auto failure = ReadLocalFile(input.tools, kMaxInputBytes, &tools)) return failure;
+    if (auto failure = CheckUtf8(input.tools, tools)) return failure;
     request.mutable_conversation()->set_tools_json(tools);
   }
+  if (auto failure = CheckUtf8("--template-args", input.template_args)) return failure;
   request.mutable_conversation()->set_template_args_json(input.template_args);
   request.set_no_generation_prompt(input.no_generation_prompt);
   auto stub = v1::GenerationService::NewStub(context.session->channel());

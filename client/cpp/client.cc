@@ -102,6 +102,10 @@ std::unique_ptr<Client> Client::Connect(const Options& options, Error* error) {
   for (grpc_connectivity_state state = client->channel_->GetState(true); state != GRPC_CHANNEL_READY;
        state = client->channel_->GetState(true)) {
     if (state != GRPC_CHANNEL_TRANSIENT_FAILURE && client->channel_->WaitForStateChange(state, deadline)) continue;
+    if (state != GRPC_CHANNEL_TRANSIENT_FAILURE) {  // nobody refused: the time was too short to know
+      *error = {"DEADLINE_EXCEEDED", "SERVER_UNREACHABLE", options.server + ": no answer in time", {}};
+      return nullptr;
+    }
     *error = {"UNAVAILABLE", "SERVER_UNREACHABLE", "no sagequantd answers at " + options.server, {}};
     return nullptr;
   }

@@ -99,6 +99,10 @@ class GenerationHandle {
   virtual void Cancel() = 0;  // takes effect within one step; the sink still gets its last event
 };
 
+// Whether text stands before what is generated: prompt ids that decoding leaves out are none. False without a
+// tokenizer.
+bool ContinuesText(const GenerateSpec& spec, const TokenizerFiles* files);
+
 struct ScoreSpec {
   std::vector<int32_t> ids;
   int64_t window = 2048;    // positions a window, no overlap; a tail shorter than 2 ids is dropped
@@ -128,7 +132,7 @@ struct EngineSpec {
   std::string quantization;  // "" = as stored; strategy, short word, or path of an artifact
   std::string attn_quantization, mlp_quantization;
   std::string head_quantization;  // "", none = lm_head as stored, whatever `quantization` says
-  std::string kv_quantization;  // "", auto = the checkpoint's own, else f32 for unquantized models and bf16 otherwise
+  std::string kv_quantization;    // "", auto = the checkpoint's own, else f32 for unquantized models and bf16 otherwise
   std::vector<std::string> kv_include, kv_exclude;  // layers in and out of an 8-bit KV strategy; empty = as stored
   int64_t kv_sink_tokens = 0;    // first positions of each sequence in 16 bits, whole pages; 0 = as stored
   std::string backend = "auto";  // cpu | cuda | auto
@@ -241,8 +245,8 @@ struct CalibrationSpec {
   std::string kv_scales;
   bool kv_asymmetric = false;
   int64_t kv_sink_tokens = 0;
-  int64_t max_memory = 0;            // bytes that the calibration may take beside the mapped model; 0 = no cap
-  int tensor_parallel = 1;           // shards that every layer must be cut into without splitting a group
+  int64_t max_memory = 0;   // bytes that the calibration may take beside the mapped model; 0 = no cap
+  int tensor_parallel = 1;  // shards that every layer must be cut into without splitting a group
   // "PATTERN=key:value,...", later ones win: bits, group_size, symmetric or exclude of the modules that match.
   std::vector<std::string> overrides;
   std::string format;    // "" = compressed_tensors

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "engine/base/file_error.h"
+#include "engine/base/map_guard.h"
 #include "engine/base/status.h"
 
 namespace sage {
@@ -74,12 +75,15 @@ absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& 
     void* map = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
     if (map == MAP_FAILED) return ErrnoStatus("cannot map", path);
     file->data_ = static_cast<const uint8_t*>(map);
+    GuardMap(map, size, path);
   }
   return file;
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
+  if (data_ == nullptr) return;
+  UnguardMap(data_);
+  munmap(const_cast<uint8_t*>(data_), size_);
 }
 
 void MappedFile::Release(const void* begin, size_t bytes) const { ReleaseMappedPages(begin, bytes); }

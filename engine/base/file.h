@@ -11,7 +11,8 @@
 
 namespace sage {
 
-// A read-only map of a regular file; the bytes live as long as the object.
+// A read-only map of a regular file; the bytes live as long as the object. When the file is cut meanwhile, what it
+// lost reads as zeros and a MapWatch tells (engine/base/map_guard.h).
 class MappedFile {
  public:
   static absl::StatusOr<std::shared_ptr<MappedFile>> Open(const std::string& path);

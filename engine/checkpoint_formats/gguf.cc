@@ -196,6 +196,10 @@ absl::Status GgufCheckpoint::MakeConfig() {
   Copy(arch, "attention.key_length", "head_dim");
   Copy(arch, "attention.sliding_window", "sliding_window");
   if (config_.contains("sliding_window")) config_["use_sliding_window"] = true;
+  // A GGUF that says nothing means none; the defaults of Hugging Face's classes are not meant.
+  for (const char* key : {"num_key_value_heads", "sliding_window"}) {
+    if (!config_.contains(key)) config_[key] = nullptr;
+  }
   const auto embedding = tensors_.find("model.embed_tokens.weight");
   if (embedding != tensors_.end() && !embedding->second->shape.empty())
     config_["vocab_size"] = embedding->second->shape[0];

@@ -38,7 +38,9 @@ absl::Status ParseSizes(const Json& config, const HfConfigRules& rules, DecoderC
   SAGE_ASSIGN_OR_RETURN(out->L, BoundedInt(config, "num_hidden_layers", -1, 1, 1024, rules));
   SAGE_ASSIGN_OR_RETURN(out->V, BoundedInt(config, "vocab_size", -1, 1, 1 << 22, rules));
   SAGE_ASSIGN_OR_RETURN(const int64_t H, BoundedInt(config, "num_attention_heads", -1, 1, 1024, rules));
-  SAGE_ASSIGN_OR_RETURN(const int64_t KH, BoundedInt(config, "num_key_value_heads", H, 1, 1024, rules));
+  const bool kv_absent = rules.default_kv_heads > 0 && !config.contains("num_key_value_heads");
+  SAGE_ASSIGN_OR_RETURN(const int64_t KH, BoundedInt(config, "num_key_value_heads",
+                                                     kv_absent ? rules.default_kv_heads : H, 1, 1024, rules));
   if (H % KH != 0) {
     return BadField(rules, absl::StrCat("num_key_value_heads must divide num_attention_heads, got ", KH, " and ", H));
   }
@@ -48,8 +50,8 @@ absl::Status ParseSizes(const Json& config, const HfConfigRules& rules, DecoderC
   out->H = static_cast<int>(H);
   out->KH = static_cast<int>(KH);
   out->D = static_cast<int>(D);
-  SAGE_ASSIGN_OR_RETURN(out->max_position,
-                        BoundedInt(config, "max_position_embeddings", 2048, 1, int64_t{1} << 32, rules));
+  SAGE_ASSIGN_OR_RETURN(out->max_position, BoundedInt(config, "max_position_embeddings", rules.default_max_position, 1,
+                                                      int64_t{1} << 32, rules));
   SAGE_ASSIGN_OR_RETURN(out->norm_eps, BoundedDouble(config, "rms_norm_eps", rules.default_norm_eps, 0.0, 1.0, rules));
   return absl::OkStatus();
 }
@@ -125,7 +127,9 @@ absl::Status ParseRope(const Json& config, const HfConfigRules& rules, DecoderCo
 absl::Status ParseWindows(const Json& config, const HfConfigRules& rules, DecoderConfig* out) {
   out->window.assign(static_cast<size_t>(out->L), 0);
   if (rules.window == HfConfigRules::Window::kNone) return absl::OkStatus();
-  SAGE_ASSIGN_OR_RETURN(const int64_t window, BoundedInt(config, "sliding_window", 0, 0, int64_t{1} << 32, rules));
+  SAGE_ASSIGN_OR_RETURN(const int64_t window, BoundedInt(config, "sliding_window",
+                                                         config.contains("sliding_window") ? 0 : rules.default_window,
+                                                         0, int64_t{1} << 32, rules));
   if (window == 0) return absl::OkStatus();
   if (rules.window == HfConfigRules::Window::kAllLayers) {
     out->window.assign(static_cast<size_t>(out->L), window);

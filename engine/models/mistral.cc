@@ -9,7 +9,10 @@ bool Recognize(const Json& config) { return RecognizeHfConfig(config, "mistral",
 
 absl::StatusOr<DecoderConfig> Parse(const Json& config, const Json& generation_config) {
   return ParseHfConfig(config, generation_config,
-                       {.architecture = "mistral", .window = HfConfigRules::Window::kAllLayers});
+                       {.architecture = "mistral",
+                        .default_kv_heads = 8,
+                        .default_max_position = 131072,
+                        .window = HfConfigRules::Window::kAllLayers});
 }
 
 }  // namespace

@@ -9,7 +9,11 @@ bool Recognize(const Json& config) { return RecognizeHfConfig(config, "qwen2", "
 
 absl::StatusOr<DecoderConfig> Parse(const Json& config, const Json& generation_config) {
   return ParseHfConfig(config, generation_config,
-                       {.architecture = "qwen2", .always_qkv_bias = true, .window = HfConfigRules::Window::kQwen});
+                       {.architecture = "qwen2",
+                        .default_kv_heads = 32,
+                        .default_max_position = 32768,
+                        .always_qkv_bias = true,
+                        .window = HfConfigRules::Window::kQwen});
 }
 
 }  // namespace

@@ -11,6 +11,8 @@ absl::StatusOr<DecoderConfig> Parse(const Json& config, const Json& generation_c
   return ParseHfConfig(config, generation_config,
                        {.architecture = "qwen3",
                         .default_head_dim = 128,
+                        .default_kv_heads = 32,
+                        .default_max_position = 32768,
                         .reads_attention_bias = true,
                         .qk_norm = true,
                         .window = HfConfigRules::Window::kQwen});

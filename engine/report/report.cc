@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/cpu_features.h"
+#include "engine/base/map_guard.h"
 #include "engine/base/status.h"
 #include "engine/report/divergence.h"
 #include "engine/report/language_model.h"
@@ -54,6 +55,7 @@ class ReportRun {
     report["protocol"] = Protocol();
     return report;
   }
+  absl::Status CheckFiles() const { return files_.Check(); }  // that the models' files are what they were
 
  private:
   absl::Status Prepare();
@@ -71,6 +73,7 @@ class ReportRun {
   const CancelToken& cancel_;
   const ProgressFn& progress_;
   std::string reference_path_, tokenizer_sha256_;
+  MapWatch files_;
   Json layers_ = Json::array();
   Dataset dataset_;
   std::vector<int32_t> ids_;
@@ -131,6 +134,7 @@ absl::Status ReportRun::Prepare() {
         absl::StatusCode::kInvalidArgument, "REFERENCE_NEEDED",
         absl::StrCat("report: ", spec_.artifact, " names no source; give the unquantized model as the reference"));
   }
+  files_ = MapWatch({spec_.artifact, reference_path_});
   if (spec_.dataset.empty()) {
     return MakeError(absl::StatusCode::kInvalidArgument, "DATASET_NEEDED", "report: a dataset must be given");
   }
@@ -280,7 +284,10 @@ Json ReportRun::Protocol() const {
 
 absl::StatusOr<Json> BuildReport(const ReportSpec& spec, ThreadPool& threads, const CancelToken& cancel,
                                  const ProgressFn& progress) {
-  return ReportRun(spec, threads, cancel, progress).Run();
+  ReportRun run(spec, threads, cancel, progress);
+  absl::StatusOr<Json> report = run.Run();
+  SAGE_RETURN_IF_ERROR(run.CheckFiles());
+  return report;
 }
 
 }  // namespace sage

@@ -91,6 +91,13 @@ absl::StatusOr<Json> ReadManifest(const std::string& folder) {
   return manifest;
 }
 
+std::string ManifestText(const Json& manifest, const std::string& pointer) {
+  const Json::json_pointer place(pointer);
+  if (!manifest.contains(place)) return "";
+  const Json& value = manifest[place];
+  return value.is_string() ? value.get<std::string>() : "";
+}
+
 Json ArtifactConfig(const ArtifactSource& source, const Json& quantization, DType float_dtype) {
   Json config = source.checkpoint().config();
   config.erase("quantization_config");

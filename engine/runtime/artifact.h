@@ -29,6 +29,9 @@ inline constexpr char kManifestFile[] = "sage_quant.json";
 // sage_quant.json of a folder. NOT_FOUND (NO_MANIFEST) when there is none.
 absl::StatusOr<Json> ReadManifest(const std::string& folder);
 
+// The text at a place of a manifest ("/provenance/sha256"); "" when there is none or it is no text.
+std::string ManifestText(const Json& manifest, const std::string& pointer);
+
 // The config.json of an artifact: the source's without its own quantization and row-order marks; `quantization` may be
 // null.
 Json ArtifactConfig(const ArtifactSource& source, const Json& quantization, DType float_dtype);

@@ -22,7 +22,7 @@ constexpr char kSpace[] = "\xe2\x96\x81";  // U+2581, SentencePiece's space
 enum TokenType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 
 struct Vocabulary {
-  std::string model, pre, chat_template;
+  std::string model, pre, chat_template, tool_template;
   std::vector<std::string> tokens;
   std::vector<int64_t> types;
   std::vector<double> scores;
@@ -63,6 +63,7 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const Json& metadata) {
   SAGE_ASSIGN_OR_RETURN(v.model, JsonString(metadata, "tokenizer.ggml.model", ""));
   SAGE_ASSIGN_OR_RETURN(v.pre, JsonString(metadata, "tokenizer.ggml.pre", "default"));
   SAGE_ASSIGN_OR_RETURN(v.chat_template, JsonString(metadata, "tokenizer.chat_template", ""));
+  SAGE_ASSIGN_OR_RETURN(v.tool_template, JsonString(metadata, "tokenizer.chat_template.tool_use", ""));
   SAGE_ASSIGN_OR_RETURN(v.tokens, Array<std::string>(metadata, "tokenizer.ggml.tokens", &Json::is_string));
   SAGE_ASSIGN_OR_RETURN(v.types, Array<int64_t>(metadata, "tokenizer.ggml.token_type", &Json::is_number_integer));
   SAGE_ASSIGN_OR_RETURN(v.scores, Array<double>(metadata, "tokenizer.ggml.scores", &Json::is_number));
@@ -227,7 +228,10 @@ absl::Status FillByteLevel(const Vocabulary& v, Json& json) {
   model["unk_token"] = nullptr;
   model["fuse_unk"] = false;
   model["byte_fallback"] = false;
-  model["ignore_merges"] = v.pre == "llama-bpe" || v.pre == "llama3" || v.pre == "llama-v3";
+  model["ignore_merges"] = false;
+  for (const char* name : {"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"}) {
+    if (v.pre == name) model["ignore_merges"] = true;
+  }
   model["merges"] = v.merges;
   return absl::OkStatus();
 }
@@ -263,7 +267,12 @@ Json TokenizerConfig(const Vocabulary& v) {
   for (const auto& [name, id] : names) {
     if (id >= 0) out[name] = v.tokens[static_cast<size_t>(id)];
   }
-  if (!v.chat_template.empty()) out["chat_template"] = v.chat_template;
+  if (!v.tool_template.empty()) {
+    out["chat_template"] = Json::array(
+        {{{"name", "default"}, {"template", v.chat_template}}, {{"name", "tool_use"}, {"template", v.tool_template}}});
+  } else if (!v.chat_template.empty()) {
+    out["chat_template"] = v.chat_template;
+  }
   return out;
 }
 

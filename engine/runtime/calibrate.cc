@@ -1,8 +1,8 @@
 // The calibration loop: one shard a layer, each finished before the next begins, the manifest last.
 //
 // The unfinished artifact lives in work_dir/calibrate-<spec hash>; the file of that name with ".progress.json" lists
-// the finished shards. A rerun of the same spec keeps every shard whose bytes still have the recorded sha256 and
-// continues at the first missing one.
+// the finished shards and names the output. A rerun of the same spec keeps every shard whose bytes still have the
+// recorded sha256 and continues at the first missing one.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/file.h"
+#include "engine/base/map_guard.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
@@ -94,8 +95,8 @@ absl::StatusOr<ShardProgress> ProgressFromJson(const Json& json) {
 
 class Calibration {
  public:
-  Calibration(const CalibrationSpec& spec, CalibrationPlan plan, ThreadPool& threads)
-      : spec_(spec), plan_(std::move(plan)), threads_(threads) {}
+  Calibration(const CalibrationSpec& spec, CalibrationPlan plan, ThreadPool& threads, MapWatch files)
+      : spec_(spec), plan_(std::move(plan)), threads_(threads), files_(std::move(files)) {}
 
   absl::Status Prepare();
   absl::Status RunShards(const CancelToken& cancel, const ProgressFn& progress);
@@ -127,6 +128,7 @@ class Calibration {
   const CalibrationSpec& spec_;
   CalibrationPlan plan_;
   ThreadPool& threads_;
+  MapWatch files_;
   std::string folder_;
   std::unique_ptr<FolderLock> lock_;
   CalibrationStreams streams_;  // only for methods that need activations
@@ -153,7 +155,7 @@ absl::Status Calibration::Prepare() {
   // A tokenizer that cannot be written is refused now, not after the last layer.
   if (plan_.source->is_gguf()) SAGE_RETURN_IF_ERROR(GgufTokenizerFiles(plan_.source->checkpoint().path()).status());
   LoadProgress();
-  return absl::OkStatus();
+  return SaveProgress();  // says whose work this is before any is done
 }
 
 // Anything unreadable or damaged only shortens what is kept: the work is done again.
@@ -182,7 +184,7 @@ absl::Status Calibration::SaveProgress() const {
                       {"source_bytes", shard.source_bytes},
                       {"kv", shard.kv}});
   }
-  const Json out = {{"spec_hash", plan_.spec_hash}, {"shards", std::move(shards)}};
+  const Json out = {{"spec_hash", plan_.spec_hash}, {"output", spec_.output}, {"shards", std::move(shards)}};
   return WriteFileAtomic(progress_path(), DumpJson(out));
 }
 
@@ -316,8 +318,10 @@ absl::Status Calibration::RunShards(const CancelToken& cancel, const ProgressFn&
     SAGE_RETURN_IF_ERROR(cancel.Check());
     if (progress)
       progress({shard + 1 < total ? absl::StrCat("layer ", shard) : "embeddings and head", shard, total, "layers"});
-    SAGE_ASSIGN_OR_RETURN(ShardProgress made, MakeShard(shard));
-    done_.push_back(std::move(made));
+    absl::StatusOr<ShardProgress> made = MakeShard(shard);
+    SAGE_RETURN_IF_ERROR(files_.Check());  // a shard made from zeros must not be found by the next run
+    SAGE_RETURN_IF_ERROR(made.status());
+    done_.push_back(*std::move(made));
     SAGE_RETURN_IF_ERROR(SaveProgress());
   }
   if (progress) progress({"manifest", total, total, "layers"});
@@ -440,7 +444,9 @@ absl::StatusOr<CalibrationResult> CalibrateModel(const CalibrationSpec& spec, Th
   SAGE_RETURN_IF_ERROR(CheckOutput(spec));
   SAGE_RETURN_IF_ERROR(cancel.Check());
   if (IsGgufWord(spec.format)) return CalibrateGguf(spec, threads, cancel, progress);
+  MapWatch files({spec.model});
   SAGE_ASSIGN_OR_RETURN(CalibrationPlan plan, PlanCalibration(spec));
+  SAGE_RETURN_IF_ERROR(files.Check());
   if (FileExists(spec.output) || IsDirectory(spec.output)) {
     const absl::StatusOr<Json> manifest = ReadManifest(spec.output);
     if (manifest.ok() && manifest->value("spec_hash", Json()) == Json(plan.spec_hash)) {
@@ -448,10 +454,11 @@ absl::StatusOr<CalibrationResult> CalibrateModel(const CalibrationSpec& spec, Th
       result.resumed = true;
       return result;
     }
-    return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS",
-                     absl::StrCat("output: ", spec.output, " is there already and holds something else"));
+    return MakeError(absl::StatusCode::kAlreadyExists, "ARTIFACT_EXISTS",
+                     absl::StrCat("output: ", spec.output,
+                                  " exists and was not made by this specification; delete it or choose another name"));
   }
-  Calibration calibration(spec, std::move(plan), threads);
+  Calibration calibration(spec, std::move(plan), threads, std::move(files));
   SAGE_RETURN_IF_ERROR(calibration.Estimate());
   SAGE_RETURN_IF_ERROR(calibration.Prepare());
   SAGE_RETURN_IF_ERROR(calibration.RunShards(cancel, progress));

@@ -94,16 +94,25 @@ absl::StatusOr<CalibrationResult> ResultOf(const CalibrationSpec& spec, const Js
   return result;
 }
 
+// Whether `manifest` tells of the model that is asked for, where no calibration's hash says it.
+bool IsOfModel(const Json& manifest, const std::string& model) {
+  const absl::StatusOr<std::unique_ptr<ArtifactSource>> source = ArtifactSource::Open(model);
+  if (!source.ok()) return false;
+  const absl::StatusOr<std::string> sha256 = (*source)->checkpoint().Fingerprint();
+  return sha256.ok() && ManifestText(manifest, "/conversion/from/sha256") == *sha256;
+}
+
 // What a finished run of the same request left; null when there is nothing.
 absl::StatusOr<Json> Finished(const CalibrationSpec& spec, const std::string& hash) {
   if (!FileExists(spec.output) && !IsDirectory(spec.output)) return Json();
   const absl::StatusOr<Json> manifest = ReadManifest(spec.output);
-  if (manifest.ok() && manifest->value("conversion", Json::object()).value("format", Json()) == Json(spec.format) &&
-      (hash.empty() || manifest->value("spec_hash", Json()) == Json(hash))) {
+  if (manifest.ok() && ManifestText(*manifest, "/conversion/format") == spec.format &&
+      (hash.empty() ? IsOfModel(*manifest, spec.model) : manifest->value("spec_hash", Json()) == Json(hash))) {
     return *manifest;
   }
-  return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS",
-                   absl::StrCat("output: ", spec.output, " is there already and holds something else"));
+  return MakeError(absl::StatusCode::kAlreadyExists, "ARTIFACT_EXISTS",
+                   absl::StrCat("output: ", spec.output,
+                                " exists and was not made by this specification; delete it or choose another name"));
 }
 
 }  // namespace

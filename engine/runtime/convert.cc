@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/file.h"
+#include "engine/base/map_guard.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
@@ -425,6 +426,7 @@ absl::StatusOr<ConvertResult> ConvertArtifact(const ConvertSpec& spec, ThreadPoo
     return MakeError(absl::StatusCode::kAlreadyExists, "OUTPUT_EXISTS",
                      absl::StrCat("output: ", spec.output, " is there already"));
   }
+  const MapWatch files({spec.artifact});
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<ArtifactSource> source, ArtifactSource::Open(spec.artifact));
   const std::string parent = fs::path(spec.output).parent_path().string();
   if (!parent.empty()) SAGE_RETURN_IF_ERROR(MakeDirectories(parent));
@@ -432,6 +434,7 @@ absl::StatusOr<ConvertResult> ConvertArtifact(const ConvertSpec& spec, ThreadPoo
   Conversion conversion(spec, target, std::move(source), threads);
   absl::Status status = conversion.Write(cancel, progress);
   if (status.ok()) status = conversion.Compare(cancel, progress);
+  if (const absl::Status read = files.Check(); !read.ok()) status = read;
   absl::StatusOr<ConvertResult> result = status.ok() ? conversion.Publish() : absl::StatusOr<ConvertResult>(status);
   conversion.Discard();
   std::error_code ignored;

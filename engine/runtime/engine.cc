@@ -47,7 +47,12 @@ class Engine final : public InferenceEngine {
 
   EngineInfo info() const override {
     std::lock_guard<std::mutex> lock(info_mutex_);
-    return parts_.info;
+    EngineInfo out = parts_.info;
+    if (const absl::Status files = parts_.files.Check(); !files.ok() && out.state == "RUNNING") {
+      out.state = "FAILED";
+      out.error = files;
+    }
+    return out;
   }
   EngineStats stats() const override { return loop_->Stats(); }
   const TokenizerFiles* tokenizer() const override {
@@ -130,6 +135,7 @@ absl::Status Engine::CheckGenerate(const GenerateSpec& spec) const {
 
 absl::StatusOr<std::shared_ptr<GenerationHandle>> Engine::Submit(GenerateSpec spec, GenerationSink sink) {
   SAGE_RETURN_IF_ERROR(CheckGenerate(spec));
+  SAGE_RETURN_IF_ERROR(parts_.files.Check());
   auto request = std::make_shared<GenerationRequest>();
   request->seed = spec.sampling.seed.has_value() ? *spec.sampling.seed : RandomSeed();
   request->spec = std::move(spec);
@@ -145,6 +151,7 @@ absl::StatusOr<ScoreResult> Engine::Score(const ScoreSpec& asked, const CancelTo
   spec.window =
       std::min(spec.window, parts_.max_model_len);  // a window is at most the context; the result counts windows
   SAGE_RETURN_IF_ERROR(CheckScore(spec, V_, parts_.max_model_len));
+  SAGE_RETURN_IF_ERROR(parts_.files.Check());
   struct Count {
     explicit Count(std::atomic<int64_t>& n) : n(n), before(n.fetch_add(1)) {}
     ~Count() { n.fetch_sub(1); }
@@ -179,6 +186,7 @@ absl::StatusOr<ScoreResult> Engine::Score(const ScoreSpec& asked, const CancelTo
 
 absl::StatusOr<EngineProfile> Engine::Profile(const ProfileSpec& spec, const CancelToken& cancel) {
   SAGE_RETURN_IF_ERROR(CheckProfile(spec, parts_.max_model_len));
+  SAGE_RETURN_IF_ERROR(parts_.files.Check());
   const std::unique_lock<std::mutex> alone(profiling_, std::try_to_lock);
   if (!alone.owns_lock()) {
     return MakeError(absl::StatusCode::kResourceExhausted, "PROFILE_RUNNING",

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "engine/api/engine.h"
+#include "engine/base/map_guard.h"
 #include "engine/decoder/decoder.h"
 #include "engine/runtime/scheduler.h"
 
@@ -32,6 +33,7 @@ struct EngineParts {
   AdmissionLimits admission;
   int64_t max_model_len = 0;
   MetricSink* metrics = nullptr;
+  MapWatch files;  // the model's: weights that no backend packed are read from them in every step
   EngineInfo info;
 };
 

@@ -268,6 +268,10 @@ absl::Status AddSpecialKeys(const ArtifactSource& source, const TokenizerFiles& 
   keys.AddBool("tokenizer.ggml.add_bos_token", add_bos);
   keys.AddBool("tokenizer.ggml.add_eos_token", add_eos);
   if (!files.chat_template.empty()) keys.AddString("tokenizer.chat_template", files.chat_template);
+  if (!files.tool_template.empty()) {  // llama.cpp lists the names beside the templates
+    keys.AddStrings("tokenizer.chat_templates", {"tool_use"});
+    keys.AddString("tokenizer.chat_template.tool_use", files.tool_template);
+  }
   return absl::OkStatus();
 }
 

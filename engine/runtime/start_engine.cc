@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
+#include "engine/runtime/artifact_origin.h"
 #include "engine/runtime/engine_metrics.h"
 #include "engine/runtime/engine_parts.h"
 #include "engine/runtime/kv_plan.h"
@@ -179,6 +180,7 @@ absl::Status OpenModel(Start& start) {
   SAGE_ASSIGN_OR_RETURN(start.checkpoint, OpenCheckpoint(start.path));
   SAGE_ASSIGN_OR_RETURN(start.config,
                         ParseModelConfig(start.checkpoint->config(), start.checkpoint->generation_config()));
+  if (start.path != spec.model) SAGE_RETURN_IF_ERROR(CheckArtifactOf(start.path, start.config, spec.model));
   KvAsked kv{spec.kv_quantization, {}, spec.kv_include, spec.kv_exclude, spec.kv_sink_tokens};
   SAGE_ASSIGN_OR_RETURN(kv.fallback, DefaultKv(start));
   SAGE_ASSIGN_OR_RETURN(start.kv_choice, ChooseKvPlan(*start.checkpoint, start.config, kv, kPageTokens));
@@ -290,9 +292,12 @@ absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, i
   if (held < 2 || spec.max_model_len > held) {
     const int64_t pages = (std::max<int64_t>(2, spec.max_model_len) + page_tokens - 1) / page_tokens;
     const int64_t needed = (pages + sink_pages) * page_bytes;
-    return Invalid("KV_MEMORY_TOO_SMALL",
-                   absl::StrCat("kv memory must hold max_model_len of ", spec.max_model_len, " positions (", needed,
-                                " bytes), got ", spec.kv_bytes, " bytes"));
+    return Invalid(
+        "KV_MEMORY_TOO_SMALL",
+        absl::StrCat("kv memory must hold ",
+                     spec.max_model_len > 0 ? absl::StrCat("max_model_len of ", spec.max_model_len, " positions")
+                                            : std::string("at least one page of positions"),
+                     " (", needed, " bytes), got ", spec.kv_bytes, " bytes"));
   }
   out.max_model_len = std::min(wanted, held);
   out.lowered = out.max_model_len < wanted;
@@ -321,9 +326,12 @@ absl::StatusOr<std::shared_ptr<InferenceEngine>> StartLlmEngine(const EngineSpec
   const absl::Time begun = absl::Now();
   SAGE_RETURN_IF_ERROR(CheckSpec(spec));
   Start start{spec, {}, {}, nullptr, {}, {}, {}, {}};
+  start.parts.files = MapWatch({spec.model, spec.quantization});
   SAGE_RETURN_IF_ERROR(OpenModel(start));
   SAGE_RETURN_IF_ERROR(PlanMemory(start));
-  SAGE_RETURN_IF_ERROR(LoadParts(start, threads, cancel, progress));
+  const absl::Status loaded = LoadParts(start, threads, cancel, progress);
+  SAGE_RETURN_IF_ERROR(start.parts.files.Check());  // zeros in place of weights may be what loading complained of
+  SAGE_RETURN_IF_ERROR(loaded);
   FillInfo(start, begun);
   EngineParts& parts = start.parts;
   parts.kv_pages = start.kv.pages;

@@ -24,13 +24,6 @@ bool Contains(const std::vector<int32_t>& ids, int32_t id) {
   return std::find(ids.begin(), ids.end(), id) != ids.end();
 }
 
-// Whether text stands before what is generated: ids that decoding leaves out are none.
-bool ContinuesText(const GenerateSpec& spec, const Tokenizer& tokenizer) {
-  if (spec.begins_text) return false;
-  return std::any_of(spec.prompt_ids.begin(), spec.prompt_ids.end(),
-                     [&](int32_t id) { return !(spec.skip_special && tokenizer.IsSpecial(id)); });
-}
-
 SchedulerLimits Limits(const EngineParts& parts) {
   SchedulerLimits out = parts.scheduler;
   out.max_model_len = parts.max_model_len;
@@ -85,7 +78,8 @@ void StepLoop::Accept(Inbox::Work work) {
       sequence->stops = StopMatcher(spec.stop);
       if (parts_.tokenizer.has_value()) {
         const Tokenizer& tokenizer = *parts_.tokenizer->tokenizer;
-        sequence->text = std::make_unique<StreamDecoder>(tokenizer, spec.skip_special, ContinuesText(spec, tokenizer));
+        sequence->text =
+            std::make_unique<StreamDecoder>(tokenizer, spec.skip_special, ContinuesText(spec, &*parts_.tokenizer));
       }
       scheduler_.Add(std::move(sequence));
     }
@@ -110,6 +104,7 @@ void StepLoop::Step() {
   if (!plan.slices.empty()) {
     absl::Status status = Forward(plan);
     if (status.ok()) status = Sample();
+    if (status.ok()) status = parts_.files.Check();  // before anything that zeros gave is told
     if (status.ok()) {
       Emit(plan);
     } else {
@@ -385,11 +380,16 @@ void StepLoop::ScoreStep() {
   const bool alone = scheduler_.idle() || limits.mixed_prompt_tokens <= 0;
   absl::StatusOr<bool> complete =
       score_run_->RunChunk(ctx, alone ? limits.max_step_tokens : limits.mixed_prompt_tokens);
+  if (const absl::Status files = parts_.files.Check(); !files.ok()) complete = files;
   if (inbox_.cancel_all()) complete = absl::CancelledError("score: the engine was stopped");
   if (complete.ok() && !*complete) return;
   ScoreJob& job = score_run_->job();
   if (complete.ok()) {
-    job.Finish(score_run_->TakeResult());
+    ScoreResult result = score_run_->TakeResult();
+    for (ScorePosition& position : result.positions) {
+      for (TokenLogprob& other : position.top) other.token = TokenText(other.id);
+    }
+    job.Finish(std::move(result));
   } else {
     job.Finish(complete.status());
   }
@@ -411,6 +411,7 @@ void StepLoop::ProfileStep() {
   }
   StepContext ctx = NewContext();
   absl::StatusOr<bool> complete = profile_run_->RunStep(ctx);
+  if (const absl::Status files = parts_.files.Check(); !files.ok()) complete = files;
   if (inbox_.cancel_all()) complete = absl::CancelledError("profile: the engine was stopped");
   if (complete.ok() && !*complete) return;
   ProfileJob& job = profile_run_->job();

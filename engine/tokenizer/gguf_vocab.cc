@@ -28,12 +28,20 @@ const Json& Key(const Json& metadata, const char* name) {
   return it == metadata.end() ? null : *it;
 }
 
-bool IsLlama3(const std::string& pre) { return pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3"; }
+// Names of one kind in llama.cpp: the pattern, whole words of the vocabulary before merges, and a BOS.
+bool IsLlama3(const std::string& pre) {
+  for (const char* name : {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}) {
+    if (pre == name) return true;
+  }
+  return false;
+}
 
 // The patterns a "tokenizer.ggml.pre" name stands for, applied one after the other.
 absl::StatusOr<std::vector<const char*>> PrePatterns(const std::string& pre) {
-  if (pre == "gpt-2" || pre == "phi-2" || pre == "mpt" || pre == "olmo" || pre == "jais") return {{kGpt2}};
-  if (IsLlama3(pre) || pre == "dbrx" || pre == "smaug-bpe" || pre == "chatglm-bpe" || pre == "glm4" || pre == "lfm2") {
+  for (const char* name : {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "mellum"}) {
+    if (pre == name) return {{kGpt2}};
+  }
+  if (IsLlama3(pre) || pre == "dbrx" || pre == "smaug-bpe" || pre == "chatglm-bpe" || pre == "glm4") {
     return {{kLlama3}};
   }
   if (pre == "qwen2" || pre == "deepseek-r1-qwen" || pre == "stablelm2" || pre == "megrez") return {{kQwen2}};
@@ -45,6 +53,11 @@ absl::StatusOr<std::vector<const char*>> PrePatterns(const std::string& pre) {
   }
   if (pre == "default") return {{R"([\p{P}\$\+<=>\^~\|]+)", kGpt2, R"(\p{N}+)", "[0-9][0-9][0-9]"}};
   if (pre == "falcon") return {{R"([\p{P}\$\+<=>\^~\|`]+)", kGpt2, "[0-9][0-9][0-9]"}};
+  if (pre == "deepseek-llm") {  // cased letters (without Georgian's), ASCII and full-width signs, CJK, digits
+    return {{"[\r\n]", R"(\s?(?:(?![\x{10d0}-\x{10ff}])\p{L&})+)",
+             R"(\s?[!-\/:-~\x{ff01}-\x{ff0f}\x{ff1a}-\x{ff5e}\x{2018}-\x{201f}\x{3000}-\x{3002}]+)", R"(\s+$)",
+             R"([\x{4e00}-\x{9fa5}\x{800}-\x{4e00}\x{ac00}-\x{d7ff}]+)", R"(\p{N}+)"}};
+  }
   if (pre == "deepseek-coder") {
     return {{"[\r\n]", R"(\s?\p{L}+)", R"(\s?\p{P}+)", R"([\x{4e00}-\x{9fa5}\x{800}-\x{4e00}\x{ac00}-\x{d7ff}]+)",
              R"(\p{N})"}};
@@ -158,13 +171,16 @@ absl::StatusOr<PipelinePtr> ParseGgufVocabulary(const Json& metadata) {
 }
 
 absl::StatusOr<TokenizerFiles> LoadGgufTokenizer(const Json& metadata) {
-  if (Key(metadata, "model") == "none" && Key(metadata, "tokens").is_null()) {
+  const bool none =
+      Key(metadata, "model").is_null() || Key(metadata, "model") == "none" || Key(metadata, "model") == "no_vocab";
+  if (metadata.is_object() && none && Key(metadata, "tokens").is_null()) {
     return MakeError(absl::StatusCode::kNotFound, "TOKENIZER_NOT_FOUND",
-                     "GGUF: the file says that it has no vocabulary");
+                     "GGUF: the file has no vocabulary (tokenizer.ggml.*)");
   }
   SAGE_ASSIGN_OR_RETURN(PipelinePtr pipeline, ParseGgufVocabulary(metadata));
   TokenizerFiles files;
   SAGE_ASSIGN_OR_RETURN(files.chat_template, JsonString(metadata, "tokenizer.chat_template", ""));
+  SAGE_ASSIGN_OR_RETURN(files.tool_template, JsonString(metadata, "tokenizer.chat_template.tool_use", ""));
   if (pipeline->bos) files.bos_token = pipeline->IdToToken(*pipeline->bos).value_or("");
   if (pipeline->eos) files.eos_token = pipeline->IdToToken(*pipeline->eos).value_or("");
   files.tokenizer = std::move(pipeline);

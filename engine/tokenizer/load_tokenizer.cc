@@ -34,6 +34,21 @@ class Folder {
   Sha256 sha_;
 };
 
+// The one file of a folder without a model (no config.json) whose name begins and ends like this; "" when there are
+// none or several.
+std::string OnlyFile(const std::string& path, const std::string& prefix, const std::string& suffix) {
+  if (!IsDirectory(path) || FileExists(path + "/config.json")) return "";
+  std::string found;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (!name.starts_with(prefix) || !name.ends_with(suffix)) continue;
+    if (!found.empty()) return "";
+    found = name;
+  }
+  return found;
+}
+
 absl::StatusOr<PipelinePtr> ReadPipeline(Folder& folder, const Json& config, const std::string& path) {
   if (folder.Has("tokenizer.json")) {
     SAGE_ASSIGN_OR_RETURN(const Json json, folder.ReadJson("tokenizer.json"));
@@ -52,10 +67,18 @@ absl::StatusOr<PipelinePtr> ReadPipeline(Folder& folder, const Json& config, con
     SAGE_ASSIGN_OR_RETURN(const std::string bytes, folder.Read("tokenizer.bin"));
     return ParseLlama2c(bytes);
   }
+  if (const std::string model = OnlyFile(path, "", ".model"); !model.empty()) {
+    SAGE_ASSIGN_OR_RETURN(const std::string bytes, folder.Read(model.c_str()));
+    return ParseSentencePiece(bytes, config);
+  }
+  if (const std::string bin = OnlyFile(path, "tok", ".bin"); !bin.empty()) {
+    SAGE_ASSIGN_OR_RETURN(const std::string bytes, folder.Read(bin.c_str()));
+    return ParseLlama2c(bytes);
+  }
   return MakeError(
       absl::StatusCode::kNotFound, "TOKENIZER_NOT_FOUND",
       absl::StrCat("model folder: must hold tokenizer.json, vocab.json with merges.txt, tokenizer.model or "
-                   "tokenizer.bin, got ",
+                   "tokenizer.bin, or without config.json one *.model or tok*.bin, got ",
                    path));
 }
 
@@ -69,13 +92,14 @@ std::string TokenText(const Json& config, const char* key) {
   return "";
 }
 
-std::string TemplateText(const Json& config) {
+// The template of a name; a text alone is the "default" one.
+std::string TemplateText(const Json& config, const char* name) {
   if (!config.is_object() || !config.contains("chat_template")) return "";
   const Json& value = config["chat_template"];
-  if (value.is_string()) return value.get<std::string>();
+  if (value.is_string()) return std::string_view(name) == "default" ? value.get<std::string>() : "";
   if (!value.is_array()) return "";
   for (const Json& one : value) {
-    if (one.is_object() && one.value("name", Json()) == "default" && one.contains("template") &&
+    if (one.is_object() && one.value("name", Json()) == name && one.contains("template") &&
         one["template"].is_string()) {
       return one["template"].get<std::string>();
     }
@@ -129,7 +153,8 @@ absl::StatusOr<TokenizerFiles> LoadTokenizer(const std::string& path) {
   if (folder.Has("chat_template.jinja")) {
     SAGE_ASSIGN_OR_RETURN(files.chat_template, folder.Read("chat_template.jinja", kMaxTemplateBytes));
   } else {
-    files.chat_template = TemplateText(config);
+    files.chat_template = TemplateText(config, "default");
+    files.tool_template = TemplateText(config, "tool_use");
   }
   files.fingerprint = folder.Fingerprint();
   files.tokenizer = std::move(pipeline);

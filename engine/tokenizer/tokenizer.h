@@ -55,14 +55,15 @@ class Tokenizer {
 struct TokenizerFiles {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::string chat_template;         // empty when the model has none
+  std::string tool_template;         // the named template "tool_use", for conversations with tools; may be empty
   std::string bos_token, eos_token;  // texts handed to the template
   std::string fingerprint;           // sha256 of the files it was read from
 };
 
 // Reads a model folder: tokenizer.json, else vocab.json + merges.txt (with tokenizer_config.json), else tokenizer.model
 // (SentencePiece), else llama2.c tokenizer.bin; the chat template from chat_template.jinja or tokenizer_config.json (a
-// list of named templates: "default"). `path` may also be a .gguf file. NOT_FOUND with reason TOKENIZER_NOT_FOUND when
-// there is none.
+// list of named templates: "default" and "tool_use"). `path` may also be a .gguf file. NOT_FOUND with reason
+// TOKENIZER_NOT_FOUND when there is none.
 absl::StatusOr<TokenizerFiles> LoadTokenizer(const std::string& path);
 // From GGUF metadata ("tokenizer.ggml.*"). `fingerprint` is left empty.
 absl::StatusOr<TokenizerFiles> LoadGgufTokenizer(const Json& metadata);

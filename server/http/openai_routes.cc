@@ -10,6 +10,7 @@
 #include "server/collect.h"
 #include "server/convert_status.h"
 #include "server/daemon.h"
+#include "server/http/openai_logprobs.h"
 #include "server/http/openai_request.h"
 #include "server/http/peer.h"
 #include "server/http/routes.h"
@@ -54,8 +55,9 @@ struct Generation {
   std::vector<std::shared_ptr<GenerationHandle>> handles;
   std::unique_ptr<Call> call;
   std::unique_ptr<Slot> slot;
-  std::vector<Echo> echoes;           // one a prompt, when asked for
-  std::map<int, size_t> text_offset;  // bytes of text told so far, by choice
+  std::vector<Echo> echoes;      // one a prompt, when asked for
+  std::map<int, ToldText> told;  // by choice
+  std::vector<bool> continues;   // whether a prompt's text stands before what is generated, by prompt
   bool echoed = false;
   size_t open = 0;  // the queue being read; prompts are answered in order
   GenerationUsage usage;
@@ -72,44 +74,15 @@ struct Generation {
 // `no_first`: the first of the tokens has no logprob, because nothing stands before it.
 Json LogprobsJson(Generation& generation, int choice, const std::vector<TokenRecord>& tokens, bool no_first = false) {
   const TokenizerFiles* files = generation.engine->tokenizer();
-  const auto text_of = [&](int32_t id) {
-    const int32_t ids[] = {id};
-    if (files == nullptr || files->tokenizer == nullptr) return absl::StrCat("token_id:", id);
-    absl::StatusOr<std::string> text = files->tokenizer->Decode(ids, false);
-    return text.ok() ? *text : std::string();
-  };
-  const auto bytes_of = [](const std::string& text) {
-    Json bytes = Json::array();
-    for (const unsigned char c : text) bytes.push_back(c);
-    return bytes;
-  };
-  if (generation.request.chat) {
-    Json content = Json::array();
-    for (const TokenRecord& token : tokens) {
-      Json top = Json::array();
-      for (const TokenLogprob& other : token.top) {
-        top.push_back({{"token", other.token}, {"logprob", other.logprob}, {"bytes", bytes_of(other.token)}});
-      }
-      const std::string text = text_of(token.id);
-      content.push_back(
-          {{"token", text}, {"logprob", token.logprob}, {"bytes", bytes_of(text)}, {"top_logprobs", top}});
-    }
-    return {{"content", content}};
+  const Tokenizer* tokenizer = files == nullptr ? nullptr : files->tokenizer.get();
+  const auto [told, first] = generation.told.try_emplace(choice);
+  if (first) {
+    const size_t prompt = static_cast<size_t>(choice / generation.request.spec.n);
+    told->second.begun = generation.continues[prompt] && generation.echoes.empty();
+    told->second.skips_special = generation.request.spec.skip_special;
   }
-  Json names = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
-  size_t& offset = generation.text_offset[choice];
-  for (const TokenRecord& token : tokens) {
-    const std::string text = text_of(token.id);
-    const bool none = no_first && names.empty();
-    names.push_back(text);
-    values.push_back(none ? Json(nullptr) : Json(token.logprob));
-    Json top = Json::object();
-    for (const TokenLogprob& other : token.top) top[other.token] = other.logprob;
-    tops.push_back(none ? Json(nullptr) : top);
-    offsets.push_back(offset);
-    offset += text.size();
-  }
-  return {{"tokens", names}, {"token_logprobs", values}, {"top_logprobs", tops}, {"text_offset", offsets}};
+  return generation.request.chat ? ChatLogprobs(tokenizer, tokens, told->second)
+                                 : CompletionLogprobs(tokenizer, tokens, no_first, told->second);
 }
 
 Json UsageJson(const GenerationUsage& usage) {
@@ -180,6 +153,7 @@ absl::Status Begin(Daemon& daemon, Generation& generation) {
   for (std::vector<int32_t>& prompt : prompts) {
     GenerateSpec spec = request.spec;
     spec.prompt_ids = std::move(prompt);
+    generation.continues.push_back(ContinuesText(spec, generation.engine->tokenizer()));
     spec.request_id = generation.call->request_id;
     auto queue = std::make_shared<EventQueue>(request.stream ? kMaxEventsStream : kMaxEventsWhole);
     auto handle = generation.engine->Submit(std::move(spec), queue->Sink(queue));
@@ -400,6 +374,14 @@ void AddOpenAiRoutes(Daemon& daemon, httplib::Server& server) {
                call.SetStatus(record.status());
                record.ok() ? SetJson(ModelJson(*record), response) : SetError(record.status(), response);
              });
+  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/v1/embeddings"}) {
+    server.Get(path, [](const httplib::Request& request, httplib::Response& response) {
+      response.set_header("Allow", "POST");
+      SetJson(OpenAiError(MakeError(absl::StatusCode::kInvalidArgument, "METHOD_NOT_ALLOWED",
+                                    absl::StrCat(request.path, ": must be called by POST, got ", request.method))),
+              response, 405);
+    });
+  }
   server.Post("/v1/embeddings", [&daemon](const httplib::Request& request, httplib::Response& response) {
     Call call(daemon, "http", "Embeddings");
     if (!OpenCall(call, request, true, response)) return;

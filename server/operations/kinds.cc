@@ -13,6 +13,7 @@
 #include "sage/quant/v1/report.pb.h"
 #include "server/convert.h"
 #include "server/daemon.h"
+#include "server/operations/calibration_work.h"
 
 namespace sage::server {
 namespace {
@@ -48,9 +49,17 @@ absl::StatusOr<OperationOutcome> RunCalibrate(Daemon& daemon, const OperationRec
     if (progress) progress(now);
   };
   absl::StatusOr<CalibrationResult> result = daemon.runtime().Calibrate(spec, cancel, timed);
-  if (!result.ok()) return result.status();
-  daemon.metrics().Increment("sage_calibration_layers_total", {{"method", spec.method}},
-                             static_cast<double>(result->layers.size()));
+  if (!result.ok()) {
+    // Cancelled by somebody, not by the end of the daemon: nobody comes back for the finished layers.
+    const absl::StatusOr<OperationRecord> now = daemon.operations().Get(record.id);
+    const bool asked = now.ok() && now->cancel_requested;
+    if (asked && absl::IsCancelled(result.status())) DiscardCalibration(spec.work_dir, spec.output);
+    return result.status();
+  }
+  if (result->seconds > 0) {  // an artifact that was there already took none
+    daemon.metrics().Increment("sage_calibration_layers_total", {{"method", spec.method}},
+                               static_cast<double>(result->layers.size()));
+  }
   if (result->artifact.empty()) result->artifact = std::filesystem::path(spec.output).filename().string();
   if (result->path.empty()) result->path = spec.output;
   pb::CalibrateResult message;

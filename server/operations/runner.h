@@ -59,6 +59,7 @@ class OperationRunner {
   // Operations that run or wait, by kind and state.
   std::map<std::pair<std::string, std::string>, int> Counts() const;
   std::map<std::string, double> ProgressByKind() const;
+  bool KnowsKind(const std::string& kind) const { return kinds_.count(kind) != 0; }
   bool UsesTarget(const std::string& target) const;
 
   // Cancels nothing: asks running work to stop and leaves its record RUNNING, so that the next start resumes it.

@@ -3,6 +3,7 @@
 #include <mutex>
 #include <optional>
 
+#include "absl/strings/str_cat.h"
 #include "grpcpp/alarm.h"
 #include "sage/quant/v1/operation.grpc.pb.h"
 #include "server/convert.h"
@@ -185,6 +186,11 @@ class Service final : public pb::OperationService::CallbackService {
                                            pb::ListOperationsResponse* response) override {
     return RunUnary(daemon_, context, "ListOperations", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
       if (request->page_size() < 0) return BadField("page_size", "OUT_OF_RANGE", "must not be negative");
+      if (!request->kind().empty() && !daemon_.operations().KnowsKind(request->kind())) {
+        return BadField(
+            "kind", "UNKNOWN_KIND",
+            absl::StrCat("must be calibrate, convert, evaluate or start_engine, got \"", request->kind(), "\""));
+      }
       const int size = request->page_size() == 0 ? 100 : std::min(request->page_size(), 1000);
       absl::StatusOr<OperationPage> page =
           daemon_.store().List(request->kind(), request->state(), size, request->page_token());

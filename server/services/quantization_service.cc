@@ -80,7 +80,8 @@ class Service final : public pb::QuantizationService::CallbackService {
       SAGE_RETURN_IF_ERROR(ToCalibrationSpec(request, daemon_.paths()).status());
       if (request.output().empty()) request.set_output(DefaultOutput(request, strategy));
       const std::string name = request.output();
-      SAGE_ASSIGN_OR_RETURN(*request.mutable_output(), daemon_.paths().NewArtifact(name));
+      SAGE_ASSIGN_OR_RETURN(*request.mutable_output(),
+                            daemon_.paths().NewArtifact(name, ModelPaths::Existing::kArtifactMayExist));
       if (daemon_.operations().UsesTarget(request.output())) {
         return MakeError(absl::StatusCode::kAlreadyExists, "ARTIFACT_EXISTS",
                          absl::StrCat("output: \"", name, "\" is being written by another operation"));

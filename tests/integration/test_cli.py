@@ -1,5 +1,6 @@
 """The fixed interface: every command's JSON fields and exit codes, on a real daemon."""
 import json
+import os
 
 import pytest
 from conftest import GOLDEN, ROOT
@@ -139,6 +140,78 @@ def test_usage_error_and_unreachable(daemon):
     assert daemon.sage("llm", "generate", "--no-such-flag", check=False).returncode == 2
     run = daemon.sage("llm", "engine", "list", "--server", "127.0.0.1:1", "--timeout", "3", check=False)
     assert run.returncode == 3 and json.loads(run.stdout)["error"]["code"] == "UNAVAILABLE"
+    code, error = daemon.fails("llm", "engine", "list", "--timeout", "0.000001")  # the daemon is there, the time is not
+    assert code == 1 and error["reason"] == "TIMEOUT"
+
+
+def test_what_no_daemon_needs_to_see(daemon, engine, tmp_path):
+    code, error = daemon.fails("llm", "generate", "--engine", engine, "--prompt-ids", "")
+    assert code == 2 and error["reason"] == "PROMPT_EMPTY"
+    broken = tmp_path / "broken.txt"
+    broken.write_bytes(b"Once \xff upon")
+    for arguments in (("generate", "--engine", engine, "--prompt-file"), ("tokenize", "--engine", engine, "--text-file"),
+                      ("score", "--engine", engine, "--text-file")):
+        code, error = daemon.fails("llm", *arguments, broken)
+        assert code == 2 and error["reason"] == "TEXT_INVALID_UTF8" and "at 5" in error["message"], (arguments, error)
+    code, error = daemon.fails("llm", "chat", "--engine", engine, "--message", os.fsdecode(b"a\xc3"))
+    assert code == 2 and error["reason"] == "TEXT_INVALID_UTF8"
+    code, error = daemon.fails("operations", "list", "--kind", "bogus")
+    assert code == 1 and error["code"] == "INVALID_ARGUMENT" and "calibrate" in error["message"]
+    code, error = daemon.fails("quant", "kernel", "--weight-dtype", "int4", "--inputs", "4097", "--group-size", "128")
+    assert code == 1 and error["reason"] == "GROUP_SIZE_MUST_DIVIDE_K"
+
+
+def test_score_names_its_alternatives(daemon, engine, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a dog.")
+    out = daemon.json("llm", "score", "--engine", engine, "--text-file", text, "--top", "3")
+    assert all(len(p["top"]) == 3 and all(t["token"] for t in p["top"]) for p in out["positions"])
+
+
+def files_of(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_convert_writes_a_folder_of_this_machine(daemon, tmp_path):
+    daemon.json("quant", "calibrate", "--model", "stories260K", "--weight-dtype", "int8", "--group-size", "-1", "--output", "source")
+    artifacts = daemon.data / "artifacts"
+    before = sorted(p.name for p in artifacts.iterdir())
+    folder = tmp_path / "deep" / "out"
+    out = daemon.json("quant", "convert", "--artifact", "source", "--format", "f32", "--output", f"{folder}/")
+    assert out["path"] == str(folder) and out["lossless"] is True
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.json", "sage_quant.json", "tokenizer.json"} <= names and any(n.endswith(".safetensors") for n in names)
+    assert sorted(p.name for p in artifacts.iterdir()) == before  # what it was made from there is gone
+    assert [p.name for p in folder.parent.iterdir()] == ["out"]
+    # What came is what the daemon would have kept; a name that is taken there changes nothing.
+    daemon.json("quant", "convert", "--artifact", "source", "--format", "f32", "--output", "out/")
+    assert files_of(folder) == files_of(artifacts / "out")
+    daemon.json("quant", "convert", "--artifact", "source", "--format", "f32", "--output", str(tmp_path / "more" / "out"))
+    assert files_of(tmp_path / "more" / "out") == files_of(folder)
+    code, error = daemon.fails("quant", "convert", "--artifact", "source", "--format", "f32", "--output", str(folder))
+    assert code == 1 and error["reason"] == "OUTPUT_EXISTS"
+    # A GGUF is called as its folder is.
+    gguf = tmp_path / "small"
+    daemon.json("quant", "convert", "--artifact", "source", "--format", "gguf_q8_0", "--output", str(gguf))
+    assert (gguf / "small.gguf").exists()
+    below = daemon.data / "below"  # the daemon's own folder is written by it
+    assert daemon.json("quant", "convert", "--artifact", "source", "--format", "f32", "--output", str(below))["path"] == str(below)
+    for output in ("../x", "a/../../x", f"{tmp_path}/../x"):
+        code, error = daemon.fails("quant", "convert", "--artifact", "source", "--format", "f32", "--output", output)
+        assert error["reason"] == "PATH_OUTSIDE_ROOTS", (output, error)
+    code, error = daemon.fails("quant", "convert", "--artifact", "source", "--format", "f32", "--output", str(tmp_path / "d"), "--detach")
+    assert code == 2 and error["reason"] == "BAD_FLAG"
+    assert not (tmp_path.parent / "x").exists() and not (daemon.data / "x").exists()
+
+
+def test_calibrate_twice(daemon):
+    arguments = ["quant", "calibrate", "--model", "stories260K", "--weight-dtype", "int8", "--group-size", "-1", "--output", "twice"]
+    first, again = daemon.json(*arguments), daemon.json(*arguments)
+    assert again["path"] == first["path"] and again["weight_bytes"] == first["weight_bytes"] and again["resumed"] is True
+    code, error = daemon.fails(*arguments, "--seed", "1", "--asymmetric")
+    assert code == 1 and error["reason"] == "ARTIFACT_EXISTS"
+    code, error = daemon.fails(*arguments[:-1], "../twice")
+    assert code == 1 and error["reason"] == "PATH_OUTSIDE_ROOTS"
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="shared golden data is absent")

@@ -162,4 +162,7 @@ def test_calibrated_gguf(daemon, tmp_path, method, fmt, scheme):
         assert manifest["conversion"]["lossless"] is True and manifest["calibration_record"]["method"] == method
     engine = daemon.json("llm", "engine", "start", name)
     daemon.json("llm", "engine", "stop", engine["engine_id"])
-    assert daemon.fails(*arguments)[1]["reason"] == "ARTIFACT_EXISTS"
+    again = daemon.json(*arguments)  # the same request finds what it made, another one under its name is refused
+    assert again["resumed"] is True and again["path"] == made["path"]
+    other = ["golden/01-llama2-mha" if a == "golden/03-llama3-rope" else a for a in arguments]
+    assert daemon.fails(*other)[1]["reason"] == "ARTIFACT_EXISTS"

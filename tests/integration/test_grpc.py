@@ -1,4 +1,5 @@
 """A grpcio client generated from proto/ alone, one that only knows reflection, and the health service."""
+import base64
 import json
 import subprocess
 import sys
@@ -98,25 +99,59 @@ def test_cancel_and_deadline_free_the_slot(stubs, channel, daemon, engine):
     pytest.fail(f"pages are still held: {load}")
 
 
-def test_reflection_only_client(daemon, channel, engine):
-    from google.protobuf import json_format
-    from google.protobuf.descriptor_pool import DescriptorPool
-    from google.protobuf.message_factory import GetMessageClass
-    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-    database = ProtoReflectionDescriptorDatabase(channel)
-    services = set(database.get_services())
+class ReflectedClient:
+    """Calls any method by name with a dict: all it knows it asked the daemon."""
+
+    def __init__(self, channel):
+        from google.protobuf.descriptor_pool import DescriptorPool
+        from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+        self.channel = channel
+        self.database = ProtoReflectionDescriptorDatabase(channel)
+        self.pool = DescriptorPool(self.database)
+
+    def call(self, service, name, stream=False, **fields):
+        from google.protobuf import json_format
+        from google.protobuf.message_factory import GetMessageClass
+        method = self.pool.FindServiceByName("sage.quant.v1." + service).FindMethodByName(name)
+        assert method.server_streaming == stream
+        request = json_format.ParseDict(fields, GetMessageClass(method.input_type)())
+        make = self.channel.unary_stream if stream else self.channel.unary_unary
+        answer = make(f"/sage.quant.v1.{service}/{name}", request_serializer=lambda m: m.SerializeToString(),
+                      response_deserializer=GetMessageClass(method.output_type).FromString)(request, timeout=120)
+
+        def as_dict(message):
+            return json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=self.pool)
+        return [as_dict(m) for m in answer] if stream else as_dict(answer)
+
+
+def test_reflection_only_client_does_the_whole_job(daemon, channel):
+    """Calibrate, start, chat and report, without one generated file."""
+    client = ReflectedClient(channel)
+    services = set(client.database.get_services())
     for name in ("QuantizationService", "ArtifactService", "EngineService", "GenerationService", "ReportService",
                  "OperationService"):
         assert "sage.quant.v1." + name in services
     assert "grpc.health.v1.Health" in services and "inference.GRPCInferenceService" in services
-    pool = DescriptorPool(database)
-    method = pool.FindServiceByName("sage.quant.v1.GenerationService").FindMethodByName("Tokenize")
-    request = GetMessageClass(method.input_type)()
-    json_format.ParseDict({"engine_id": engine, "text": "Once upon a time"}, request)
-    call = channel.unary_unary("/sage.quant.v1.GenerationService/Tokenize",
-                               request_serializer=lambda m: m.SerializeToString(),
-                               response_deserializer=GetMessageClass(method.output_type).FromString)
-    assert len(call(request).ids) >= 4
+
+    operation = client.call("QuantizationService", "Calibrate", model="stories-chat", output="reflected",
+                            config={"weight_dtype": "int8", "group_size": -1})
+    operation = client.call("OperationService", "WaitOperation", id=operation["id"])
+    assert operation["state"] == "OPERATION_STATE_SUCCEEDED", operation
+    assert operation["result"]["quantization"] == "int8_w8a16"  # an Any, resolved by reflection too
+    engine = client.call("EngineService", "StartEngine", model="stories-chat", engine_id="reflected", quantization="reflected")
+    assert engine["quantization"] == "int8_w8a16"
+    assert len(client.call("GenerationService", "Tokenize", engine_id="reflected", text="Once upon a time")["ids"]) >= 4
+    updates = client.call("GenerationService", "Chat", stream=True, engine_id="reflected",
+                          conversation={"messages": [{"role": "user", "content": "Tell a story"}]},
+                          options={"max_tokens": 12, "sampling": {"temperature": 0}})
+    assert updates[-1]["last"] is True and "".join(u.get("text", "") for u in updates).strip()
+    operation = client.call("ReportService", "Evaluate", artifact="reflected", windows=1, window=64, dataset="story.txt",
+                            dataset_content=base64.b64encode(b"Once upon a time there was a little dog. " * 20).decode())
+    operation = client.call("OperationService", "WaitOperation", id=operation["id"])
+    assert operation["state"] == "OPERATION_STATE_SUCCEEDED", operation
+    report = json.loads(client.call("ReportService", "GetReport", operation=operation["id"])["json"])
+    assert 0.9 < report["perplexity"]["ratio"] < 1.1 and report["kl"]["mean"] < 0.05
+    client.call("EngineService", "StopEngine", engine_id="reflected")
 
 
 def test_health(channel):

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -168,6 +169,76 @@ def test_a_full_disk_fails_clearly_and_loses_nothing(tmp_path, model_root):
         if daemon is not None:
             daemon.stop()
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_cut_model_file_fails_its_engine_only(tmp_path, model_root):
+    """The file of a running engine shrinks: its requests fail in words, the daemon and its other engines serve on."""
+    roots = tmp_path / "roots"
+    for name in ("cut", "whole"):
+        shutil.copytree(model_root / "stories260K", roots / name)
+    daemon = Daemon(tmp_path, roots)
+    for name in ("cut", "whole"):
+        daemon.json("llm", "engine", "start", name, "--engine-id", name, "--no-prefix-cache")
+    generate = ["--prompt", "Once upon a time", "--max-tokens", "8", "--temperature", "0"]
+    text = daemon.json("llm", "generate", "--engine", "cut", *generate)["choices"][0]["text"]
+    source, = (roots / "cut").glob("*.gguf")
+    content = source.read_bytes()
+    os.truncate(source, 8192)
+    code, error = daemon.fails("llm", "generate", "--engine", "cut", *generate)
+    assert code == 1 and error["code"] == "DATA_LOSS" and error["reason"] == "MODEL_FILE_CHANGED"
+    assert error["metadata"]["file"] == str(source)
+    assert daemon.json("llm", "engine", "get", "cut")["state"] == "FAILED"
+    assert daemon.json("llm", "generate", "--engine", "whole", *generate)["choices"][0]["text"] == text
+    # Put back, the same start makes a new engine.
+    source.write_bytes(content)
+    assert daemon.json("llm", "engine", "start", "cut", "--engine-id", "cut", "--no-prefix-cache")["state"] == "RUNNING"
+    assert daemon.json("llm", "generate", "--engine", "cut", *generate)["choices"][0]["text"] == text
+    daemon.stop()
+
+
+def test_one_daemon_to_a_data_folder(tmp_path, model_root):
+    daemon = Daemon(tmp_path, model_root)
+    second = subprocess.run([BIN / "sagequantd", "--data-dir", daemon.data, "--model-root", model_root, "--grpc-listen",
+                             "127.0.0.1:0", "--http-listen", "127.0.0.1:0"], capture_output=True, text=True, timeout=30)
+    assert second.returncode == 2 and "DATA_DIR_IN_USE" in second.stderr and str(daemon.process.pid) in second.stderr
+    assert daemon.json("operations", "list") == []
+    daemon.kill()  # leaves no lock behind
+    daemon.start()
+    daemon.stop()
+    assert not daemon.port_file.exists()  # nobody is led to a process that is gone
+
+
+def test_a_cancelled_calibration_leaves_nothing(tmp_path, model_root):
+    daemon = Daemon(tmp_path, model_root)
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little dog who liked to run. " * 400)
+    run = daemon.json("quant", "calibrate", "--model", "stories260K", "--weight-dtype", "int4", "--group-size", "-1", "--method",
+                      "autoround", "--dataset", text, "--samples", "64", "--sequence-length", "128", "--output", "gone", "--detach")
+    work = daemon.data / "work"
+    deadline = time.time() + 60
+    while not list(work.iterdir()) and time.time() < deadline:
+        time.sleep(0.01)
+    daemon.json("operations", "cancel", run["id"])
+    while (state := daemon.json("operations", "get", run["id"])["state"]) in ("PENDING", "RUNNING"):
+        time.sleep(0.02)
+    assert state == "CANCELLED" and list(work.iterdir()) == []
+    daemon.stop()
+
+
+def test_tokenizer_files_that_change_are_read_again(tmp_path, model_root):
+    folder = tmp_path / "roots" / "letters"
+    folder.mkdir(parents=True)
+
+    def write(vocabulary):
+        (folder / "tokenizer.json").write_text(json.dumps(
+            {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": []}))
+
+    write({"a": 0, "b": 1})
+    daemon = Daemon(tmp_path, tmp_path / "roots")
+    assert daemon.json("llm", "tokenize", "--model", "letters", "--text", "ab")["ids"] == [0, 1]
+    write({"a": 1, "b": 0})
+    assert daemon.json("llm", "tokenize", "--model", "letters", "--text", "ab")["ids"] == [1, 0]
+    daemon.stop()
 
 
 def test_check_config_and_precedence(tmp_path):

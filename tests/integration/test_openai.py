@@ -77,6 +77,39 @@ def test_logprobs_and_echo(client, engine):
     assert offsets == echo.logprobs.text_offset
 
 
+def check_places(logprobs, text, skip=0):
+    """Tokens join to the text, each stands where text_offset says, and no alternative hides another."""
+    tokens, offsets = logprobs.tokens[skip:], logprobs.text_offset[skip:]
+    assert "".join(tokens) == text
+    assert offsets[0] == 0 and all(text[o:].startswith(t) for o, t in zip(offsets, tokens))
+
+
+def test_token_texts_join_to_the_text(client, engine):
+    options = dict(model=engine, max_tokens=24, temperature=0, logprobs=5)
+    plain = client.completions.create(prompt="Once upon a time", **options).choices[0]
+    assert plain.text.startswith(",") or " " in plain.text
+    check_places(plain.logprobs, plain.text)
+    assert all(len(t) == 5 for t in plain.logprobs.top_logprobs)
+    assert all(t in top for t, top in zip(plain.logprobs.tokens, plain.logprobs.top_logprobs))
+    echo = client.completions.create(prompt="Once upon a time", echo=True, **options).choices[0]
+    check_places(echo.logprobs, echo.text, skip=1)  # the first is BOS, which is no part of the text
+    assert echo.logprobs.text_offset[0] == 0
+    assert all(len(t) == 5 and all(t) for t in echo.logprobs.top_logprobs[1:])  # alternatives have texts and none is lost
+    # Letters that the vocabulary has only as bytes: offsets count characters.
+    wide = client.completions.create(prompt="Ünï ↯ end", echo=True, **options).choices[0]
+    end = next(i for i, t in enumerate(wide.logprobs.tokens) if t.strip().startswith("e") and i > 3)
+    assert wide.text[wide.logprobs.text_offset[end]:].startswith(wide.logprobs.tokens[end])
+
+
+def test_chat_token_texts_join_to_the_message(client, chat_engine):
+    choice = client.chat.completions.create(model=chat_engine, messages=[{"role": "user", "content": "Tell a story"}],
+                                            max_tokens=24, temperature=0, logprobs=True, top_logprobs=4).choices[0]
+    content = choice.logprobs.content
+    assert "".join(t.token for t in content) == choice.message.content
+    assert b"".join(bytes(t.bytes) for t in content).decode() == choice.message.content
+    assert all(any(top.token == t.token for top in t.top_logprobs) for t in content)
+
+
 def test_seed_n_stop(client, engine):
     options = dict(model=engine, prompt="The little dog", max_tokens=16, temperature=0.9, seed=7, n=3)
     first, second = (client.completions.create(**options) for _ in range(2))
@@ -147,6 +180,10 @@ def test_errors_have_the_shape_of_openai(client, daemon, engine, chat_engine):
         client.embeddings.create(model=engine, input="x")
     assert caught.value.status_code == 501 and caught.value.code == "EMBEDDINGS_UNSUPPORTED"
     assert requests.post(f"http://{daemon.http}/v1/completions", data="{not json", timeout=10).status_code == 400
+    for path in ("completions", "chat/completions"):
+        answer = requests.get(f"http://{daemon.http}/v1/{path}", timeout=10)
+        assert answer.status_code == 405 and answer.headers["Allow"] == "POST", answer.text
+        assert answer.json()["error"]["code"] == "METHOD_NOT_ALLOWED"
 
 
 def slow_request(daemon, engine, stream):

@@ -77,6 +77,34 @@ TEST(ModelsTest, Qwen3HasHeadNormAndItsOwnHeadSize) {
   EXPECT_EQ(c.D, 128);
 }
 
+// What transformers' MistralConfig, Qwen2Config and Qwen3Config put where a key is absent, and where it is null.
+TEST(ModelsTest, AbsentKeysMeanWhatTheirClassesSay) {
+  Json bare = Config("mistral");
+  bare["num_attention_heads"] = 32;
+  for (const char* key : {"num_key_value_heads", "max_position_embeddings"}) bare.erase(key);
+  DecoderConfig c = Parse(bare);
+  EXPECT_EQ(c.KH, 8);
+  EXPECT_EQ(c.max_position, 131072);
+  EXPECT_THAT(c.window, Each(4096));
+  bare["num_key_value_heads"] = nullptr;
+  bare["sliding_window"] = nullptr;
+  c = Parse(bare);
+  EXPECT_EQ(c.KH, 32);
+  EXPECT_THAT(c.window, Each(0));
+  for (const char* type : {"qwen2", "qwen3"}) {
+    bare = Config(type);
+    bare["num_attention_heads"] = 64;
+    for (const char* key : {"num_key_value_heads", "max_position_embeddings"}) bare.erase(key);
+    c = Parse(bare);
+    EXPECT_EQ(c.KH, 32) << type;
+    EXPECT_EQ(c.max_position, 32768) << type;
+    EXPECT_THAT(c.window, Each(0)) << type;
+    bare["use_sliding_window"] = true;
+    bare["max_window_layers"] = 1;
+    EXPECT_THAT(Parse(bare).window, ElementsAre(0, 4096, 4096)) << type;
+  }
+}
+
 TEST(ModelsTest, EndIdsComeFromTheGenerationConfigFirst) {
   Json config = Config("llama");
   config["eos_token_id"] = 2;

@@ -158,7 +158,29 @@ TEST(Calibrate, AnExistingOutputIsReturnedForTheSameSpecOnly) {
   spec.asymmetric = true;
   const auto other = Calibrate(spec);
   EXPECT_EQ(other.status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(ReasonOf(other.status()), "OUTPUT_EXISTS");
+  EXPECT_EQ(ReasonOf(other.status()), "ARTIFACT_EXISTS");
+}
+
+TEST(Calibrate, AModelThatIsCutMeanwhileGivesNoArtifact) {
+  const ScratchFolder scratch;
+  CalibrationSpec spec = StoriesSpec(scratch);
+  spec.model = scratch / "model.gguf";
+  std::filesystem::copy_file(StoriesGguf(), spec.model);
+  const auto result = Calibrate(spec, {}, [&](const Progress& p) {
+    if (p.done == 2) std::filesystem::resize_file(spec.model, 4096);
+  });
+  EXPECT_EQ(ReasonOf(result.status()), "MODEL_FILE_CHANGED") << result.status();
+  EXPECT_FALSE(std::filesystem::exists(spec.output));
+  // What was finished before is whole: with the file put back the run goes on there.
+  std::filesystem::copy_file(StoriesGguf(), spec.model, std::filesystem::copy_options::overwrite_existing);
+  int64_t first = -1;
+  const auto again = Calibrate(spec, {}, [&](const Progress& p) { first = first < 0 ? p.done : first; });
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(first, 2);
+  spec.output = scratch / "other";
+  spec.work_dir = scratch / "elsewhere";
+  ASSERT_TRUE(Calibrate(spec).ok());
+  EXPECT_EQ(FolderBytes(again->path), FolderBytes(spec.output));
 }
 
 TEST(Calibrate, VerifyFindsEveryKindOfDamage) {

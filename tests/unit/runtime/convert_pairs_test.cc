@@ -141,6 +141,25 @@ TEST(ConvertPairs, CalibratedGgufKeepsTheCodesOfItsMethod) {
   EXPECT_EQ(again->bits_per_weight, made->bits_per_weight);
 }
 
+// A type that takes its scales from plain weights has no calibration whose hash would tell: the source's does.
+TEST(ConvertPairs, AGgufOfAnotherModelIsNotTheAnswer) {
+  const ScratchFolder scratch;
+  CalibrationSpec spec = StoriesSpec(scratch);
+  spec.weight_dtype = "int4";
+  spec.group_size = 0;
+  spec.format = "gguf_q4_k";
+  ThreadPool threads(2);
+  ASSERT_TRUE(CalibrateModel(spec, threads, {}, nullptr).ok());
+  const auto again = CalibrateModel(spec, threads, {}, nullptr);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->resumed);
+  TinySizes sizes;
+  ASSERT_TRUE(MakeDirectories(scratch / "model").ok());
+  ASSERT_TRUE(WriteTinyModel(scratch / "model", sizes));
+  spec.model = scratch / "model";
+  EXPECT_EQ(GetErrorReason(CalibrateModel(spec, threads, {}, nullptr).status()).reason, "ARTIFACT_EXISTS");
+}
+
 TEST(ConvertPairs, WordsThatContradictAGgufAreRefused) {
   const ScratchFolder scratch;
   const auto reason = [&](const std::function<void(CalibrationSpec&)>& change) {

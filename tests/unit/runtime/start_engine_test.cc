@@ -147,6 +147,86 @@ TEST(StartEngine, HeadIsQuantizedOnlyWhenAsked) {
   EXPECT_EQ(Reason(start("", "int5").status()), "UNKNOWN_QUANTIZATION");
 }
 
+// Weights that are read from the map in every step: cutting the file fails the requests and the engine, not the
+// process.
+TEST(StartEngine, ACutModelFileFailsTheEngineAndNothingElse) {
+  const ScratchFolder scratch;
+  for (const char* name : {"cut", "whole"}) {
+    std::filesystem::create_directory(scratch / name);
+    ASSERT_TRUE(WriteTinyModel(scratch / name, TinySizes()));
+  }
+  const auto start = [&](const char* name) {
+    EngineSpec spec;
+    spec.model = scratch / name;
+    spec.backend = "cpu";
+    spec.prefix_cache = false;
+    return *StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+  };
+  const auto cut = start("cut"), whole = start("whole");
+  const auto generate = [](InferenceEngine& engine) {
+    GenerateSpec spec;
+    spec.prompt_ids = {1, 2, 3};
+    spec.max_tokens = 4;
+    spec.ignore_eos = true;
+    spec.sampling.temperature = 0;
+    Collector collector;
+    const auto handle = engine.Submit(spec, collector.sink());
+    if (!handle.ok()) return handle.status();
+    return collector.Wait().status;
+  };
+  ASSERT_TRUE(generate(*cut).ok());
+  std::filesystem::resize_file(scratch / "cut/model.safetensors", 100);
+  const absl::Status status = generate(*cut);
+  EXPECT_EQ(Reason(status), "MODEL_FILE_CHANGED") << status;
+  EXPECT_EQ(cut->info().state, "FAILED");
+  EXPECT_EQ(Reason(cut->info().error), "MODEL_FILE_CHANGED");
+  EXPECT_EQ(Reason(generate(*cut)), "MODEL_FILE_CHANGED");
+  EXPECT_TRUE(generate(*whole).ok());
+  EXPECT_EQ(whole->info().state, "RUNNING");
+}
+
+TEST(StartEngine, AnArtifactServesOnlyTheModelItWasMadeFrom) {
+  const ScratchFolder scratch;
+  const auto write = [&](const char* name, const TinySizes& sizes) {
+    std::filesystem::create_directory(scratch / name);
+    return WriteTinyModel(scratch / name, sizes);
+  };
+  TinySizes larger;
+  larger.ffn = 96;
+  ASSERT_TRUE(write("model", TinySizes()) && write("larger", larger) && write("copy", TinySizes()));
+  CalibrationSpec calibration = StoriesSpec(scratch);
+  calibration.model = scratch / "model";
+  calibration.weight_dtype = "int8";
+  ThreadPool threads(2);
+  ASSERT_TRUE(CalibrateModel(calibration, threads, {}, nullptr).ok());
+  const std::string again = scratch / "f32", twice = scratch / "twice";
+  ASSERT_TRUE(ConvertArtifact({calibration.output, "f32", again}, threads, {}, nullptr).ok());
+  CalibrationSpec second = calibration;
+  second.model = again;
+  second.output = twice;
+  ASSERT_TRUE(CalibrateModel(second, threads, {}, nullptr).ok());
+  const auto start = [&](const std::string& model, const std::string& artifact) {
+    EngineSpec spec;
+    spec.model = scratch / model;
+    spec.quantization = artifact;
+    spec.backend = "cpu";
+    return StartLlmEngine(spec, 1, nullptr, CancelToken(), nullptr).status();
+  };
+  EXPECT_TRUE(start("model", calibration.output).ok());
+  EXPECT_TRUE(start("model", again).ok());
+  EXPECT_TRUE(start("model", twice).ok());              // made from what was made from it
+  EXPECT_TRUE(start("copy", calibration.output).ok());  // the same bytes elsewhere
+  const absl::Status sizes = start("larger", calibration.output);
+  EXPECT_EQ(Reason(sizes), "ARTIFACT_OF_ANOTHER_MODEL") << sizes;
+  EXPECT_NE(sizes.message().find("ffn 96"), std::string::npos) << sizes;
+  // A finetune: the same shapes, one value more than before.
+  std::string bytes = Slurp(scratch / "copy/model.safetensors");
+  bytes.back() = static_cast<char>(bytes.back() ^ 1);
+  std::ofstream(scratch / "copy/model.safetensors", std::ios::binary) << bytes;
+  EXPECT_EQ(Reason(start("copy", calibration.output)), "ARTIFACT_OF_ANOTHER_MODEL");
+  EXPECT_TRUE(start("model", calibration.output).ok());
+}
+
 // Greedy ids of a story with the KV strategy `word`, its prompt in chunks of `step_tokens`; `kv` is what was chosen.
 std::vector<int32_t> Story(const std::string& word, int64_t step_tokens, std::string* kv, int64_t* kv_bytes) {
   EngineSpec spec;

@@ -1,5 +1,6 @@
 // The gRPC port in process, on a fake runtime: streams, cancel, deadline, drain, idempotency, errors.
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "google/rpc/error_details.pb.h"
@@ -267,6 +268,74 @@ TEST_F(GrpcTest, CalibrationIsWatchedWaitedForAndIdempotent) {
   EXPECT_EQ(result.layers_size(), 1);
   request.set_output("other");
   EXPECT_EQ(quantization_->Calibrate(&c5, request, &again).error_code(), grpc::StatusCode::ABORTED);
+}
+
+// The engine answers with an artifact that the same specification made: the service must let it.
+TEST_F(GrpcTest, CalibrateReachesTheEngineWhenTheArtifactIsThere) {
+  const auto calibrate = [&](const std::string& output, pb::Operation* operation) {
+    pb::CalibrateRequest request;
+    request.set_model("m");
+    request.mutable_config()->set_weight_dtype("int4");
+    request.set_output(output);
+    grpc::ClientContext context;
+    return quantization_->Calibrate(&context, request, operation);
+  };
+  const std::string artifacts = top_ + "/data/artifacts/";
+  std::filesystem::create_directories(artifacts + "made");
+  std::ofstream(artifacts + "made/sage_quant.json") << "{}";
+  std::filesystem::create_directories(artifacts + "foreign");
+  pb::Operation first, second;
+  ASSERT_TRUE(calibrate("made", &first).ok());
+  pb::WaitOperationRequest wait;
+  wait.set_id(first.id());
+  grpc::ClientContext context;
+  ASSERT_TRUE(operations_->WaitOperation(&context, wait, &first).ok());
+  EXPECT_EQ(first.state(), pb::OPERATION_STATE_SUCCEEDED);
+  ASSERT_TRUE(calibrate("made/", &second).ok());
+  EXPECT_EQ(second.target(), first.target());
+  pb::Operation none;
+  EXPECT_EQ(Reason(calibrate("foreign", &none)), "ARTIFACT_EXISTS");  // no artifact: nothing to answer with
+  EXPECT_EQ(Reason(calibrate("../made", &none)), "PATH_OUTSIDE_ROOTS");
+}
+
+TEST_F(GrpcTest, ListRefusesAKindThatIsNone) {
+  pb::ListOperationsRequest request;
+  pb::ListOperationsResponse response;
+  for (const char* kind : {"", "calibrate", "convert", "evaluate", "start_engine"}) {
+    request.set_kind(kind);
+    grpc::ClientContext context;
+    EXPECT_TRUE(operations_->ListOperations(&context, request, &response).ok()) << kind;
+  }
+  request.set_kind("bogus");
+  grpc::ClientContext context;
+  EXPECT_EQ(Reason(operations_->ListOperations(&context, request, &response)), "UNKNOWN_KIND");
+}
+
+// SelectKernel names no kernel for groups that calibrate refuses.
+TEST_F(GrpcTest, KernelsAreNamedForGroupsThatCalibrateTakes) {
+  const auto select = [&](const char* weights, int64_t inputs, int group) {
+    pb::SelectKernelRequest request;
+    request.set_weight_dtype(weights);
+    request.set_inputs(inputs);
+    request.set_group_size(group);
+    pb::SelectKernelResponse response;
+    grpc::ClientContext context;
+    return Reason(quantization_->SelectKernel(&context, request, &response));
+  };
+  for (const char* weights : {"int4", "int8"}) {
+    EXPECT_EQ(select(weights, 4096, 128), "") << weights;
+    EXPECT_EQ(select(weights, 4096, 0), "") << weights;
+    EXPECT_EQ(select(weights, 4096, -1), "") << weights;
+    EXPECT_EQ(select(weights, 0, 64), "") << weights;
+    EXPECT_EQ(select(weights, 96, 0), "") << weights;  // 32 divides
+    for (const auto& [inputs, group] : {std::pair(4097, 128), {4097, 0}, {4096, 7}, {4096, 8}, {0, 8}, {0, 7}}) {
+      EXPECT_NE(select(weights, inputs, group).find("GROUP"), std::string::npos) << weights << inputs << " " << group;
+    }
+  }
+  for (const char* weights : {"fp8", "nf4", "bf16", "none"}) {
+    const std::string reason = select(weights, 4096, 0);
+    EXPECT_EQ(reason.find("GROUP"), std::string::npos) << weights << " " << reason;
+  }
 }
 
 TEST_F(GrpcTest, WaitTimesOutAndCancelEndsTheOperation) {

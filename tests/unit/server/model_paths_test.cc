@@ -74,7 +74,10 @@ TEST_F(ModelPathsTest, NewArtifacts) {
   EXPECT_EQ(*paths_.NewArtifact("fresh"), (top_ / "data/artifacts/fresh").string());
   EXPECT_EQ(*paths_.NewArtifact((top_ / "data/else").string()), (top_ / "data/else").string());
   EXPECT_EQ(paths_.NewArtifact("made").status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_EQ(paths_.NewArtifact("../x").status().code(), absl::StatusCode::kOk);  // DATA_DIR/x
+  EXPECT_EQ(*paths_.NewArtifact("fresh//"), (top_ / "data/artifacts/fresh").string());
+  for (const char* outside : {"../x", "a/../../x", "../artifacts/x"}) {
+    EXPECT_EQ(paths_.NewArtifact(outside).status().code(), absl::StatusCode::kPermissionDenied) << outside;
+  }
   EXPECT_EQ(paths_.NewArtifact("../../x").status().code(), absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(paths_.NewArtifact("/root-of-all").status().code(), absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(paths_.NewArtifact(".hidden").status().code(), absl::StatusCode::kPermissionDenied);

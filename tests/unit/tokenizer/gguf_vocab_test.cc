@@ -30,9 +30,10 @@ size_t CountIds(const std::string& pre, const std::string& left, const std::stri
 
 TEST(GgufVocabulary, KnowsEveryKind) {
   for (const char* pre :
-       {"default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "deepseek-r1-qwen", "stablelm2", "megrez",
-        "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "falcon", "deepseek-coder",
-        "tekken", "gpt-4o", "llama4", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4", "lfm2", "olmo", "mpt", "phi-2"}) {
+       {"default", "gpt-2",          "llama-bpe", "llama3", "llama-v3",  "qwen2",     "deepseek-r1-qwen", "stablelm2",
+        "megrez",  "smollm",         "starcoder", "refact", "command-r", "codeshell", "exaone",           "minerva-7b",
+        "falcon",  "deepseek-coder", "tekken",    "gpt-4o", "llama4",    "dbrx",      "smaug-bpe",        "chatglm-bpe",
+        "glm4",    "lfm2",           "olmo",      "mpt",    "phi-2"}) {
     EXPECT_EQ(CountIds(pre, "a", "b", "ab"), 1u) << pre;
   }
   const auto unknown = LoadGgufTokenizer(Metadata("no-such-kind", "a", "b"));
@@ -43,6 +44,12 @@ TEST(GgufVocabulary, KnowsEveryKind) {
 TEST(GgufVocabulary, NoneIsNotFound) {
   const auto none = LoadGgufTokenizer({{"tokenizer.ggml.model", "none"}});
   EXPECT_EQ(none.status().code(), absl::StatusCode::kNotFound);
+  // Written without any key of a vocabulary.
+  EXPECT_EQ(LoadGgufTokenizer({{"general.architecture", "llama"}}).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(LoadGgufTokenizer({{"tokenizer.ggml.model", "no_vocab"}}).status().code(), absl::StatusCode::kNotFound);
+  // A vocabulary without its kind is broken, not absent.
+  EXPECT_EQ(LoadGgufTokenizer({{"tokenizer.ggml.tokens", Json::array({"a"})}}).status().code(),
+            absl::StatusCode::kUnimplemented);
 }
 
 TEST(GgufVocabulary, CutsWhereThePatternSays) {
@@ -53,6 +60,9 @@ TEST(GgufVocabulary, CutsWhereThePatternSays) {
   EXPECT_EQ(CountIds("tekken", "1", "2", "12"), 2u);  // digits stand alone
   EXPECT_EQ(CountIds("qwen2", "1", "2", "12"), 2u);
   EXPECT_EQ(CountIds("gpt-4o", "1", "2", "12"), 1u);  // up to three together
+  EXPECT_EQ(CountIds("deepseek-llm", "1", "2", "12"), 1u);
+  EXPECT_EQ(CountIds("deepseek-llm", "a", "1", "a1"), 2u);
+  EXPECT_EQ(CountIds("deepseek-coder", "1", "2", "12"), 2u);
 }
 
 }  // namespace

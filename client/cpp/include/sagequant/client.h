@@ -48,7 +48,7 @@ Error ToError(const google::rpc::Status& status);
 class Client {
  public:
   // Null and `error` when a file cannot be read (reasons CREDENTIALS, TOKEN_FILE) or nobody answers
-  // (SERVER_UNREACHABLE).
+  // (SERVER_UNREACHABLE: UNAVAILABLE when it is refused, DEADLINE_EXCEEDED when connect_seconds passed).
   static std::unique_ptr<Client> Connect(const Options& options, Error* error);
 
   // Adds the token to a call that is made with a stub of this client.
