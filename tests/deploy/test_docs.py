@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from conftest import DEPLOY, ROOT
-from test_live import Scene
+from scene import Scene
 
 
 def blocks(mark):
