@@ -199,6 +199,19 @@ def test_asynchronous(sagequant, daemon, engine, chat_engine):
     daemon.wait_idle(engine)
 
 
+def test_the_installation_of_the_readme(tmp_path):
+    """`pip install client/python` as written; what it would fetch from an index is there already."""
+    line, = re.findall(r"^(pip install \S+)", (PACKAGE / "README.md").read_text(), re.M)
+    assert f"`{line}`" in (ROOT / "README.md").read_text()
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1",
+                   "PIP_NO_BUILD_ISOLATION": "false", "PIP_TARGET": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    run = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    run = subprocess.run([sys.executable, "-c", "import sagequant, sagequant._wire.engine_pb2 as e; print(sagequant.__file__, sagequant.__version__)"],
+                         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert run.returncode == 0 and str(tmp_path) in run.stdout, run.stdout + run.stderr
+
+
 def test_the_readme_runs(sagequant, model_root, tmp_path):
     daemon = Daemon(tmp_path, model_root)
     blocks = re.findall(r"```python\n(.*?)```", (PACKAGE / "README.md").read_text(), re.S)
