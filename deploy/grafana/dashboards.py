@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 ONE = 'instance=~"$instance"'
 ENGINE = 'instance=~"$instance", engine=~"$engine"'
+WORKING = 'method!~"Watch.*|Wait.*"'  # these calls last as long as what they look at
 RATE = "[$__rate_interval]"
 
 
@@ -28,6 +29,12 @@ def catalogue():
 def quantiles(metric, by="engine"):
     return [(f"histogram_quantile({q}, sum by ({by}, le) (rate({metric}_bucket{{{ENGINE}}}{RATE})))", f"p{round(q * 100)} {{{{{by}}}}}")
             for q in (0.5, 0.9, 0.99)]
+
+
+def sizes(metric):
+    """Counts, whose quantiles below the first bucket would be fractions: the mean and the largest."""
+    mean = f"sum by (engine) (rate({metric}_sum{{{ENGINE}}}{RATE})) / sum by (engine) (rate({metric}_count{{{ENGINE}}}{RATE}))"
+    return [(mean, "mean {{engine}}"), quantiles(metric)[-1]]
 
 
 def rate(metric, by, labels=ENGINE):
@@ -50,7 +57,7 @@ BOARDS = {
             ("KV in use", "percentunit", [(f"max(sage_kv_used_ratio{{{ENGINE}}})", "used")], "stat"),
             ("Failed calls", "percentunit", [(
                 f'(sum(rate(sage_rpc_requests_total{{{ONE}, code=~"INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE"}}{RATE})) or vector(0)) '
-                f"/ sum(rate(sage_rpc_requests_total{{{ONE}}}{RATE}))", "errors")], "stat")]),
+                f"/ (sum(rate(sage_rpc_requests_total{{{ONE}}}{RATE})) > 0) or vector(0)", "errors")], "stat")]),
         ("Latency", [
             ("Time to first token", "s", quantiles("sage_time_to_first_token_seconds"), "line"),
             ("Time between tokens", "s", quantiles("sage_inter_token_latency_seconds"), "line"),
@@ -64,8 +71,8 @@ BOARDS = {
              + value("sage_requests_waiting", "waiting {{engine}}"), "line")]),
         ("Engine steps", [
             ("Step duration", "s", quantiles("sage_step_seconds"), "line"),
-            ("Rows in a step", "short", quantiles("sage_step_rows"), "line"),
-            ("Sequences in a step", "short", quantiles("sage_batch_sequences"), "line"),
+            ("Rows in a step", "short", sizes("sage_step_rows"), "line"),
+            ("Sequences in a step", "short", sizes("sage_batch_sequences"), "line"),
             ("Age of the last step", "s", value("sage_engine_step_age_seconds"), "line")]),
         ("What saves steps", [
             ("Prompt tokens found in the prefix cache", "percentunit", [(
@@ -87,7 +94,8 @@ BOARDS = {
             ("Duration (mean)", "s", [(f"sum by (kind) (rate(sage_operation_seconds_sum{{{ONE}}}{RATE})) "
                                        f"/ sum by (kind) (rate(sage_operation_seconds_count{{{ONE}}}{RATE}))", "{{kind}}")], "line")]),
         ("Calibration", [
-            ("Layers a second", "short", rate("sage_calibration_layers_total", "method", ONE), "line"),
+            ("Layers a second", "short", rate("sage_calibration_layer_seconds_count", "method", ONE), "line"),
+            ("Layers of finished calibrations", "short", value("sage_calibration_layers_total", "{{method}} {{instance}}", ONE), "line"),
             ("Time of a layer", "s", [(f"histogram_quantile({q}, sum by (method, le) (rate(sage_calibration_layer_seconds_bucket{{{ONE}}}[5m])))",
                                        f"p{round(q * 100)} {{{{method}}}}") for q in (0.5, 0.99)], "line")]),
         ("What quantization gives", [
@@ -128,11 +136,11 @@ BOARDS = {
             ("gRPC connections", "short", value("sage_grpc_connections", "{{instance}}", ONE), "line"),
             ("Calls in progress", "short", value("sage_rpc_in_flight", "{{interface}} {{instance}}", ONE), "line"),
             ("Slowest hundredth by method", "s", [(f"histogram_quantile(0.99, sum by (method, le) "
-                                                   f"(rate(sage_rpc_request_seconds_bucket{{{ONE}}}{RATE})))", "{{method}}")], "line")]),
+                                                   f"(rate(sage_rpc_request_seconds_bucket{{{ONE}, {WORKING}}}{RATE})))", "{{method}}")],
+             "line")]),
         ("Refusals", [
             ("Refused by reason", "reqps", rate("sage_rejections_total", "reason", ONE), "stack"),
-            ("Engine states", "short", [(f'sage_engine_state{{{ENGINE}, state=~"STARTING|STOPPING|FAILED"}}', "{{engine}} {{state}}")],
-             "line"),
+            ("Engine states", "short", [(f"sage_engine_state{{{ENGINE}}} == 1", "{{engine}} {{state}}")], "stack"),
             ("Waiting tokens", "short", value("sage_tokens_waiting"), "line")]),
         ("Door", [
             ("Certificate: time left", "s", [(f"sage_tls_certificate_end_seconds{{{ONE}}} - time()", "{{instance}}")], "line"),
@@ -147,7 +155,7 @@ def metrics_of(query):
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bsage_\w+", query)}
 
 
-def panel(title, unit, queries, kind, known):
+def panel(title, unit, queries, kind, known, width):
     builder = {"stat": stat, "table": table}.get(kind, timeseries).Panel().title(title).datasource(SOURCE).unit(unit)
     used = sorted(set().union(*(metrics_of(query) for query, _ in queries)))
     missing = [name for name in used if name not in known]
@@ -169,8 +177,9 @@ def panel(title, unit, queries, kind, known):
         levels = (0.001, 0.01) if title == "Failed calls" else (0.8, 0.95)
         builder.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(
             [Threshold(color="green", value=None), Threshold(color="orange", value=levels[0]), Threshold(color="red", value=levels[1])]))
-    width = {"stat": 4, "table": 24}.get(kind, 12)
-    return builder.span(width).height({"stat": 4, "table": 6}.get(kind, 8))
+    if kind == "stat":
+        builder.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    return builder.span({"stat": 4, "table": 24}.get(kind, width)).height({"stat": 4, "table": 6}.get(kind, 8))
 
 
 def build():
@@ -186,7 +195,9 @@ def build():
                                 .include_all(True).all_value(".*").refresh(VariableRefresh.ON_TIME_RANGE_CHANGED))
         for row, panels in rows:
             board.with_row(dashboard.Row(row))
-            for arguments in panels:
-                board.with_panel(panel(*arguments, known))
+            # Two panels side by side; where their number is odd, the last three.
+            threes = 3 if len(panels) % 2 and len(panels) > 1 else 0
+            for index, arguments in enumerate(panels):
+                board.with_panel(panel(*arguments, known, 8 if index >= len(panels) - threes else 12))
         out[name] = JSONEncoder(sort_keys=True, indent=1).encode(board.build()) + "\n"
     return out

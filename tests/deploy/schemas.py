@@ -4,6 +4,7 @@ LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
 META = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "labels": LABELS}}
 SECRET_KEY = {"type": "object", "required": ["name", "key"], "additionalProperties": False,
               "properties": {"name": {"type": "string"}, "key": {"type": "string"}}}
+IN_SECRET = {"type": "object", "properties": {"secret": SECRET_KEY}, "required": ["secret"], "additionalProperties": False}
 DURATION = {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d))+$"}
 
 
@@ -15,7 +16,7 @@ def operator_kind(kind, spec):
 ENDPOINT = {"type": "object", "additionalProperties": False, "required": ["port"], "properties": {
     "port": {"type": "string"}, "path": {"type": "string"}, "interval": DURATION, "scheme": {"enum": ["http", "https"]},
     "tlsConfig": {"type": "object", "additionalProperties": False, "properties": {
-        "serverName": {"type": "string"}, "ca": {"type": "object", "properties": {"secret": SECRET_KEY}, "additionalProperties": False}}},
+        "serverName": {"type": "string"}, "ca": IN_SECRET, "cert": IN_SECRET, "keySecret": SECRET_KEY}},
     "authorization": {"type": "object", "additionalProperties": False, "properties": {"credentials": SECRET_KEY}}}}
 
 RULE = {"type": "object", "additionalProperties": False, "required": ["expr"],

@@ -122,10 +122,63 @@ def test_the_gpu_is_asked_for_only_by_gpu_values(tools):
 @pytest.mark.parametrize("setting,word", [
     ("config.threads=-1", "threads"), ("config.logLevel=loud", "logLevel"), ("replicaCont=2", "replicaCont"),
     ("tls.enabled=true", "existingSecret"), ("image.pullPolicy=Sometimes", "pullPolicy"), ("resources.limits.memory=lots", "memory"),
-    ("config.otlpEndpoint=ftp://x", "otlpEndpoint"), ("engines[0].engine_id=x", "model")])
+    ("config.otlpEndpoint=ftp://x", "otlpEndpoint"), ("engines[0].engine_id=x", "model"),
+    ("monitoring.prometheusRule.runbookBaseUrl=guide", "runbookBaseUrl"), ("tls.clientCaSecret=ca", "clientCertSecret")])
 def test_the_schema_refuses(tools, setting, word):
     run = render(tools, [], "--set", setting)
     assert run.returncode != 0 and word in run.stderr, run.stderr
+
+
+def documents_of(tools, values, *extra):
+    run = render(tools, values, *extra)
+    assert run.returncode == 0, run.stderr
+    return [d for d in yaml.safe_load_all(run.stdout) if d]
+
+
+def test_who_must_show_a_certificate_has_one(rendered):
+    """Where the daemon demands client certificates, the scraper and the pod of `helm test` have one of the same secret; else neither names any."""
+    demanded = "tls_client_ca" in yaml.safe_load(daemon_config(rendered)["sagequantd.yaml"])
+    for monitor in [d for d in rendered if d["kind"] == "ServiceMonitor"]:
+        tls = monitor["spec"]["endpoints"][0]["tlsConfig"]
+        assert ("cert" in tls) == ("keySecret" in tls) == demanded
+        if demanded:
+            assert tls["cert"]["secret"] == {"name": "sagequant-client", "key": "tls.crt"}
+            assert tls["keySecret"] == {"name": "sagequant-client", "key": "tls.key"}
+    pod = one(rendered, "Pod")["spec"]
+    flags = dict(a.split("=", 1) for a in pod["containers"][0]["args"] if a.startswith("--"))
+    assert ("--cert" in flags) == ("--key" in flags) == demanded
+    if demanded:
+        mounted = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
+        secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"]}
+        for flag, key in (("--cert", "tls.crt"), ("--key", "tls.key")):
+            folder, _, name = flags[flag].rpartition("/")
+            assert secrets[mounted[folder]] == "sagequant-client" and name == key
+    assert {m["name"] for m in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+
+
+def test_client_certificates_want_tls(tools):
+    run = render(tools, [], "--set", "tls.clientCaSecret=ca,tls.clientCertSecret=cert")
+    assert run.returncode != 0 and "enabled" in run.stderr, run.stderr
+
+
+@pytest.mark.parametrize("endpoint,port", [("http://otel:14318/v1/traces", 14318), ("http://otel.monitoring", 4318), ("", None)])
+def test_spans_pass_the_network_policy(tools, endpoint, port):
+    policy = one(documents_of(tools, [], "--set", f"config.otlpEndpoint={endpoint}"), "NetworkPolicy")
+    opened = {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
+    assert opened == {53, port} - {None}
+    own = documents_of(tools, ["values-production.yaml"])
+    assert all("to" in rule for rule in one(own, "NetworkPolicy")["spec"]["egress"][1:]), "an egress of the operator is not widened"
+
+
+def test_runbooks_become_addresses(tools):
+    on = "monitoring.prometheusRule.enabled=true"
+    for base, key, begin in (("", "runbook", "deploy/README.md#"), ("https://guide.example/ops", "runbook_url", "https://guide.example/ops#")):
+        rule = one(documents_of(tools, [], "--set", f"{on},monitoring.prometheusRule.runbookBaseUrl={base}"), "PrometheusRule")
+        validate(rule)
+        alerts = [r for group in rule["spec"]["groups"] for r in group["rules"] if "alert" in r]
+        assert len(alerts) > 20
+        for alert in alerts:
+            assert set(alert["annotations"]) == {"summary", key} and alert["annotations"][key].startswith(begin), alert
 
 
 def test_tokens_are_generated_unless_given(tools):

@@ -43,12 +43,23 @@ def test_deb_has_everything(tree):
 
 def test_postinst_makes_a_token_once(tree, tmp_path):
     script = (tree / "DEBIAN/postinst").read_text().replace("/etc/sagequant", str(tmp_path)).replace("/run/systemd", str(tmp_path / "no"))
+    script = script.replace("/srv/models", str(tmp_path / "models"))
     for _ in range(2):
         subprocess.run(["sh", "-c", script, "postinst", "configure"], check=True)
         tokens = (tmp_path / "tokens").read_text()
     subprocess.run(["sh", "-c", script, "postinst", "configure"], check=True)
     assert (tmp_path / "tokens").read_text() == tokens
     assert re.search(r"^[0-9a-f]{64} admin name=root$", tokens, re.M) and (tmp_path / "tokens").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "models").stat().st_mode & 0o777 == 0o755
+    assert (tree / "etc/sagequant/sagequantd.yaml").read_text().count("\nmodel_root: [/srv/models]") == 1, "the folder of the postinst"
+
+
+def first_calls(tmp_path):
+    """What deploy/install tells people to copy, for a token file that lies elsewhere."""
+    text = (DEPLOY / "install").read_text().split("<<'EOF'\n")[1].split("EOF\n")[0]
+    lines = [line.strip() for line in text.splitlines() if line.startswith("  ")]
+    assert len(lines) == 2 and "sudo" in lines[0]
+    return [line.replace("sudo ", "").replace("/etc/sagequant/tokens", str(tmp_path / "tokens")) for line in lines]
 
 
 def test_the_daemon_runs_from_the_deb_and_talks_to_systemd(tree, tmp_path):
@@ -56,11 +67,13 @@ def test_the_daemon_runs_from_the_deb_and_talks_to_systemd(tree, tmp_path):
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(tmp_path / "notify"))
     listener.settimeout(30)
-    (tmp_path / "tokens").write_text("tok-admin admin name=root\n")
-    (tmp_path / "token").write_text("tok-admin\n")
+    (tmp_path / "tokens").write_text("# TOKEN ROLE name=NAME\ntok-admin admin name=root\n")
+    (tmp_path / "models").mkdir()
+    settings = (tree / "etc/sagequant/sagequantd.yaml").read_text().replace("/srv/models", str(tmp_path / "models"))
+    (tmp_path / "sagequantd.yaml").write_text(settings)
     unit = (tree / "usr/lib/systemd/system/sagequantd.service").read_text()
     command = re.search(r"^ExecStart=(.*)$", unit, re.M)[1]
-    command = (command.replace("/usr/bin", f"{tree}/usr/bin").replace("/etc/sagequant", f"{tree}/etc/sagequant")
+    command = (command.replace("/usr/bin", f"{tree}/usr/bin").replace("/etc/sagequant", str(tmp_path))
                .replace("%S", str(tmp_path)).replace("%d", str(tmp_path)).split())
     environment = {"PATH": "/usr/bin:/bin", "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"}
     ports = tmp_path / "ports.json"
@@ -74,9 +87,11 @@ def test_the_daemon_runs_from_the_deb_and_talks_to_systemd(tree, tmp_path):
         while messages.count("WATCHDOG=1") < 3:
             messages.append(listener.recv(1000).decode())
         address = json.loads(ports.read_text())
-        run = subprocess.run([tree / "usr/bin/sage", "llm", "engine", "list", "--json", "--server", address["grpc"], "--token-file",
-                              tmp_path / "token"], capture_output=True, text=True, timeout=30)
-        assert run.returncode == 0, run.stdout
+        caller = {"PATH": f"{tree}/usr/bin:/usr/bin:/bin", "HOME": str(tmp_path), "SAGE_SERVER": address["grpc"]}
+        for line in first_calls(tmp_path):
+            run = subprocess.run(["bash", "-c", line], env=caller, capture_output=True, text=True, timeout=30)
+            assert run.returncode == 0, line + run.stdout + run.stderr
+        assert (tmp_path / ".sage-token").stat().st_mode & 0o777 == 0o600
         health = [*command[:1], "--health", "--http-listen"]
         assert subprocess.run([*health, address["http"]], env=environment, timeout=20).returncode == 0
         daemon.send_signal(signal.SIGTERM)

@@ -81,6 +81,24 @@ def test_calibrate_load_chat_report(sagequant, manager, daemon):
     assert "py-int8" not in manager.artifacts()
 
 
+def test_the_protocol_of_sage(sagequant, manager, daemon, tmp_path):
+    """What code written against SAGE's QuantizationProtocol does: a config with each call, positionally."""
+    def use(protocol, config):
+        assert isinstance(protocol, sagequant.QuantizationProtocol)
+        made = protocol.calibrate("stories260K", str(ROOT / "tests/data/quickstart.txt"), config)
+        return made, protocol.load_quantized(made, config), protocol.select_kernel(config), protocol.report()
+
+    other = sagequant.QuantConfig(weight_dtype="int8", activation_dtype="int8", group_size=-1)
+    artifact, runtime, kernel, metrics = use(manager, other)
+    with runtime:
+        assert runtime.quantization == artifact.quantization == "int8_w8a8" and kernel.startswith("linear_int8_w8a8")
+        assert metrics["load_ms"] > 0 and manager.config.activation_dtype == "w8a16", "the manager's own config is as it was"
+    manager.delete(artifact)
+    assert manager.get_available_backends() == other.get_available_backends(server=daemon.grpc) == ["cpu"]
+    with pytest.raises(TypeError):
+        type("Half", (sagequant.QuantizationProtocol,), {"report": lambda self: {}})()
+
+
 def test_chat(sagequant, daemon, chat_engine):
     with sagequant.UnifiedInferenceClient.create(daemon.grpc, chat_engine) as client:
         messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Tell a story"}]
@@ -126,7 +144,7 @@ def test_errors_are_typed(sagequant, daemon, engine):
         sagequant.UnifiedInferenceClient.create("http://127.0.0.1:8889/v1")
 
 
-def test_token_and_tls(sagequant, tmp_path, model_root):
+def test_token_and_tls(sagequant, tmp_path, model_root, monkeypatch):
     from test_security import make_authority, make_certificate
     authority = make_authority(tmp_path, "ours")
     key, pem = make_certificate(tmp_path, authority, "server")
@@ -141,6 +159,10 @@ def test_token_and_tls(sagequant, tmp_path, model_root):
     assert caught.value.reason == "TOKEN_INVALID"
     with pytest.raises(sagequant.errors.UnavailableError):
         create(daemon.grpc, token="s3cret", timeout=3).models()
+    with pytest.raises(sagequant.errors.UnavailableError):
+        create(daemon.grpc, tls=True, token="s3cret", timeout=3).models()  # this machine trusts no such authority
+    monkeypatch.setenv("SSL_CERT_FILE", ca)
+    assert create(daemon.grpc, tls=True, token="s3cret").models() == []
     daemon.stop()
 
 
@@ -168,12 +190,26 @@ def test_asynchronous(sagequant, daemon, engine, chat_engine):
                                                 server=daemon.grpc) as manager:
             artifact = await manager.calibrate("stories260K", output="py-async")
             assert artifact.quantization == "int8_w8a16" and (await manager.select_kernel()).startswith("linear_int8")
+            assert await manager.get_available_backends() == ["cpu"]
             runtime = await manager.load_quantized(artifact, engine_id="py-async")
             assert manager.report()["load_ms"] > 0 and runtime.kernel
             await runtime.stop(0)
 
     asyncio.run(work())
     daemon.wait_idle(engine)
+
+
+def test_the_installation_of_the_readme(tmp_path):
+    """`pip install client/python` as written; what it would fetch from an index is there already."""
+    line, = re.findall(r"^(pip install \S+)", (PACKAGE / "README.md").read_text(), re.M)
+    assert f"`{line}`" in (ROOT / "README.md").read_text()
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1",
+                   "PIP_NO_BUILD_ISOLATION": "false", "PIP_TARGET": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    run = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    run = subprocess.run([sys.executable, "-c", "import sagequant, sagequant._wire.engine_pb2 as e; print(sagequant.__file__, sagequant.__version__)"],
+                         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert run.returncode == 0 and str(tmp_path) in run.stdout, run.stdout + run.stderr
 
 
 def test_the_readme_runs(sagequant, model_root, tmp_path):
@@ -195,3 +231,13 @@ def test_types(sagequant):
     subprocess.run([sys.executable, PACKAGE / "generate.py"], check=True)
     run = subprocess.run([sys.executable, "-m", "mypy"], cwd=PACKAGE, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
+
+
+def test_misspelt_words_are_errors_of_type(sagequant, tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    file = tmp_path / "use.py"
+    file.write_text("from sagequant import QuantConfig\nQuantConfig(priority='fast')\nQuantConfig(backend='gpu')\n"
+                    "QuantConfig(weight_dtype='int8_w8a8', backend='cuda', priority='memory', scale_precision='fp16')\n")
+    subprocess.run([sys.executable, PACKAGE / "generate.py"], check=True)
+    run = subprocess.run([sys.executable, "-m", "mypy", "--follow-imports=silent", str(file)], cwd=PACKAGE, capture_output=True, text=True)
+    assert re.findall(r"use.py:(\d+): error: Argument .*\[arg-type\]", run.stdout) == ["2", "3"], run.stdout

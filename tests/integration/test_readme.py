@@ -10,6 +10,14 @@ from conftest import BIN, ROOT, Daemon
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.M | re.S)
 DATASET = "tests/data/quickstart.txt"
+# What README says of a choice -> the rows (or words) of RESULTS.md that measured it, newest last.
+MEASURED = {
+    "8 bit, almost no loss, no data": [r"\| int8_w8a16 g64 \| FIGURE \| FIGURE \| FIGURE \|"],
+    "4 bit, best accuracy": [r"\| int4 g64 asym, awq\+gptq \([^|]*\| FIGURE \| FIGURE \| FIGURE \|"],
+    "4 bit that every GPTQ or AWQ reader loads": [r"\| int4 g64 asym, awq \([^|]*\| FIGURE \| FIGURE \| FIGURE \|"],
+    "4 bit without data": [r"\| nf4_w4a16 \| FIGURE \| FIGURE \| FIGURE \|"],
+    "8-bit activations too": [r"\| int8_w8a8 dynamic, smoothquant \| FIGURE \| FIGURE \| FIGURE \|", r"\| fp8_w8a8 dynamic \| FIGURE \| FIGURE \| FIGURE \|"],
+    "a smaller KV cache": [r"int8 a token FIGURE", r"fp8_e4m3 KV alone: FIGURE, KL FIGURE"]}
 OTHERS_FLAGS = {"--install", "--component", "--preset"}  # cmake's
 
 
@@ -58,6 +66,20 @@ def test_the_recommended_quantizations(place):
         flags = flags.replace("--group-size 64", "").replace("--dataset TEXT", "")
         shell(place, f"sage quant calibrate --model SmolLM2-135M-Instruct --output row-{number} --group-size -1 {flags} "
                      f"--dataset {DATASET} --samples 4 --sequence-length 64", may_say="SIZE_NOT_SUPPORTED")
+
+
+def test_the_accuracy_of_the_table_is_what_was_measured():
+    results = (ROOT / "tests" / "bench" / "RESULTS.md").read_text()
+    table = TEXT.split("## Which quantization")[1].split("\n\n")[1]
+    told = {cells[1].strip(): re.findall(r"\d\.\d{3,}", cells[4]) for cells in (line.split("|") for line in table.splitlines()[2:])}
+    assert {name for name, figures in told.items() if figures} == set(MEASURED)
+    for name, patterns in MEASURED.items():
+        figures = []
+        for pattern in patterns:
+            found = re.findall(pattern.replace("FIGURE", r"([01]\.\d{3,})"), results)
+            assert found, (name, pattern)
+            figures += found[-1] if isinstance(found[-1], tuple) else [found[-1]]
+        assert told[name] == figures, name
 
 
 def test_every_flag_exists():

@@ -5,7 +5,8 @@ from sagequant.client import QuantizationManager, Runtime, UnifiedInferenceClien
 from sagequant.config import Artifact, CalibrationRecord, Kernel, KernelBinding, KVQuantPlan, QuantConfig
 from sagequant.connection import Connection
 from sagequant.errors import SageError
+from sagequant.protocol import QuantizationProtocol
 
 __version__ = "0.1.0"
 __all__ = ["Artifact", "CalibrationRecord", "Completion", "Connection", "Kernel", "KernelBinding", "KVQuantPlan", "QuantConfig",
-           "QuantizationManager", "Runtime", "SageError", "UnifiedInferenceClient", "Update", "errors"]
+           "QuantizationManager", "QuantizationProtocol", "Runtime", "SageError", "UnifiedInferenceClient", "Update", "errors"]

@@ -10,7 +10,7 @@ import grpc.aio
 from sagequant import _convert as convert
 from sagequant._convert import Completion, Update
 from sagequant._wire import (engine_pb2, engine_pb2_grpc, generation_pb2, generation_pb2_grpc, operation_pb2,
-                             operation_pb2_grpc, quantization_pb2_grpc, report_pb2_grpc)
+                             operation_pb2_grpc, quantization_pb2, quantization_pb2_grpc, report_pb2_grpc)
 from sagequant.client import OnProgress
 from sagequant.config import Artifact, KernelBinding, KVQuantPlan, Kernel, QuantConfig, kernel_request
 from sagequant.connection import Connection
@@ -89,28 +89,36 @@ class AsyncQuantizationManager:
         self._progress = progress
         self._channel = AsyncChannel(Connection(**connection))
 
-    async def calibrate(self, model_path: str, dataset_path: Optional[str] = None, *, output: Optional[str] = None,
-                        samples: int = 0, sequence_length: int = 0, seed: int = 0, format: Optional[str] = None) -> Artifact:
-        request = convert.calibrate_request(self.config, model_path, dataset_path, output, samples, sequence_length, seed, format)
+    async def calibrate(self, model_path: str, dataset_path: Optional[str] = None, config: Optional[QuantConfig] = None, *,
+                        output: Optional[str] = None, samples: int = 0, sequence_length: int = 0, seed: int = 0,
+                        format: Optional[str] = None) -> Artifact:
+        request = convert.calibrate_request(config or self.config, model_path, dataset_path, output, samples, sequence_length, seed, format)
         operation = await self._channel.call(self._channel.quantization.Calibrate, request)
         self.artifact = convert.to_artifact(await self._channel.follow(operation, self._progress))
         self.report_metrics = convert.calibration_metrics(self.artifact)
         return self.artifact
 
-    async def load_quantized(self, artifact_path: str, *, engine_id: Optional[str] = None, **options: Any) -> AsyncRuntime:
-        request = convert.start_request(str(artifact_path), self.config, engine_id, options)
+    async def load_quantized(self, model_path: str, config: Optional[QuantConfig] = None, *, engine_id: Optional[str] = None,
+                             **options: Any) -> AsyncRuntime:
+        request = convert.start_request(str(model_path), config or self.config, engine_id, options)
         engine = await self._channel.call(self._channel.engines.StartEngine, request, unbounded=True)
         runtime = AsyncRuntime(self._channel, engine)
         self.kernel = runtime.kernel
         self.report_metrics.update(load_ms=runtime.load_ms)
         return runtime
 
-    async def select_kernel(self) -> str:
-        return (await self.explain_kernel()).name
+    async def select_kernel(self, config: Optional[QuantConfig] = None) -> str:
+        return (await self.explain_kernel(config=config)).name
 
-    async def explain_kernel(self, inputs: int = 0, outputs: int = 0, kernel: Optional[str] = None) -> Kernel:
-        request = kernel_request(self.config, inputs, outputs, kernel)
+    async def explain_kernel(self, inputs: int = 0, outputs: int = 0, kernel: Optional[str] = None,
+                             config: Optional[QuantConfig] = None) -> Kernel:
+        request = kernel_request(config or self.config, inputs, outputs, kernel)
         return convert.to_kernel(await self._channel.call(self._channel.quantization.SelectKernel, request))
+
+    async def get_available_backends(self) -> List[str]:
+        request = quantization_pb2.ListCapabilitiesRequest()
+        answer = await self._channel.call(self._channel.quantization.ListCapabilities, request)
+        return [backend.name for backend in answer.backends if backend.available]
 
     def report(self) -> Dict[str, float]:
         return dict(self.report_metrics)

@@ -14,6 +14,7 @@ from sagequant._convert import Completion, Update
 from sagequant.config import Artifact, KernelBinding, KVQuantPlan, Kernel, QuantConfig, kernel_request
 from sagequant.connection import Connection
 from sagequant.errors import UnsupportedError, from_rpc
+from sagequant.protocol import QuantizationProtocol
 
 OnProgress = Callable[[int, int, str], None]  # done, total, what runs now
 
@@ -99,8 +100,9 @@ class Runtime:
         return f"Runtime({self.engine_id!r}, {self.quantization!r}, {self.backend!r})"
 
 
-class QuantizationManager:
-    """Calibrates, loads, asks for kernels and reports, all by the daemon. The keywords are those of Connection."""
+class QuantizationManager(QuantizationProtocol):
+    """Calibrates, loads, asks for kernels and reports, all by the daemon. The keywords are those of Connection. A `config` given to a call
+    stands in for the manager's own in that call."""
 
     def __init__(self, config: Optional[QuantConfig] = None, *, progress: Optional[OnProgress] = None, **connection: Any) -> None:
         self.config = config or QuantConfig()
@@ -110,30 +112,32 @@ class QuantizationManager:
         self._progress = progress
         self._channel = Channel(Connection(**connection))
 
-    def calibrate(self, model_path: str, dataset_path: Optional[str] = None, *, output: Optional[str] = None, samples: int = 0,
-                  sequence_length: int = 0, seed: int = 0, format: Optional[str] = None) -> Artifact:
+    def calibrate(self, model_path: str, dataset_path: Optional[str] = None, config: Optional[QuantConfig] = None, *,
+                  output: Optional[str] = None, samples: int = 0, sequence_length: int = 0, seed: int = 0,
+                  format: Optional[str] = None) -> Artifact:
         """Quantizes a model the daemon has and answers the artifact's name. A local dataset file travels with the request."""
-        request = convert.calibrate_request(self.config, model_path, dataset_path, output, samples, sequence_length, seed, format)
+        request = convert.calibrate_request(config or self.config, model_path, dataset_path, output, samples, sequence_length, seed, format)
         operation = self._channel.call(self._channel.quantization.Calibrate, request)
         self.artifact = convert.to_artifact(self._channel.follow(operation, self._progress))
         self.report_metrics = convert.calibration_metrics(self.artifact)
         return self.artifact
 
-    def load_quantized(self, artifact_path: str, *, engine_id: Optional[str] = None, **options: Any) -> Runtime:
+    def load_quantized(self, model_path: str, config: Optional[QuantConfig] = None, *, engine_id: Optional[str] = None, **options: Any) -> Runtime:
         """Starts an engine on an artifact (or any model). `options` are fields of StartEngineRequest: max_seqs, ..."""
-        request = convert.start_request(str(artifact_path), self.config, engine_id, options)
+        request = convert.start_request(str(model_path), config or self.config, engine_id, options)
         runtime = Runtime(self._channel, self._channel.call(self._channel.engines.StartEngine, request, unbounded=True))
         self.kernel = runtime.kernel
         self.report_metrics.update(load_ms=runtime.load_ms, engine_weight_bytes=float(runtime.weight_bytes),
                                    kv_bytes=float(runtime.kv_bytes))
         return runtime
 
-    def select_kernel(self) -> str:
+    def select_kernel(self, config: Optional[QuantConfig] = None) -> str:
         """The name of the kernel that would run; UnsupportedError (NO_KERNEL) says why none would."""
-        return self.explain_kernel().name
+        return self.explain_kernel(config=config).name
 
-    def explain_kernel(self, inputs: int = 0, outputs: int = 0, kernel: Optional[str] = None) -> Kernel:
-        request = kernel_request(self.config, inputs, outputs, kernel)
+    def explain_kernel(self, inputs: int = 0, outputs: int = 0, kernel: Optional[str] = None,
+                       config: Optional[QuantConfig] = None) -> Kernel:
+        request = kernel_request(config or self.config, inputs, outputs, kernel)
         return convert.to_kernel(self._channel.call(self._channel.quantization.SelectKernel, request))
 
     def report(self) -> Dict[str, float]:
@@ -158,6 +162,10 @@ class QuantizationManager:
 
     def delete(self, artifact: str) -> None:
         self._channel.call(self._channel.artifacts.DeleteArtifact, artifact_pb2.DeleteArtifactRequest(name=str(artifact)))
+
+    def get_available_backends(self) -> List[str]:
+        """The backends that can run on the daemon's machine."""
+        return [backend.name for backend in self.capabilities().backends if backend.available]
 
     def capabilities(self) -> quantization_pb2.ListCapabilitiesResponse:
         return self._channel.call(self._channel.quantization.ListCapabilities,  # type: ignore[no-any-return]

@@ -2,13 +2,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, List, Literal, Optional, Tuple, Union
 
 from sagequant._wire import quantization_pb2 as wire
 from sagequant.errors import InvalidArgumentError, UnsupportedError
 
 _PRIORITY = {"latency": wire.PRIORITY_LATENCY, "throughput": wire.PRIORITY_THROUGHPUT, "memory": wire.PRIORITY_MEMORY}
 _SCALE = {"fp16": "f16", "fp32": "f32", "bf16": "bf16", "f16": "f16", "f32": "f32", "": ""}
+
+
+# SAGE's words. Where plug-ins add names of their own, any name is allowed beside them and the daemon checks it.
+QuantDType = Union[Literal["int8", "int4", "fp8", "w8a16", "w8a8", "nf4"], str]
+ActivationDType = Union[Literal["", "bf16", "int8", "fp8", "w8a16", "w8a8", "w4a16", "w4a8"], str]
+CalibrationMethod = Union[Literal["awq", "gptq", "smoothquant", "percentile", "minmax", "mse", "rtn", "autoround", "awq+gptq", "qat"], str]
+KVQuantType = Union[Literal["none", "int8", "fp8"], str]
+Backend = Literal["auto", "cpu", "cuda", "tensorrt", "rocm", "ascend", "mlu", "kunlun"]
+Priority = Literal["latency", "throughput", "memory"]
+ScalePrecision = Literal["", "fp16", "fp32", "bf16", "f16", "f32"]
 
 
 @dataclass
@@ -21,24 +31,30 @@ class QuantConfig:
     nothing (kernels fuse what they fuse).
     """
 
-    weight_dtype: str = "int4"  # int4, int8, fp8, nf4, w8a16, w8a8, or a strategy's name
-    activation_dtype: str = ""  # "", bf16, int8, fp8, or composite: w8a16 reads as 16-bit activations
-    calibration: str = "minmax"  # awq, gptq, smoothquant, percentile, minmax, mse, rtn, autoround, awq+gptq, qat, ...
+    weight_dtype: QuantDType = "int4"  # int4, int8, fp8, nf4, w8a16, w8a8, or a strategy's name
+    activation_dtype: ActivationDType = ""  # "", bf16, int8, fp8, or composite: w8a16 reads as 16-bit activations
+    calibration: CalibrationMethod = "minmax"  # awq, gptq, smoothquant, percentile, minmax, mse, rtn, autoround, awq+gptq, qat, ...
     group_size: int = 128  # inputs that share a scale; -1 = per channel; 0 = the largest that divides each layer
     symmetric: bool = True
     per_channel: bool = True
-    kv_cache_dtype: str = "none"  # none, int8, fp8, or a KV strategy's name
+    kv_cache_dtype: KVQuantType = "none"  # none, int8, fp8, or a KV strategy's name
     clip_ratio: float = 0.0  # [0, 1); 0 = off
     enable_qat: bool = False
     fuse_ln: bool = True
     fuse_qdq: bool = True
-    backend: str = "auto"  # auto, cpu, cuda, tensorrt, rocm, ascend, mlu, kunlun
-    priority: str = "throughput"  # latency, throughput, memory
+    backend: Backend = "auto"
+    priority: Priority = "throughput"
     draft_mode: bool = False
-    scale_precision: str = ""  # fp16, fp32, bf16; "" = the model's dtype
+    scale_precision: ScalePrecision = ""  # "" = the model's dtype
     act_order: bool = False  # gptq: columns by falling importance
     rotate: bool = False  # hidden states and values turned by Hadamard matrices, folded into the weights
     exclude: Tuple[str, ...] = ()  # glob patterns over module names that stay as they are
+
+    def get_available_backends(self, **connection: Any) -> List[str]:
+        """The backends that can run on the daemon's machine; the keywords are those of Connection."""
+        from sagequant.client import QuantizationManager
+        with QuantizationManager(self, **connection) as manager:
+            return manager.get_available_backends()
 
     def check(self) -> None:
         """Raises what the daemon could not do or would misread."""

@@ -2,20 +2,37 @@
 from __future__ import annotations
 
 import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 import grpc
 
-from sagequant.errors import InvalidArgumentError
+from sagequant.errors import InvalidArgumentError, UnavailableError
 
 _LIMIT = 256 << 20
 
 
+_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
+
+def system_roots() -> bytes:
+    """The authorities this machine trusts, as PEM. gRPC by itself would take a list of its own."""
+    certificates = ssl.create_default_context().get_ca_certs(binary_form=True)
+    if certificates:
+        return "".join(ssl.DER_cert_to_PEM_cert(each) for each in certificates).encode()
+    for path in map(Path, _BUNDLES):  # OpenSSL looks into a folder here and has read nothing yet
+        if path.exists():
+            return path.read_bytes()
+    raise UnavailableError(f"tls: this machine must have a bundle of authorities, found none of {', '.join(_BUNDLES)}; name one with ca",
+                           "NO_SYSTEM_ROOTS")
+
+
 @dataclass(frozen=True)
 class Connection:
-    """`server` is HOST:PORT or unix:PATH; unset it is SAGE_SERVER, or 127.0.0.1:50551. Any of ca, cert, key turns TLS on.
+    """`server` is HOST:PORT or unix:PATH; unset it is SAGE_SERVER, or 127.0.0.1:50551. Any of tls, ca, cert, key turns TLS on; without
+    a ca the machine's own authorities are trusted.
 
     `timeout` bounds each call in seconds, but not the wait for a long operation.
     """
@@ -26,6 +43,7 @@ class Connection:
     ca: Optional[str] = None
     cert: Optional[str] = None
     key: Optional[str] = None
+    tls: bool = False
     timeout: Optional[float] = None
 
     def address(self) -> str:
@@ -42,10 +60,10 @@ class Connection:
         return [("authorization", f"Bearer {token}")] if token else []
 
     def credentials(self) -> Optional[grpc.ChannelCredentials]:
-        if not (self.ca or self.cert or self.key):
+        if not (self.tls or self.ca or self.cert or self.key):
             return None
         read = lambda path: Path(path).read_bytes() if path else None  # noqa: E731
-        return grpc.ssl_channel_credentials(read(self.ca), read(self.key), read(self.cert))
+        return grpc.ssl_channel_credentials(read(self.ca) or system_roots(), read(self.key), read(self.cert))
 
     def open(self, module: Any) -> Any:
         """A channel of `module`: grpc or grpc.aio."""

@@ -38,6 +38,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ ternary "HTTPS" "HTTP" .Values.tls.enabled }}
 {{- end -}}
 
+{{- /* The port of config.otlpEndpoint; the daemon's default where it names none. */ -}}
+{{- define "sagequant.otlpPort" -}}
+{{ .Values.config.otlpEndpoint | trimPrefix "http://" | regexFind "^[^/]*" | regexFind ":[0-9]+$" | trimPrefix ":" | default "4318" }}
+{{- end -}}
+
 {{- /* The daemon's configuration file. */ -}}
 {{- define "sagequant.config" -}}
 data_dir: /data
