@@ -196,6 +196,7 @@ def draw_board(view, name, output):
 
 def main(folder, seconds="100"):
     seconds = float(seconds)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     collector = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Collector)
     collector.well_until = time.time() + 10 + seconds * 0.7
     threading.Thread(target=collector.serve_forever, daemon=True).start()

@@ -1,5 +1,5 @@
 """The strategy that engine/ADDING_A_STRATEGY.md writes: its file and its test are compiled as the tree is, put into the generated table,
-and linked with what is built into the unit test, conformance and a daemon that serves it. Nothing else of the tree is compiled or touched."""
+and linked with what is built into the unit test, conformance and a daemon that serves it. Nothing else is compiled or touched."""
 import json
 import os
 import re
