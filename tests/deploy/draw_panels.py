@@ -53,16 +53,19 @@ def repeat(end, pause, call):
 
 
 def generate(scene, engine, tokens, *more):
-    return lambda: scene.sage("llm", "generate", "--engine", engine, "--max-tokens", str(tokens), *(more or ("--prompt", "Once upon a time")))
+    prompt = more or ("--prompt", "Once upon a time")
+    return lambda: scene.sage("llm", "generate", "--engine", engine, "--max-tokens", str(tokens), *prompt)
 
 
 def calibrations(scene, end):
-    wanted = (("gptq", "--weight-dtype", "int4", "--samples", "16"), ("awq", "--weight-dtype", "int4", "--samples", "16"), ("minmax", "--weight-dtype", "int8"))
+    wanted = (("gptq", "--weight-dtype", "int4", "--samples", "16"), ("awq", "--weight-dtype", "int4", "--samples", "16"),
+              ("minmax", "--weight-dtype", "int8"))
     number = 0
     while time.time() < end:
         for method, *flags in wanted:
-            time.time() < end and scene.sage("quant", "calibrate", "--model", MODEL, "--method", method, "--group-size", "-1", "--sequence-length", "128",
-                       "--dataset", TEXT, "--output", f"{method}-{number}", *flags)
+            if time.time() < end:
+                scene.sage("quant", "calibrate", "--model", MODEL, "--method", method, "--group-size", "-1", "--sequence-length", "128",
+                           "--dataset", TEXT, "--output", f"{method}-{number}", *flags)
         scene.sage("quant", "report", "--artifact", f"minmax-{number}", "--dataset", TEXT, "--windows", "1", "--window", "256")
         scene.sage("quant", "calibrate", "--model", "no-such-model", "--output", "none")
         number += 1
@@ -72,7 +75,8 @@ def mixed_load(scene, seconds):
     """A steady load; in the middle a burst that is too much, and clients that vanish; wrong tokens, failed work, a renewed certificate."""
     end = time.time() + seconds
     start_engine(scene, "chat", MODEL, "--draft-mode", "ngram")
-    start_engine(scene, "small", MODEL, "--quantization", "int8_w8a8", "--max-seqs", "6", "--kv-memory", "400kb", "--max-queue-requests", "8")
+    start_engine(scene, "small", MODEL, "--quantization", "int8_w8a8", "--max-seqs", "6", "--kv-memory", "400kb",
+                 "--max-queue-requests", "8")
     long_prompt = TEXT.read_text()[:600]
     wrong = {"Authorization": "Bearer guess"}
     papers = {"verify": str(scene.tls["ca"]), "cert": (str(scene.tls["client_cert"]), str(scene.tls["client_key"]))}
@@ -88,8 +92,8 @@ def mixed_load(scene, seconds):
     renew(scene, 300)
     time.sleep(seconds * 0.2)
     for _ in range(3):
-        clients = [scene.start_sage("llm", "generate", "--engine", "chat", "--prompt", "Once", "--max-tokens", "400", "--n", "8", "--ignore-eos")
-                   for _ in range(4)]
+        long = ("llm", "generate", "--engine", "chat", "--prompt", "Once", "--max-tokens", "400", "--n", "8", "--ignore-eos")
+        clients = [scene.start_sage(*long) for _ in range(4)]
         time.sleep(1)
         for client in clients:
             client.kill()
@@ -149,7 +153,8 @@ def draw_lines(axis, panel, view):
     axis.grid(alpha=0.25)
     axis.tick_params(labelsize=8)
     if lines:
-        axis.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncol=min(4 if place["w"] > 8 else 2, len(lines)), frameon=False)
+        columns = min(4 if place["w"] > 8 else 2, len(lines))
+        axis.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncol=columns, frameon=False)
 
 
 def draw_value(axis, panel, view):
@@ -191,6 +196,7 @@ def draw_board(view, name, output):
 
 def main(folder, seconds="100"):
     seconds = float(seconds)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     collector = http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Collector)
     collector.well_until = time.time() + 10 + seconds * 0.7
     threading.Thread(target=collector.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""A daemon with tokens and a Prometheus that scrapes it every second by the shipped rules: what the live tests and the drawings stand on."""
+"""A daemon with tokens and a Prometheus that scrapes it every second by the shipped rules, for the live tests and the drawings."""
 import json
 import re
 import shutil
@@ -120,7 +120,8 @@ class Scene:
         return self.run(*arguments).returncode
 
     def start_sage(self, *arguments):
-        return subprocess.Popen([BIN / "sage", *arguments, "--json", *self.client_flags()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [BIN / "sage", *arguments, "--json", *self.client_flags()]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def load(self, seconds):
         assert self.sage("llm", "engine", "start", MODEL, "--engine-id", "s", "--max-seqs", "4") == 0

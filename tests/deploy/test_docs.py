@@ -1,5 +1,5 @@
-"""The commands of deploy/README.md: blocks marked `bash run` are run in order against a daemon; of the others every line is run as far as it goes
-without a cluster, root or Docker. deploy/quickstart is run whole, with the model that comes with the tests."""
+"""The commands of deploy/README.md: blocks marked `bash run` are run in order against a daemon; of the others every line is run as far as
+it goes without a cluster, root or Docker. deploy/quickstart is run whole, with the model that comes with the tests."""
 import os
 import re
 import shutil
@@ -77,15 +77,17 @@ def test_the_other_commands_of_the_guide(tools, tmp_path):
     for line in sum((block.strip().splitlines() for block in blocks("bash")), []):
         command = elsewhere(line)
         if command is not None:
-            run = subprocess.run(["bash", "-o", "pipefail", "-ec", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+            run = subprocess.run(["bash", "-o", "pipefail", "-ec", command], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                                 timeout=60)
             assert run.returncode == 0, f"{command}\n{run.stderr[-1500:]}"
             told[line] = run.stdout
     assert len(told) >= 9 and sum("kind: StatefulSet" in text for text in told.values()) == 3
     secret, = [text for text in told.values() if "kind: Secret" in text and "StatefulSet" not in text]
     assert "metrics-token:" in secret and "tokens:" in secret
-    for folder, name in ((tmp_path, "sagequantd.yaml"), (tmp_path / "deploy/compose/secrets", "other.yaml")):
-        run = subprocess.run([ROOT / "build/release/bin/sagequantd", "--data-dir", tmp_path / "data", "--model-root", tmp_path, "--token-file",
-                              folder / "tokens", "--grpc-listen", "0.0.0.0:0", "--check-config"], capture_output=True, text=True)
+    for folder in (tmp_path, tmp_path / "deploy/compose/secrets"):
+        run = subprocess.run([ROOT / "build/release/bin/sagequantd", "--data-dir", tmp_path / "data", "--model-root", tmp_path,
+                              "--token-file", folder / "tokens", "--grpc-listen", "0.0.0.0:0", "--check-config"],
+                             capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         roles = [line.split()[1] for line in (folder / "tokens").read_text().splitlines()]
         assert roles == ["admin", "read"] and (folder / "metrics-token").read_text().strip() in (folder / "tokens").read_text()

@@ -101,7 +101,8 @@ def test_cut_clients(busy):
             client.wait()
         busy.wait(lambda: busy.answers('sage_rpc_requests_total{code="CANCELLED"}'))
     busy.wait(lambda: any(labels["code"] == "CANCELLED" and rate > 0 for labels, rate in busy.panel("errors", "Calls by code")))
-    busy.wait(lambda: any(labels["finish_reason"] == "cancelled" and rate > 0 for labels, rate in busy.panel("overview", "Requests that ended")))
+    busy.wait(lambda: any(labels["finish_reason"] == "cancelled" and rate > 0
+                          for labels, rate in busy.panel("overview", "Requests that ended")))
     busy.wait(lambda: all(number == 0 for _, number in busy.panel("overview", "Running and waiting")))
     assert all(used == 0 for _, used in busy.panel("memory", "KV pages in use"))
     assert busy.panel("overview", "Failed calls")[0][1] == 0

@@ -136,7 +136,7 @@ def documents_of(tools, values, *extra):
 
 
 def test_who_must_show_a_certificate_has_one(rendered):
-    """Where the daemon demands client certificates, the scraper and the pod of `helm test` have one of the same secret; else neither names any."""
+    """Where the daemon demands client certificates, the scraper and the pod of `helm test` have one of the same secret; else neither."""
     demanded = "tls_client_ca" in yaml.safe_load(daemon_config(rendered)["sagequantd.yaml"])
     for monitor in [d for d in rendered if d["kind"] == "ServiceMonitor"]:
         tls = monitor["spec"]["endpoints"][0]["tlsConfig"]

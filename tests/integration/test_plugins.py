@@ -1,5 +1,5 @@
-"""The strategy that engine/ADDING_A_STRATEGY.md writes: its file and its test are compiled as the tree is, put into the generated table, and linked
-with what is built into the unit test, conformance and a daemon that serves it. Nothing else of the tree is compiled or touched."""
+"""The strategy that engine/ADDING_A_STRATEGY.md writes: its file and its test are compiled as the tree is, put into the generated table,
+and linked with what is built into the unit test, conformance and a daemon that serves it. Nothing else is compiled or touched."""
 import json
 import os
 import re
@@ -64,8 +64,9 @@ sage_plugin_table(TABLE {folder}/table.cc HEADER engine/api/linear_strategy.h RE
 
 
 def test_its_own_test_and_conformance(parts):
-    unit = link_like("linear_strategies_test", parts["folder"] / "unit", {
-        r"tests/CMakeFiles/linear_strategies_test\.dir/\S+\.o ": "", re.escape(TABLE): parts["table"]}, f"{parts['test']} {parts['strategy']}")
+    others = r"tests/CMakeFiles/linear_strategies_test\.dir/\S+\.o "
+    unit = link_like("linear_strategies_test", parts["folder"] / "unit", {others: "", re.escape(TABLE): parts["table"]},
+                     f"{parts['test']} {parts['strategy']}")
     assert "[  PASSED  ] 2 tests" in shell(f"{unit} --gtest_color=no")
     conformance = link_like("conformance_test", parts["folder"] / "conformance", {re.escape(TABLE): parts["table"]}, parts["strategy"])
     assert "[  PASSED  ] 3 tests" in shell(f"{conformance} --gtest_color=no --gtest_filter='LinearConformance.*'")  # all rows of the table
@@ -84,7 +85,8 @@ def test_a_daemon_lists_and_serves_it(parts, tmp_path, model_root, monkeypatch):
         assert "there was a" in text["choices"][0]["text"], text
         _, error = daemon.fails("llm", "engine", "start", "stories260K", "--quantization", "no_such")
         assert "sketch_w8a16" in error["message"], error
-        _, error = daemon.fails("quant", "calibrate", "--model", "stories260K", "--weight-dtype", "sketch_w8a16", "--group-size", "-1", "--output", "a")
+        _, error = daemon.fails("quant", "calibrate", "--model", "stories260K", "--weight-dtype", "sketch_w8a16", "--group-size", "-1",
+                                "--output", "a")
         assert error["reason"] == "UNSUPPORTED_OUTPUT_FORMAT" and error["reason"] in GUIDE, error
     finally:
         daemon.stop()

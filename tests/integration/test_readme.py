@@ -16,7 +16,8 @@ MEASURED = {
     "4 bit, best accuracy": [r"\| int4 g64 asym, awq\+gptq \([^|]*\| FIGURE \| FIGURE \| FIGURE \|"],
     "4 bit that every GPTQ or AWQ reader loads": [r"\| int4 g64 asym, awq \([^|]*\| FIGURE \| FIGURE \| FIGURE \|"],
     "4 bit without data": [r"\| nf4_w4a16 \| FIGURE \| FIGURE \| FIGURE \|"],
-    "8-bit activations too": [r"\| int8_w8a8 dynamic, smoothquant \| FIGURE \| FIGURE \| FIGURE \|", r"\| fp8_w8a8 dynamic \| FIGURE \| FIGURE \| FIGURE \|"],
+    "8-bit activations too": [r"\| int8_w8a8 dynamic, smoothquant \| FIGURE \| FIGURE \| FIGURE \|",
+                              r"\| fp8_w8a8 dynamic \| FIGURE \| FIGURE \| FIGURE \|"],
     "a smaller KV cache": [r"int8 a token FIGURE", r"fp8_e4m3 KV alone: FIGURE, KL FIGURE"]}
 OTHERS_FLAGS = {"--install", "--component", "--preset"}  # cmake's
 

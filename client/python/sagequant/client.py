@@ -122,7 +122,8 @@ class QuantizationManager(QuantizationProtocol):
         self.report_metrics = convert.calibration_metrics(self.artifact)
         return self.artifact
 
-    def load_quantized(self, model_path: str, config: Optional[QuantConfig] = None, *, engine_id: Optional[str] = None, **options: Any) -> Runtime:
+    def load_quantized(self, model_path: str, config: Optional[QuantConfig] = None, *, engine_id: Optional[str] = None,
+                       **options: Any) -> Runtime:
         """Starts an engine on an artifact (or any model). `options` are fields of StartEngineRequest: max_seqs, ..."""
         request = convert.start_request(str(model_path), config or self.config, engine_id, options)
         runtime = Runtime(self._channel, self._channel.call(self._channel.engines.StartEngine, request, unbounded=True))
