@@ -151,7 +151,8 @@ Role RoleOfMethod(const std::string& method) {
       "ListEngines",      "GetEngine",      "GetReport",     "GetOperation",    "ListOperations",
       "WaitOperation",    "WatchOperation", "ServerLive",    "ServerReady",     "ModelReady",
       "ServerMetadata",   "ModelMetadata",  "ModelConfig",   "ModelStatistics", "RepositoryIndex",
-      "Models",           "Model",          "Status",        "Backends",        "Gpu"};
+      "Models",           "Model",          "Status",        "Backends",        "Gpu",
+      "Metrics",          "Unrouted"};
   static const auto* generate = new std::set<std::string>{"Generate",   "Chat",       "Score",           "Tokenize",
                                                           "Detokenize", "RenderChat", "ChatCompletions", "Completions",
                                                           "Embeddings", "ModelInfer", "ModelStreamInfer"};

@@ -157,7 +157,7 @@ TEST_F(InferenceTest, DrainEndsStreams) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
-std::string Reason(const std::string& body) { return GetErrorReason(ParseStartRequest(body).status()).reason; }
+std::string Reason(const std::string& body) { return GetErrorReason(ParseStartRequest(body, ListenAddress()).status()).reason; }
 
 TEST(StartRequest, ReadsTheGatewaysWords) {
   const auto request = ParseStartRequest(R"({"model_id": "m", "engine_label": "l", "use_gpu": false, "port": null,
