@@ -18,14 +18,12 @@
 namespace sage::server {
 namespace {
 
-constexpr int kEvents = 64, kTickMs = 500;
+constexpr int kEvents = 64, kTickMs = 250;
 constexpr size_t kPiece = 64 << 10, kMostAtOnce = 1 << 20;
 // Bodies of all connections together; the first piece of each connection is always taken.
 constexpr size_t kMostBuffered = 256 << 20;
 constexpr int kProbeThreads = 2, kMostAnswers = 1000, kWaitingAThread = 4;
 constexpr size_t kMostProbes = 256;
-// From the first byte of a request; slow senders end here whatever they send.
-constexpr absl::Duration kHeaderTime = absl::Seconds(10), kBodyTime = absl::Seconds(60);
 constexpr absl::Duration kFirstByteTime = absl::Seconds(10), kIdleTime = absl::Seconds(60);
 constexpr absl::Duration kClosingTime = absl::Seconds(2);
 
@@ -275,7 +273,7 @@ void HttpFront::Sweep(absl::Time now) {
   for (const auto& [fd, each] : connections_) {
     if (each->with_worker) continue;
     const absl::Duration limit = each->closing            ? kClosingTime
-                                 : !each->in.empty()      ? (each->frame.header_bytes() > 0 ? kBodyTime : kHeaderTime)
+                                 : !each->in.empty()      ? (each->frame.header_bytes() > 0 ? options_.body_time : options_.header_time)
                                  : each->answered == 0    ? kFirstByteTime
                                                           : kIdleTime;
     if (now - each->since > limit) late.push_back(each.get());

@@ -27,6 +27,8 @@ class HttpFront {
     int threads = 0;            // requests at once; four times as many wait, then they are refused
     int most_connections = 0;   // beyond: the one that has waited longest for its request gives way
     SSL_CTX* tls = nullptr;     // null = in the clear
+    // From the first byte of a request to the end of its header, of its body: who sends slowly ends here.
+    absl::Duration header_time = absl::Seconds(10), body_time = absl::Seconds(60);
   };
   // Writes the answer to the request in the connection; false = the connection ends. `last`: the answer must say so.
   using Answer = std::function<bool(Connection&, bool last)>;

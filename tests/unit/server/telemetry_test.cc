@@ -36,6 +36,19 @@ TEST(Trace, ContinuesWhatIsWellFormed) {
   EXPECT_EQ(ContinueTrace({std::string("cc-") + kTrace + "-" + kParent + "-01-more", ""}).trace_id, kTrace);
 }
 
+TEST(Trace, PassesTheStateOnOnlyWithItsTrace) {
+  const std::string parent = std::string("00-") + kTrace + "-" + kParent + "-01";
+  const TraceContext got = ContinueTrace({parent, "vendor=a,other=b"});
+  EXPECT_EQ(got.state, "vendor=a,other=b");
+  EXPECT_EQ(ChildOf(got).state, got.state);
+  EXPECT_EQ(ContinueTrace({"", "vendor=a"}).state, "");
+  EXPECT_EQ(ContinueTrace({parent, std::string(513, 'x')}).state, "");
+  EXPECT_EQ(ContinueTrace({parent, "a=\n"}).state, "");
+  Span span;
+  span.context = got;
+  EXPECT_EQ(OtlpBody({span}, "1")["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["traceState"], got.state);
+}
+
 TEST(Trace, BeginsAFreshOneOtherwise) {
   const std::string zero32(32, '0'), zero16(16, '0');
   const std::string good = std::string("00-") + kTrace + "-" + kParent + "-01";
