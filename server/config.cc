@@ -343,19 +343,19 @@ std::vector<std::string> ConfigWarnings(const DaemonConfig& config) {
 }
 
 std::string DescribeConfig(const DaemonConfig& config) {
-  std::string out = absl::StrCat("data_dir: ", config.data_dir, "\nmodel_root: [", absl::StrJoin(config.model_roots, ", "),
-                      "]\ngrpc_listen: ", config.grpc_listen.ToString(),
-                      "\nhttp_listen: ", config.http_listen.ToString(), "\nthreads: ", config.threads, "\ntls: ",
-                      config.tls_cert.empty()        ? "off"
-                      : config.tls_client_ca.empty() ? "on"
-                                                     : "mutual",
-                      "\ntoken: ", config.token_file.empty() ? "off" : "on", "\naudit_log: ", config.audit_log,
-                      "\nengines_file: ", config.engines_file, "\notlp_endpoint: ", config.otlp_endpoint,
-                      "\nlog_format: ", config.log_format, "\ndrain_delay: ", config.drain_delay_seconds,
-                      "\ndrain_timeout: ", config.drain_timeout_seconds,
-                      "\noperation_workers: ", config.operation_workers, "\nmax_streams: ", config.max_streams,
-                      "\nmax_connections: ", config.max_connections, "\nhttp_threads: ", config.http_threads,
-                      "\nmax_http_connections: ", config.max_http_connections, "\n");
+  std::string out = absl::StrCat(
+      "data_dir: ", config.data_dir, "\nmodel_root: [", absl::StrJoin(config.model_roots, ", "),
+      "]\ngrpc_listen: ", config.grpc_listen.ToString(), "\nhttp_listen: ", config.http_listen.ToString(),
+      "\nthreads: ", config.threads, "\ntls: ",
+      config.tls_cert.empty()        ? "off"
+      : config.tls_client_ca.empty() ? "on"
+                                     : "mutual",
+      "\ntoken: ", config.token_file.empty() ? "off" : "on", "\naudit_log: ", config.audit_log,
+      "\nengines_file: ", config.engines_file, "\notlp_endpoint: ", config.otlp_endpoint,
+      "\nlog_format: ", config.log_format, "\ndrain_delay: ", config.drain_delay_seconds,
+      "\ndrain_timeout: ", config.drain_timeout_seconds, "\noperation_workers: ", config.operation_workers,
+      "\nmax_streams: ", config.max_streams, "\nmax_connections: ", config.max_connections,
+      "\nhttp_threads: ", config.http_threads, "\nmax_http_connections: ", config.max_http_connections, "\n");
   for (const std::string& warning : ConfigWarnings(config)) absl::StrAppend(&out, "warning: ", warning, "\n");
   return out;
 }

@@ -38,7 +38,7 @@ struct DaemonConfig {
   int operation_workers = 1;
   int http_threads = 128;
   int max_streams = 1024;
-  int max_connections = 1024;     // of the gRPC port over TCP
+  int max_connections = 1024;  // of the gRPC port over TCP
   int max_http_connections = 1024;
   double watchdog_seconds = 120;  // a step older than this makes the daemon NOT_SERVING
   bool check_config = false;

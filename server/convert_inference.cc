@@ -1,4 +1,5 @@
-// Tensors and parameters of the Open Inference Protocol. Raw BYTES elements are a 4-byte little-endian length and the bytes.
+// Tensors and parameters of the Open Inference Protocol. Raw BYTES elements are a 4-byte little-endian length and the
+// bytes.
 #include "server/convert_inference.h"
 
 #include <cmath>

@@ -33,8 +33,8 @@ class Daemon {
 
   // UNAVAILABLE (DRAINING, NOT_READY) unless requests are admitted.
   absl::Status Admit() const;
-  // Adds `status` to sage_rejections_total where it is a refusal. Calls do so at their end; what refuses without a call, or
-  // within one that goes on, does it itself.
+  // Adds `status` to sage_rejections_total where it is a refusal. Calls do so at their end; what refuses without a
+  // call, or within one that goes on, does it itself.
   void CountRefusal(const absl::Status& status);
   // Who may call what, by the value of the authorization header.
   const Door& door() const { return door_; }
@@ -92,7 +92,7 @@ class Daemon {
   std::unique_ptr<WorkQueue> quick_, slow_;
   std::atomic<bool> ready_{false}, draining_{false}, healthy_{true};
   std::mutex exported_mutex_;
-  std::set<std::string> exported_;  // engines with gauges
+  std::set<std::string> exported_;                                  // engines with gauges
   std::atomic<double> disk_free_bytes_{-1}, disk_total_bytes_{-1};  // of the data folder's file system
 };
 

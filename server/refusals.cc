@@ -2,6 +2,8 @@
 #include "server/refusals.h"
 
 #include <algorithm>
+#include <iterator>
+#include <string>
 
 #include "server/convert_status.h"
 

@@ -7,15 +7,28 @@ namespace sage::server {
 
 // For load: come again later, or add replicas. QUEUE_FULL, WORKERS_BUSY, HTTP_BUSY and the like.
 inline constexpr const char* kLoadRefusals[] = {
-    "QUEUE_FULL",         "WORKERS_BUSY",         "HTTP_BUSY",      "INSUFFICIENT_MEMORY",
-    "OUT_OF_MEMORY",      "DEVICE_OUT_OF_MEMORY", "TOO_MANY_CONNECTIONS", "TOO_MANY_OPERATIONS",
+    "QUEUE_FULL",           "WORKERS_BUSY",         "HTTP_BUSY",           "INSUFFICIENT_MEMORY", "OUT_OF_MEMORY",
+    "DEVICE_OUT_OF_MEMORY", "TOO_MANY_CONNECTIONS", "TOO_MANY_OPERATIONS",
 };
 // For who asks, what is asked, or the daemon's state.
 inline constexpr const char* kOtherRefusals[] = {
-    "TOKEN_MISSING",    "TOKEN_INVALID",   "ROLE_INSUFFICIENT",          "CERTIFICATE_MISSING", "RATE_LIMITED",
-    "DRAINING",         "NOT_READY",       "ENGINE_DRAINING",            "ENGINE_NOT_READY",    "SLOW_READER",
-    "REQUEST_TIMEOUT",  "PROFILE_RUNNING", "CALIBRATION_EXCEEDS_MEMORY", "NO_SPACE",            "SPILL_FAILED",
-    "REGEX_LIMIT",      "TEXT_TOO_LONG",
+    "TOKEN_MISSING",
+    "TOKEN_INVALID",
+    "ROLE_INSUFFICIENT",
+    "CERTIFICATE_MISSING",
+    "RATE_LIMITED",
+    "DRAINING",
+    "NOT_READY",
+    "ENGINE_DRAINING",
+    "ENGINE_NOT_READY",
+    "SLOW_READER",
+    "REQUEST_TIMEOUT",
+    "PROFILE_RUNNING",
+    "CALIBRATION_EXCEEDS_MEMORY",
+    "NO_SPACE",
+    "SPILL_FAILED",
+    "REGEX_LIMIT",
+    "TEXT_TOO_LONG",
 };
 
 // RESOURCE_EXHAUSTED for whatever reason, and the reasons above.

@@ -83,9 +83,10 @@ absl::Status ReadGatewayWords(const Json& json, const ListenAddress& own, Reques
   // The gateway's body says "localhost" unless told otherwise.
   const std::set<std::string> here = {"localhost", "127.0.0.1", "::1", own.host};
   if (!host.is_null() && !(host.is_string() && here.count(host.get<std::string>()) > 0)) {
-    return BadField("host", "UNSUPPORTED",
-                    absl::StrCat("every engine answers at the daemon's own address; must be localhost or left out, got ",
-                                 host.dump()));
+    return BadField(
+        "host", "UNSUPPORTED",
+        absl::StrCat("every engine answers at the daemon's own address; must be localhost or left out, got ",
+                     host.dump()));
   }
   if (!port.is_null() && !(own.port > 0 && port == own.port)) {
     return BadField("port", "UNSUPPORTED", "every engine answers on the daemon's own ports; leave it out");

@@ -46,7 +46,7 @@ class Connection {
   // The front's own: what came and was not answered yet, and since when it waits for what.
   std::string in;
   FrameReader frame;
-  absl::Time since;  // the first byte of the request, or the end of the last one
+  absl::Time since;    // the first byte of the request, or the end of the last one
   size_t read_at = 0;  // of `in`, by the worker
   int answered = 0;
   bool continued = false, with_worker = false, closing = false;

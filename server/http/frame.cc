@@ -16,7 +16,8 @@ constexpr size_t kMostChunkLine = 256, kMostTrailer = 8 << 10;
 
 bool IsToken(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) {
-    return absl::ascii_isalnum(c) || std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos;
+    return absl::ascii_isalnum(c) ||
+           std::string_view("!#$%&'*+-.^_`|~").find(static_cast<char>(c)) != std::string_view::npos;
   });
 }
 
@@ -91,7 +92,8 @@ bool FrameReader::ReadHeader(std::string_view header) {
     const size_t end = header.find("\r\n");
     const std::string_view line = header.substr(0, end);
     header.remove_prefix(end + 2);
-    const bool control = std::any_of(line.begin(), line.end(), [](unsigned char c) { return c == 0 || c == '\r' || c == '\n'; });
+    const bool control =
+        std::any_of(line.begin(), line.end(), [](unsigned char c) { return c == 0 || c == '\r' || c == '\n'; });
     if (control) return Refuse(400, "a line holds a control character");
     if (!first) {
       if (!ReadField(line)) return false;
@@ -120,7 +122,8 @@ FrameReader::State FrameReader::LookAtBody(std::string_view buffer) {
     const std::string_view rest = body.substr(next_chunk_);
     const size_t end = rest.find("\r\n");
     const size_t most = trailer_ ? kMostTrailer : kMostChunkLine;
-    if (end == std::string_view::npos) return rest.size() > most ? Bad(400, "a chunk's line is too long") : state_;
+    if (std::min(end, rest.size()) > most) return Bad(400, "a chunk's line is too long");
+    if (end == std::string_view::npos) return state_;
     if (trailer_) {
       next_chunk_ += end + 2;
       if (end == 0) {
@@ -130,7 +133,7 @@ FrameReader::State FrameReader::LookAtBody(std::string_view buffer) {
       continue;
     }
     size_t size = 0;
-    if (!ChunkSize(rest.substr(0, std::min(end, kMostChunkLine)), &size)) return Bad(400, "a chunk's size is wrong");
+    if (!ChunkSize(rest.substr(0, end), &size)) return Bad(400, "a chunk's size is wrong");
     if (size > kMostBody) return Bad(413, absl::StrCat("a body has at most ", kMostBody, " bytes"));
     if (size == 0) {
       trailer_ = true;
@@ -150,7 +153,8 @@ FrameReader::State FrameReader::Look(std::string_view buffer) {
   const size_t end = buffer.substr(0, kMostHeader).find("\r\n\r\n", seen_ < 3 ? 0 : seen_ - 3);
   seen_ = std::min(buffer.size(), kMostHeader);
   if (end == std::string_view::npos) {
-    return buffer.size() >= kMostHeader ? Bad(431, absl::StrCat("a header has at most ", kMostHeader, " bytes")) : state_;
+    return buffer.size() >= kMostHeader ? Bad(431, absl::StrCat("a header has at most ", kMostHeader, " bytes"))
+                                        : state_;
   }
   header_bytes_ = end + 4;
   if (!ReadHeader(buffer.substr(0, end + 2))) return state_;

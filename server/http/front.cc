@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -25,7 +26,7 @@ constexpr size_t kMostBuffered = 256 << 20;
 constexpr int kProbeThreads = 2, kMostAnswers = 1000, kWaitingAThread = 4;
 constexpr size_t kMostProbes = 256;
 constexpr absl::Duration kFirstByteTime = absl::Seconds(10), kIdleTime = absl::Seconds(60);
-constexpr absl::Duration kClosingTime = absl::Seconds(2);
+constexpr absl::Duration kClosingTime = absl::Seconds(5);
 
 void Arm(int poll, int fd, int how, uint32_t events) {
   epoll_event event = {};
@@ -40,7 +41,8 @@ bool IsProbe(const FrameReader& frame) {
 }
 
 absl::Status Busy(const std::string& what) {
-  return MakeError(absl::StatusCode::kResourceExhausted, "HTTP_BUSY", absl::StrCat("http: ", what, "; retry, or use gRPC"));
+  return MakeError(absl::StatusCode::kResourceExhausted, "HTTP_BUSY",
+                   absl::StrCat("http: ", what, "; retry, or use gRPC"));
 }
 
 }  // namespace
@@ -122,7 +124,7 @@ void HttpFront::Run() {
       Sweep(now);
       swept = now;
     }
-    if (count > 0) Report();
+    Report();
   }
 }
 
@@ -151,6 +153,7 @@ void HttpFront::AcceptAll(int listener) {
     Arm(poll_, fd, EPOLL_CTL_ADD, EPOLLONESHOT);
     Connection& one = *connection;
     connections_[fd] = std::move(connection);
+    Report();
     Pump(one);
   }
 }
@@ -272,17 +275,19 @@ void HttpFront::Sweep(absl::Time now) {
   std::vector<Connection*> late;
   for (const auto& [fd, each] : connections_) {
     if (each->with_worker) continue;
-    const absl::Duration limit = each->closing            ? kClosingTime
-                                 : !each->in.empty()      ? (each->frame.header_bytes() > 0 ? options_.body_time : options_.header_time)
-                                 : each->answered == 0    ? kFirstByteTime
-                                                          : kIdleTime;
+    const absl::Duration limit = each->closing ? kClosingTime
+                                 : !each->in.empty()
+                                     ? (each->frame.header_bytes() > 0 ? options_.body_time : options_.header_time)
+                                 : each->answered == 0 ? kFirstByteTime
+                                                       : kIdleTime;
     if (now - each->since > limit) late.push_back(each.get());
   }
   for (Connection* each : late) {
     if (each->closing || each->in.empty()) {
       Close(*each);
     } else {
-      TurnAway(*each, MakeError(absl::StatusCode::kCancelled, "REQUEST_TIMEOUT", "request: it did not arrive in time"), 408);
+      TurnAway(*each, MakeError(absl::StatusCode::kCancelled, "REQUEST_TIMEOUT", "request: it did not arrive in time"),
+               408);
     }
   }
 }

@@ -24,9 +24,9 @@ class HttpFront {
   struct Options {
     std::string host;
     int port = 0;
-    int threads = 0;            // requests at once; four times as many wait, then they are refused
-    int most_connections = 0;   // beyond: the one that has waited longest for its request gives way
-    SSL_CTX* tls = nullptr;     // null = in the clear
+    int threads = 0;           // requests at once; four times as many wait, then they are refused
+    int most_connections = 0;  // beyond: the one that has waited longest for its request gives way
+    SSL_CTX* tls = nullptr;    // null = in the clear
     // From the first byte of a request to the end of its header, of its body: who sends slowly ends here.
     absl::Duration header_time = absl::Seconds(10), body_time = absl::Seconds(60);
   };

@@ -124,23 +124,26 @@ std::string RefusalText(Daemon& daemon, const Connection& connection, const absl
   call.SetPeer(absl::StrCat(connection.remote().ip, ":", connection.remote().port));
   call.SetStatus(status);
   const std::string body = DumpJson(OpenAiError(status));
-  std::string out = absl::StrCat("HTTP/1.1 ", code, " \r\nContent-Type: application/json\r\nContent-Length: ", body.size(),
-                                 "\r\nConnection: close\r\n");
-  if (const int seconds = RetryAfterSeconds(status); seconds > 0) absl::StrAppend(&out, "Retry-After: ", seconds, "\r\n");
+  std::string out =
+      absl::StrCat("HTTP/1.1 ", code, " \r\nContent-Type: application/json\r\nContent-Length: ", body.size(),
+                   "\r\nConnection: close\r\n");
+  if (const int seconds = RetryAfterSeconds(status); seconds > 0)
+    absl::StrAppend(&out, "Retry-After: ", seconds, "\r\n");
   return absl::StrCat(out, "\r\n", body);
 }
 
 void AddErrors(Daemon& daemon, httplib::Server& server) {
   server.set_error_handler([&daemon](const httplib::Request& request, httplib::Response& response) {
     if (!response.body.empty()) return;
-    const absl::StatusCode code = response.status == 404   ? absl::StatusCode::kNotFound
+    const absl::StatusCode code = response.status == 404  ? absl::StatusCode::kNotFound
                                   : response.status < 500 ? absl::StatusCode::kInvalidArgument
                                                           : absl::StatusCode::kInternal;
     const int status = response.status;
-    RefuseUnrouted(daemon, request,
-                   MakeError(code, status == 404 ? "NO_SUCH_ROUTE" : "BAD_HTTP_REQUEST",
-                             absl::StrCat(request.method, " ", request.path.substr(0, kMostPathTold), ": HTTP ", status)),
-                   response);
+    RefuseUnrouted(
+        daemon, request,
+        MakeError(code, status == 404 ? "NO_SUCH_ROUTE" : "BAD_HTTP_REQUEST",
+                  absl::StrCat(request.method, " ", request.path.substr(0, kMostPathTold), ": HTTP ", status)),
+        response);
     response.status = status;
   });
   server.set_exception_handler([](const httplib::Request&, httplib::Response& response, auto&&) {

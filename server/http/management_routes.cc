@@ -17,14 +17,17 @@
 namespace sage::server {
 namespace {
 
-// What a body names, for the audit log of refused calls too: the body of a caller not yet known is read only when small.
+// What a body names, for the audit log of refused calls too: the body of a caller not yet known is read only when
+// small.
 void NameTargets(const std::string& body, Call& call) {
   constexpr size_t kMostRead = 64 << 10;
   if (body.size() > kMostRead) return;
   const absl::StatusOr<Json> json = ParseJson(body, "body");
   if (!json.ok() || !json->is_object()) return;
-  static const std::pair<const char*, const char*> kWords[] = {{"engine_label", "engine"}, {"engine_id", "engine"},
-                                                               {"model_id", "model"},      {"model", "model"},
+  static const std::pair<const char*, const char*> kWords[] = {{"engine_label", "engine"},
+                                                               {"engine_id", "engine"},
+                                                               {"model_id", "model"},
+                                                               {"model", "model"},
                                                                {"quantization", "quantization"}};
   for (const auto& [key, what] : kWords) {
     const auto value = json->find(key);
@@ -141,7 +144,8 @@ void Prune(Daemon& daemon, const httplib::Request& request, httplib::Response& r
 // Every accelerator backend, present or not and why.
 Json GpuJson() {
   Json gpus = Json::array(), absent = Json::array();
-  for (const Json& backend : BackendsJson()["backends"]) {
+  const Json all = BackendsJson();
+  for (const Json& backend : all["backends"]) {
     if (backend["name"] == "cpu") continue;
     (backend.value("available", false) ? gpus : absent).push_back(backend);
   }

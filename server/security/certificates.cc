@@ -27,8 +27,8 @@ struct Certificate {
   EVP_PKEY* key = nullptr;
   X509_STORE* authorities = nullptr;  // null = clients are not asked
   absl::Time not_before, not_after;
-  absl::Time authorities_end = absl::InfiniteFuture();       // of the first that ends
-  absl::Time authorities_latest = absl::InfiniteFuture();    // of the last
+  absl::Time authorities_end = absl::InfiniteFuture();     // of the first that ends
+  absl::Time authorities_latest = absl::InfiniteFuture();  // of the last
   std::string identity_pem, authorities_pem;
   ~Certificate() {
     for (X509* each : chain) X509_free(each);

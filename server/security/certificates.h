@@ -31,8 +31,8 @@ class Certificates {
   // what is wrong with it.
   absl::Status Open(const std::string& chain_path, const std::string& key_path, const std::string& ca_path);
   // Reads them again when one changed; a set that is bad twice is reported (files are replaced one after the other) and
-  // the old one stays, also where the new one is not valid at this time. One that is not valid yet is tried again once it
-  // is. True when it was taken up.
+  // the old one stays, also where the new one is not valid at this time. One that is not valid yet is tried again once
+  // it is. True when it was taken up.
   absl::StatusOr<bool> Reload();
   bool open() const { return !chain_path_.empty(); }
   // When the first certificate of the chain ends; the infinite future without one.
@@ -59,7 +59,7 @@ class Certificates {
 
   std::string chain_path_, key_path_, ca_path_, seen_, doubted_;
   absl::Time retry_at_ = absl::InfiniteFuture();  // when the refused files begin to be valid
-  int identity_ = -1, authorities_ = -1;  // descriptors of the files in memory
+  int identity_ = -1, authorities_ = -1;          // descriptors of the files in memory
   mutable std::mutex mutex_;
   std::shared_ptr<const Certificate> current_;
 };

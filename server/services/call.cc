@@ -11,6 +11,7 @@
 #include "engine/base/status.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/message.h"
+#include "grpcpp/security/auth_context.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "server/convert_status.h"
@@ -174,9 +175,9 @@ void Call::SetTarget(const std::string& what, const std::string& value) {
 
 void Call::SetTargets(const google::protobuf::Message& request) {
   static const std::pair<const char*, const char*> kWords[] = {
-      {"engine_id", "engine"}, {"model_name", "engine"}, {"model", "model"},     {"artifact", "artifact"},
-      {"name", "artifact"},    {"output", "output"},     {"id", "operation"},    {"dataset", "dataset"},
-      {"quantization", "quantization"}};
+      {"engine_id", "engine"},  {"model_name", "engine"}, {"model", "model"},
+      {"artifact", "artifact"}, {"name", "artifact"},     {"output", "output"},
+      {"id", "operation"},      {"dataset", "dataset"},   {"quantization", "quantization"}};
   for (const auto& [name, what] : kWords) {
     const auto* field = request.GetDescriptor()->FindFieldByName(name);
     if (field == nullptr || field->is_repeated() || field->type() != google::protobuf::FieldDescriptor::TYPE_STRING) {
@@ -192,7 +193,7 @@ absl::Status Call::Open(const std::string& authorization, const std::string& id,
   trace_ = ContinueTrace(trace);
   absl::StatusOr<std::string> caller = daemon_.door().Check(authorization, method_);
   absl::Status status = caller.status();
-  if (caller.ok()) caller_ = *std::move(caller);
+  caller_ = caller.ok() ? *std::move(caller) : daemon_.door().NameOf(authorization);
   if (status.ok() && admit) status = daemon_.Admit();
   if (!status.ok()) status_ = status;
   return status;

@@ -60,7 +60,7 @@ class Call {
  private:
   Daemon& daemon_;
   const std::string interface_, method_;
-  void WriteRecords(double seconds);    // log, audit, span
+  void WriteRecords(double seconds);                  // log, audit, span
   std::string engine_, peer_, caller_, certificate_;  // caller: the token's name
   std::vector<std::pair<std::string, std::string>> targets_;
   TraceContext trace_;

@@ -153,7 +153,7 @@ class Service final : public pb::EngineService::CallbackService {
     const bool queued = daemon_.Slow([this, copy, known] {
       const auto record = StartEngineWithOperation(
           daemon_, *copy, CancelToken(), [known](const std::string&, const std::string&) { known->Notify(); });
-      daemon_.CountRefusal(record.status());  // the call that asked has ended
+      daemon_.CountRefusal(record.status());           // the call that asked has ended
       if (!known->HasBeenNotified()) known->Notify();  // it was there already, or cannot be
     });
     if (!queued) return WorkersBusy();

@@ -218,7 +218,8 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
                                                 inference::RepositoryModelLoadResponse*) override {
     return RunUnary(daemon_, context, "RepositoryModelLoad", *request, Lane::kSlow, Admission::kNeeded,
                     [=, this](Call& call) -> absl::Status {
-                      SAGE_ASSIGN_OR_RETURN(const pb::StartEngineRequest start, ToStart(*request, daemon_.config().http_listen));
+                      SAGE_ASSIGN_OR_RETURN(const pb::StartEngineRequest start,
+                                            ToStart(*request, daemon_.config().http_listen));
                       call.SetTargets(start);
                       return StartEngineWithOperation(daemon_, start, call.cancel, nullptr).status();
                     });

@@ -77,8 +77,7 @@ def label_values():
     """What the source can put into the labels that rules select by."""
     header = (ROOT / "server" / "refusals.h").read_text()
     source = "".join(path.read_text() for folder in ("server", "engine") for path in sorted((ROOT / folder).rglob("*.cc")))
-    lists = [set(re.findall(r'"([A-Z_]+)"', body)) for body in re.findall(r"kLoadRefusals\[\] = \{(.*?)\};|kOtherRefusals\[\] = \{(.*?)\};", header, re.S)
-             for body in body if body]
+    lists = [set(re.findall(r'"([A-Z_]+)"', body)) for body in re.findall(r"k(?:Load|Other)Refusals\[\] = \{(.*?)\};", header, re.S)]
     assert len(lists) == 2 and not lists[0] & lists[1]
     codes = set(re.findall(r"\babsl::StatusCode::k([A-Z]\w+)", source))
     states = set(re.findall(r'"([A-Z]{4,})"', source))

@@ -1,4 +1,5 @@
-// What the daemon tells of its calls: every refusal is counted once, every mutation's audit line says what it was about.
+// What the daemon tells of its calls: every refusal is counted once, every mutation's audit line says what it was
+// about.
 #include <fstream>
 
 #include "absl/strings/match.h"
@@ -52,7 +53,8 @@ class AccountsTest : public InProcessDaemonTest {
   // Until the counter says so: a call is counted at its end, which may be after its answer.
   void ExpectRefusals(const std::string& reason, int count) {
     const std::string line = absl::StrCat("sage_rejections_total{reason=\"", reason, "\"} ", count, "\n");
-    for (int i = 0; i < 500 && !absl::StrContains(daemon_->metrics().Text(), line); ++i) absl::SleepFor(absl::Milliseconds(10));
+    for (int i = 0; i < 500 && !absl::StrContains(daemon_->metrics().Text(), line); ++i)
+      absl::SleepFor(absl::Milliseconds(10));
     EXPECT_TRUE(absl::StrContains(daemon_->metrics().Text(), line)) << line;
   }
   // The newest audit line of the method.
@@ -145,7 +147,7 @@ TEST_F(AccountsTest, EveryMutationSaysWhatItWasAbout) {
     const auto expect = [&](const char* method, const std::map<std::string, std::string>& fields) {
       const Json line = Audited(method);
       ASSERT_FALSE(line.is_null()) << method;
-      EXPECT_EQ(line.value("caller", ""), token == "tok-admin" ? "ops" : "") << line;
+      EXPECT_EQ(line.value("caller", ""), token == "tok-admin" ? "ops" : "looker") << line;
       EXPECT_EQ(line["code"] == "PERMISSION_DENIED", token == "tok-read") << line;
       for (const auto& [key, value] : fields) EXPECT_EQ(line.value(key, ""), value) << line;
     };

@@ -89,8 +89,8 @@ TEST(Config, HttpConnectionsAreMoreThanThreads) {
 
 TEST(Config, WarnsOfAPortThatIsOpenToEveryone) {
   const std::string file = TempFile("x");
-  const std::vector<std::string> tls = {"--tls-cert", file,      "--tls-key", file, "--http-tls", "--grpc-listen", "0.0.0.0:1",
-                                        "--http-listen", "[::]:2"};
+  const std::vector<std::string> tls = {"--tls-cert",    file,        "--tls-key",     file,    "--http-tls",
+                                        "--grpc-listen", "0.0.0.0:1", "--http-listen", "[::]:2"};
   auto line = ParseCommandLine(tls, {});
   ASSERT_TRUE(line.ok()) << line.status();
   ASSERT_TRUE(CheckConfig(line->config).ok()) << CheckConfig(line->config);

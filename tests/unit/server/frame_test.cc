@@ -63,18 +63,21 @@ TEST(Frame, Chunks) {
 
 TEST(Frame, RefusesWhatTwoReadersCouldUnderstandDifferently) {
   const std::string begin = "POST / HTTP/1.1\r\n";
-  for (const char* fields : {"Content-Length: 1\r\nContent-Length: 1\r\n", "Content-Length: 1, 1\r\n", "Content-Length: +1\r\n",
-                             "Content-Length:\r\n", "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
-                             "Transfer-Encoding: gzip, chunked\r\n", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                             "Content-Length : 1\r\n", "A: b\r\n folded: c\r\n", "no colon\r\n", ": x\r\n", "A: b\nB: c\r\n"}) {
+  for (const char* fields :
+       {"Content-Length: 1\r\nContent-Length: 1\r\n", "Content-Length: 1, 1\r\n", "Content-Length: +1\r\n",
+        "Content-Length:\r\n", "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "Content-Length : 1\r\n", "A: b\r\n folded: c\r\n", "no colon\r\n", ": x\r\n", "A: b\nB: c\r\n"}) {
     EXPECT_EQ(CodeOf(begin + fields + "\r\n"), 400) << fields;
   }
   EXPECT_EQ(CodeOf(begin + std::string("A: \0\r\n", 6) + "\r\n"), 400);
-  for (const char* line : {"GET\r\n\r\n", "GET /\r\n\r\n", "GET / HTTP/2.0\r\n\r\n", " / HTTP/1.1\r\n\r\n", "\r\n\r\n"}) {
+  for (const char* line :
+       {"GET\r\n\r\n", "GET /\r\n\r\n", "GET / HTTP/2.0\r\n\r\n", " / HTTP/1.1\r\n\r\n", "\r\n\r\n"}) {
     EXPECT_EQ(CodeOf(line), 400) << line;
   }
   EXPECT_EQ(CodeOf(begin + "Expect: tea\r\n\r\n"), 417);
-  EXPECT_EQ(CodeOf(begin + "Content-Encoding: gzip\r\nContent-Length: 1\r\n\r\n"), 415) << "a few bytes may unpack to many";
+  EXPECT_EQ(CodeOf(begin + "Content-Encoding: gzip\r\nContent-Length: 1\r\n\r\n"), 415)
+      << "a few bytes may unpack to many";
   EXPECT_EQ(CodeOf(begin + "Content-Length: 67108865\r\n\r\n"), 413);
   EXPECT_EQ(CodeOf(begin + "Content-Length: 99999999999999999999\r\n\r\n"), 400);
   EXPECT_EQ(CodeOf("GET /" + std::string(FrameReader::kMostHeader, 'x')), 431);

@@ -1,6 +1,4 @@
 // The front of the HTTP port alone: slow, idle and too many clients, with workers that block as long as a test wants.
-#include "server/http/front.h"
-
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -12,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
+#include "server/http/front.h"
 #include "server/telemetry/metrics.h"
 
 namespace sage::server {
@@ -64,7 +63,8 @@ class FrontTest : public testing::Test {
             changed_.notify_all();
             changed_.wait(lock, [this] { return open_; });
           }
-          return connection.Send(absl::StrCat(connection.frame.path(), last ? " last." : "."), absl::Seconds(5)) && !last;
+          return connection.Send(absl::StrCat(connection.frame.path(), last ? " last." : "."), absl::Seconds(5)) &&
+                 !last;
         },
         [](const Connection&, const absl::Status& status, int code) {
           return absl::StrCat(code, " ", std::string(status.message()), ".");

@@ -158,12 +158,15 @@ TEST_F(InferenceTest, DrainEndsStreams) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
-std::string Reason(const std::string& body) { return GetErrorReason(ParseStartRequest(body, ListenAddress()).status()).reason; }
+std::string Reason(const std::string& body) {
+  return GetErrorReason(ParseStartRequest(body, ListenAddress()).status()).reason;
+}
 
 TEST(StartRequest, ReadsTheGatewaysWords) {
   const auto request = ParseStartRequest(R"({"model_id": "m", "engine_label": "l", "use_gpu": false, "port": null,
       "tensor_parallel_size": 1, "max_concurrent_requests": 7, "instance_type": "general", "finetune_output_dir": null,
-      "extra_args": [], "metadata": {"a": 1}})", ListenAddress());
+      "extra_args": [], "metadata": {"a": 1}})",
+                                         ListenAddress());
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->model(), "m");
   EXPECT_EQ(request->engine_id(), "l");
