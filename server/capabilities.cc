@@ -2,6 +2,7 @@
 #include "server/capabilities.h"
 
 #include "absl/strings/str_cat.h"
+#include "engine/api/absent_backends.h"
 #include "engine/api/backend.h"
 #include "engine/api/calibrator.h"
 #include "engine/api/checkpoint_format.h"
@@ -61,6 +62,12 @@ void FillCapabilities(int threads, pb::ListCapabilitiesResponse* out) {
     row->set_capability((*backend)->capability());
     for (const std::string& kernel : (*backend)->ListKernels()) row->add_kernels(kernel);
   }
+  for (const AbsentBackend& absent : AbsentBackends()) {
+    auto* row = out->add_backends();
+    row->set_name(std::string(absent.name));
+    row->set_summary(std::string(absent.summary));
+    row->set_reason(std::string(absent.reason));
+  }
   out->set_version(SAGE_VERSION);
   out->set_threads(threads);
 }
@@ -76,6 +83,12 @@ Json BackendsJson() {
       row["reason"] = std::string(backend.status().message());
     }
     list.push_back(std::move(row));
+  }
+  for (const AbsentBackend& absent : AbsentBackends()) {
+    list.push_back({{"name", std::string(absent.name)},
+                    {"summary", std::string(absent.summary)},
+                    {"available", false},
+                    {"reason", std::string(absent.reason)}});
   }
   return {{"backends", list}};
 }

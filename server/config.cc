@@ -129,6 +129,8 @@ const std::vector<Key>& Keys() {
       {"http-threads", "HTTP requests at once", Integer(&C::http_threads, 2, 1024)},
       {"max-streams", "gRPC streams at once on one connection", Integer(&C::max_streams, 1, 100000)},
       {"max-connections", "gRPC connections at once", Integer(&C::max_connections, 1, 100000)},
+      {"max-http-connections", "HTTP connections at once, more than http-threads",
+       Integer(&C::max_http_connections, 3, 100000)},
       {"watchdog", "Seconds a step may take before health drops, 0 = off", Seconds(&C::watchdog_seconds, 86400)},
   };
   return *keys;
@@ -319,23 +321,43 @@ absl::Status CheckConfig(const DaemonConfig& config) {
   for (const std::string& root : config.model_roots) {
     if (!IsDirectory(root)) return Bad(absl::StrCat("model-root: must be a folder, got ", root));
   }
+  if (config.max_http_connections <= config.http_threads) {
+    return Bad(absl::StrCat("max-http-connections: must be more than http-threads, got ", config.max_http_connections,
+                            " and ", config.http_threads));
+  }
   if (config.data_dir.empty()) return Bad("data-dir: must not be empty");
   return absl::OkStatus();
 }
 
+std::vector<std::string> ConfigWarnings(const DaemonConfig& config) {
+  std::vector<std::string> out;
+  if (!config.token_file.empty()) return out;
+  const bool clients_known = !config.tls_client_ca.empty();
+  for (const auto& [name, address] :
+       {std::make_pair("grpc-listen", &config.grpc_listen), std::make_pair("http-listen", &config.http_listen)}) {
+    if (address->loopback() || clients_known) continue;
+    out.push_back(absl::StrCat(name, ": whoever reaches ", address->ToString(),
+                               " may do everything, as an admin: there is neither --token-file nor --tls-client-ca"));
+  }
+  return out;
+}
+
 std::string DescribeConfig(const DaemonConfig& config) {
-  return absl::StrCat("data_dir: ", config.data_dir, "\nmodel_root: [", absl::StrJoin(config.model_roots, ", "),
-                      "]\ngrpc_listen: ", config.grpc_listen.ToString(),
-                      "\nhttp_listen: ", config.http_listen.ToString(), "\nthreads: ", config.threads, "\ntls: ",
-                      config.tls_cert.empty()        ? "off"
-                      : config.tls_client_ca.empty() ? "on"
-                                                     : "mutual",
-                      "\ntoken: ", config.token_file.empty() ? "off" : "on", "\naudit_log: ", config.audit_log,
-                      "\nengines_file: ", config.engines_file, "\notlp_endpoint: ", config.otlp_endpoint,
-                      "\nlog_format: ", config.log_format, "\ndrain_delay: ", config.drain_delay_seconds,
-                      "\ndrain_timeout: ", config.drain_timeout_seconds,
-                      "\noperation_workers: ", config.operation_workers, "\nmax_streams: ", config.max_streams,
-                      "\nmax_connections: ", config.max_connections, "\n");
+  std::string out = absl::StrCat(
+      "data_dir: ", config.data_dir, "\nmodel_root: [", absl::StrJoin(config.model_roots, ", "),
+      "]\ngrpc_listen: ", config.grpc_listen.ToString(), "\nhttp_listen: ", config.http_listen.ToString(),
+      "\nthreads: ", config.threads, "\ntls: ",
+      config.tls_cert.empty()        ? "off"
+      : config.tls_client_ca.empty() ? "on"
+                                     : "mutual",
+      "\ntoken: ", config.token_file.empty() ? "off" : "on", "\naudit_log: ", config.audit_log,
+      "\nengines_file: ", config.engines_file, "\notlp_endpoint: ", config.otlp_endpoint,
+      "\nlog_format: ", config.log_format, "\ndrain_delay: ", config.drain_delay_seconds,
+      "\ndrain_timeout: ", config.drain_timeout_seconds, "\noperation_workers: ", config.operation_workers,
+      "\nmax_streams: ", config.max_streams, "\nmax_connections: ", config.max_connections,
+      "\nhttp_threads: ", config.http_threads, "\nmax_http_connections: ", config.max_http_connections, "\n");
+  for (const std::string& warning : ConfigWarnings(config)) absl::StrAppend(&out, "warning: ", warning, "\n");
+  return out;
 }
 
 }  // namespace sage::server

@@ -38,7 +38,8 @@ struct DaemonConfig {
   int operation_workers = 1;
   int http_threads = 128;
   int max_streams = 1024;
-  int max_connections = 1024;     // of the gRPC port over TCP
+  int max_connections = 1024;  // of the gRPC port over TCP
+  int max_http_connections = 1024;
   double watchdog_seconds = 120;  // a step older than this makes the daemon NOT_SERVING
   bool check_config = false;
   bool health = false;  // probe the daemon of this configuration and exit
@@ -62,7 +63,9 @@ std::map<std::string, std::string> ProcessEnvironment();
 
 // Beyond loopback only with TLS or a token; files that are named must exist.
 absl::Status CheckConfig(const DaemonConfig& config);
-// One "key: value" a line; nothing secret is in it.
+// What is allowed and probably not meant, one sentence each.
+std::vector<std::string> ConfigWarnings(const DaemonConfig& config);
+// One "key: value" a line, the warnings last; nothing secret is in it.
 std::string DescribeConfig(const DaemonConfig& config);
 
 }  // namespace sage::server

@@ -2,7 +2,6 @@
 #include "server/connection_gate.h"
 
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -22,7 +21,6 @@
 namespace sage::server {
 namespace {
 
-constexpr int kBacklog = 1024;
 constexpr int kEvents = 64;
 constexpr unsigned kUserTimeoutMs = 20000;  // unacknowledged data ends a connection, as with gRPC's own listener
 
@@ -38,69 +36,16 @@ bool Watch(int poll, int fd, uint32_t events) {
   return epoll_ctl(poll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-// A listening socket of this address; -1 with errno.
-int OpenListener(const addrinfo& address) {
-  const int fd = socket(address.ai_family, address.ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, address.ai_protocol);
-  if (fd < 0) return -1;
-  const int on = 1;
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  if (address.ai_family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-  if (bind(fd, address.ai_addr, address.ai_addrlen) == 0 && listen(fd, kBacklog) == 0) return fd;
-  const int error = errno;
-  close(fd);
-  errno = error;
-  return -1;
-}
-
-int PortOf(int fd) {
-  sockaddr_storage bound = {};
-  socklen_t length = sizeof bound;
-  if (getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &length) != 0) return 0;
-  if (bound.ss_family == AF_INET6) return ntohs(reinterpret_cast<const sockaddr_in6&>(bound).sin6_port);
-  return ntohs(reinterpret_cast<const sockaddr_in&>(bound).sin_port);
-}
-
 }  // namespace
-
-absl::Status ConnectionGate::Bind(const std::string& host, int port) {
-  addrinfo hints = {};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-  addrinfo* found = nullptr;
-  // "[::1]" is how an address of the sixth version is written before a port.
-  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
-  const std::string name = bracketed ? host.substr(1, host.size() - 2) : host;
-  if (const int failed = getaddrinfo(name.c_str(), std::to_string(port).c_str(), &hints, &found); failed != 0) {
-    return CannotListen(host, port, gai_strerror(failed));
-  }
-  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, &freeaddrinfo);
-  std::string why = "no address";
-  for (addrinfo* each = found; each != nullptr; each = each->ai_next) {
-    if (port_ != 0) {
-      if (each->ai_family == AF_INET6) reinterpret_cast<sockaddr_in6*>(each->ai_addr)->sin6_port = htons(port_);
-      if (each->ai_family == AF_INET) reinterpret_cast<sockaddr_in*>(each->ai_addr)->sin_port = htons(port_);
-    }
-    const int fd = OpenListener(*each);
-    if (fd < 0) {
-      why = std::strerror(errno);
-      // A machine without the sixth version resolves names to it all the same; a port in use is an error.
-      if (errno == EADDRINUSE) return CannotListen(host, port, why);
-      continue;
-    }
-    listeners_.push_back(fd);
-    port_ = PortOf(fd);
-  }
-  return listeners_.empty() ? CannotListen(host, port, why) : absl::OkStatus();
-}
 
 absl::StatusOr<std::unique_ptr<ConnectionGate>> ConnectionGate::Listen(const std::string& host, int port, int most,
                                                                        MetricSink& metrics) {
   std::unique_ptr<ConnectionGate> out(new ConnectionGate(most, metrics));
-  SAGE_RETURN_IF_ERROR(out->Bind(host, port));
+  SAGE_ASSIGN_OR_RETURN(out->listeners_, Listeners::Open("grpc-listen", host, port));
   out->poll_ = epoll_create1(EPOLL_CLOEXEC);
   out->wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   bool ready = out->poll_ >= 0 && out->wake_ >= 0 && Watch(out->poll_, out->wake_, EPOLLIN);
-  for (const int fd : out->listeners_) ready = ready && Watch(out->poll_, fd, EPOLLIN);
+  for (const int fd : out->listeners_.fds()) ready = ready && Watch(out->poll_, fd, EPOLLIN);
   if (!ready) return CannotListen(host, port, std::strerror(errno));
   return out;
 }
@@ -124,8 +69,7 @@ void ConnectionGate::Stop() {
     [[maybe_unused]] const ssize_t written = write(wake_, &one, sizeof one);
     thread_.join();
   }
-  for (const int fd : listeners_) close(fd);
-  listeners_.clear();
+  listeners_.Close();
   for (const int fd : open_) close(fd);
   open_.clear();
 }
@@ -173,7 +117,8 @@ void ConnectionGate::Run() {
     if (stop) return;
     for (int i = 0; i < count; ++i) {
       const int fd = events[i].data.fd;
-      if (std::find(listeners_.begin(), listeners_.end(), fd) != listeners_.end()) AcceptAll(fd);
+      const std::vector<int>& ours = listeners_.fds();
+      if (std::find(ours.begin(), ours.end(), fd) != ours.end()) AcceptAll(fd);
     }
     if (count > 0) Report();
   }

@@ -6,10 +6,10 @@
 #include <string>
 #include <thread>
 #include <unordered_set>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/base/metrics.h"
+#include "server/listener.h"
 
 namespace sage::server {
 
@@ -27,7 +27,7 @@ class ConnectionGate {
   ConnectionGate(const ConnectionGate&) = delete;
   ConnectionGate& operator=(const ConnectionGate&) = delete;
 
-  int port() const { return port_; }
+  int port() const { return listeners_.port(); }
   // Accepts from now on, from a thread of its own. Beyond `most` open connections the next are closed at once and
   // counted (sage_rejections_total, TOO_MANY_CONNECTIONS).
   void Start(Take take);
@@ -36,16 +36,14 @@ class ConnectionGate {
 
  private:
   ConnectionGate(int most, MetricSink& metrics) : most_(most), metrics_(metrics) {}
-  absl::Status Bind(const std::string& host, int port);
   void Run();
   void AcceptAll(int listener);
   void Report() const;
 
   const size_t most_;
   MetricSink& metrics_;
-  int port_ = 0;
   int poll_ = -1, wake_ = -1;
-  std::vector<int> listeners_;
+  Listeners listeners_;
   // Second descriptors of open connections. gRPC shuts a socket down before it closes its own, which hangs these up.
   std::unordered_set<int> open_;
   Take take_;

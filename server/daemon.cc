@@ -7,7 +7,9 @@
 
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
+#include "server/convert_status.h"
 #include "server/operations/kinds.h"
+#include "server/refusals.h"
 #include "server/telemetry/log.h"
 #include "server/telemetry/otlp.h"
 
@@ -26,6 +28,10 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Create(const DaemonConfig& confi
   SAGE_RETURN_IF_ERROR(daemon->door_.Open(config.token_file));
   if (!config.tls_cert.empty()) {
     SAGE_RETURN_IF_ERROR(daemon->certificates_.Open(config.tls_cert, config.tls_key, config.tls_client_ca));
+    if (const absl::Status valid = daemon->certificates_.CheckValidity(absl::Now()); !valid.ok()) {
+      Log(LogLevel::kWarn, "certificate_invalid",
+          {{"reason", ReasonOf(valid)}, {"message", std::string(valid.message())}});
+    }
   }
   if (!config.otlp_endpoint.empty()) {
     SAGE_ASSIGN_OR_RETURN(daemon->spans_, OtlpExporter::Create(config.otlp_endpoint, daemon->metrics_));
@@ -71,15 +77,18 @@ void Daemon::BeginCounters() {
       metrics_.Increment("sage_operations_finished_total", {{"kind", kind}, {"state", state}}, 0);
     }
   }
-  for (const char* reason : {"QUEUE_FULL", "WORKERS_BUSY", "TOKEN_MISSING", "TOKEN_INVALID", "ROLE_INSUFFICIENT",
-                             "RATE_LIMITED", "DRAINING", "NOT_READY"}) {
-    metrics_.Increment("sage_rejections_total", {{"reason", reason}}, 0);
-  }
+  for (const char* reason : kLoadRefusals) metrics_.Increment("sage_rejections_total", {{"reason", reason}}, 0);
+  for (const char* reason : kOtherRefusals) metrics_.Increment("sage_rejections_total", {{"reason", reason}}, 0);
   for (const char* what : {"tokens", "certificate"}) {
     for (const char* result : {"done", "failed"}) {
       metrics_.Increment("sage_reloads_total", {{"what", what}, {"result", result}}, 0);
     }
+    metrics_.SetGauge("sage_reload_failing", {{"what", what}}, 0);
   }
+}
+
+void Daemon::CountRefusal(const absl::Status& status) {
+  if (IsRefusal(status)) metrics_.Increment("sage_rejections_total", {{"reason", ReasonOf(status)}}, 1);
 }
 
 void Daemon::Upkeep() {
@@ -89,9 +98,11 @@ void Daemon::Upkeep() {
     if (!result->ok()) {
       Log(LogLevel::kError, "reload_failed", {{"what", what}, {"message", std::string(result->status().message())}});
       metrics_.Increment("sage_reloads_total", {{"what", what}, {"result", "failed"}}, 1);
+      metrics_.SetGauge("sage_reload_failing", {{"what", what}}, 1);
     } else if (**result) {
       Log(LogLevel::kInfo, "reloaded", {{"what", what}});
       metrics_.Increment("sage_reloads_total", {{"what", what}, {"result", "done"}}, 1);
+      metrics_.SetGauge("sage_reload_failing", {{"what", what}}, 0);
     }
   }
   tokenizers_.DropUnused(absl::Now());
@@ -123,7 +134,10 @@ bool Daemon::CheckWatchdog() {
 
 void Daemon::CollectGauges() {
   static const char* const kStates[] = {"STARTING", "RUNNING", "STOPPING", "FAILED"};
+  std::set<std::string> engines;
   for (const EngineRecord& record : engines_->List()) {
+    if (record.refused) continue;
+    engines.insert(record.info.engine_id);
     const MetricLabels labels = {{"engine", record.info.engine_id}};
     const EngineStats& stats = record.stats;
     for (const char* state : kStates) {
@@ -152,6 +166,7 @@ void Daemon::CollectGauges() {
     const double pages = static_cast<double>(std::max<int64_t>(1, stats.kv_pages_total));
     metrics_.SetGauge("sage_kv_used_ratio", labels, static_cast<double>(stats.kv_pages_used) / pages);
   }
+  ForgetOthers(std::move(engines));
   const auto counts = operations_->Counts();
   for (const char* kind : {"calibrate", "convert", "evaluate", "start_engine"}) {
     for (const char* state : {"PENDING", "RUNNING"}) {
@@ -164,6 +179,14 @@ void Daemon::CollectGauges() {
     metrics_.SetGauge("sage_operation_progress_ratio", {{"kind", kind}}, progress[kind]);
   }
   CollectProcess();
+}
+
+void Daemon::ForgetOthers(std::set<std::string> engines) {
+  std::lock_guard lock(exported_mutex_);
+  for (const std::string& id : exported_) {
+    if (engines.count(id) == 0) metrics_.RemoveGauges("engine", id);
+  }
+  exported_ = std::move(engines);
 }
 
 void Daemon::CollectProcess() {
@@ -179,6 +202,9 @@ void Daemon::CollectProcess() {
   if (certificates_.open()) {
     metrics_.SetGauge("sage_tls_certificate_end_seconds", {},
                       absl::ToDoubleSeconds(certificates_.not_after() - absl::UnixEpoch()));
+    if (const absl::Time end = certificates_.authorities_end(); end != absl::InfiniteFuture()) {
+      metrics_.SetGauge("sage_tls_client_ca_end_seconds", {}, absl::ToDoubleSeconds(end - absl::UnixEpoch()));
+    }
   }
 }
 

@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -33,6 +35,9 @@ class Daemon {
 
   // UNAVAILABLE (DRAINING, NOT_READY) unless requests are admitted.
   absl::Status Admit() const;
+  // Adds `status` to sage_rejections_total where it is a refusal. Calls do so at their end; what refuses without a
+  // call, or within one that goes on, does it itself.
+  void CountRefusal(const absl::Status& status);
   // Who may call what, by the value of the authorization header.
   const Door& door() const { return door_; }
   // Runs blocking work; false = RESOURCE_EXHAUSTED (the caller answers). Quick: parsing, tokenizing, listing. Slow:
@@ -72,6 +77,7 @@ class Daemon {
   void CollectGauges();
   void CollectProcess();
   void BeginCounters();
+  void ForgetOthers(std::set<std::string> engines);  // gauges of engines that are no longer there
 
   DaemonConfig config_;
   PrometheusMetrics metrics_;
@@ -90,6 +96,8 @@ class Daemon {
   std::unique_ptr<OperationRunner> operations_;
   std::unique_ptr<WorkQueue> quick_, slow_;
   std::atomic<bool> ready_{false}, draining_{false}, healthy_{true};
+  std::mutex exported_mutex_;
+  std::set<std::string> exported_;                                  // engines with gauges
   std::atomic<double> disk_free_bytes_{-1}, disk_total_bytes_{-1};  // of the data folder's file system
 };
 

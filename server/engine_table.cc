@@ -50,6 +50,12 @@ std::string IdFromModel(const std::string& name) {
   return leaf.empty() ? "engine" : leaf.substr(0, 100);
 }
 
+// Not PERMISSION_DENIED: paths a client may not name are refused before, so it is a file the daemon cannot read.
+bool IsRequestsFault(const absl::Status& error) {
+  return absl::IsInvalidArgument(error) || absl::IsNotFound(error) || absl::IsUnimplemented(error) ||
+         absl::IsOutOfRange(error) || absl::IsFailedPrecondition(error);
+}
+
 absl::Status NotFound(const std::string& engine_id) {
   return MakeError(absl::StatusCode::kNotFound, "ENGINE_NOT_FOUND",
                    absl::StrCat("engine: no engine has the id \"", engine_id, "\""), {{"engine_id", engine_id}});
@@ -74,6 +80,7 @@ EngineRecord EngineTable::RecordOf(const Entry& entry) {
   out.info.model_path = entry.spec.model;
   if (entry.engine == nullptr || entry.state != "RUNNING") out.info.state = entry.state;
   if (!entry.error.ok()) out.info.error = entry.error;
+  out.refused = entry.state == "FAILED" && IsRequestsFault(entry.error);
   return out;
 }
 

@@ -21,6 +21,7 @@ struct EngineRecord {
   EngineStats stats;
   std::string operation;  // id of the start operation
   bool has_tokenizer = false, has_chat_template = false;
+  bool refused = false;  // FAILED for what the request asked: nothing was loaded, and nobody need be alarmed
 };
 
 class EngineTable {

@@ -165,6 +165,9 @@ int main(int argc, char** argv) {
     return 0;
   }
   SetupLogs(line->config.log_format, line->config.log_level);
+  for (const std::string& warning : ConfigWarnings(line->config)) {
+    Log(LogLevel::kError, "open_to_everyone", {{"message", warning}});
+  }
   signal(SIGPIPE, SIG_IGN);
   sigset_t signals;  // blocked before any thread starts, so that only WaitForSignal sees them
   sigemptyset(&signals);

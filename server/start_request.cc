@@ -78,11 +78,18 @@ absl::Status ReadFlags(const Json& json, Request* out) {
 }
 
 // What the gateway says about a process of its own that it would start; here an engine lives in the daemon.
-absl::Status ReadGatewayWords(const Json& json, Request* out) {
-  for (const char* key : {"host", "port"}) {
-    if (json.contains(key) && !json[key].is_null()) {
-      return BadField(key, "UNSUPPORTED", "every engine answers on the daemon's own ports; leave it out");
-    }
+absl::Status ReadGatewayWords(const Json& json, const ListenAddress& own, Request* out) {
+  const Json host = json.value("host", Json()), port = json.value("port", Json());
+  // The gateway's body says "localhost" unless told otherwise.
+  const std::set<std::string> here = {"localhost", "127.0.0.1", "::1", own.host};
+  if (!host.is_null() && !(host.is_string() && here.count(host.get<std::string>()) > 0)) {
+    return BadField(
+        "host", "UNSUPPORTED",
+        absl::StrCat("every engine answers at the daemon's own address; must be localhost or left out, got ",
+                     host.dump()));
+  }
+  if (!port.is_null() && !(own.port > 0 && port == own.port)) {
+    return BadField("port", "UNSUPPORTED", "every engine answers on the daemon's own ports; leave it out");
   }
   if (json.contains("extra_args") && !Empty(json["extra_args"])) {
     return BadField("extra_args", "UNSUPPORTED", "there is no process to pass arguments to; use the named fields");
@@ -158,7 +165,7 @@ absl::Status RefuseUnknown(const Json& json) {
 
 }  // namespace
 
-absl::StatusOr<Request> ParseStartRequest(const std::string& body) {
+absl::StatusOr<Request> ParseStartRequest(const std::string& body, const ListenAddress& own) {
   absl::StatusOr<Json> parsed = ParseJson(body, "body");
   if (!parsed.ok()) return BadField("body", "BAD_JSON", std::string(parsed.status().message()));
   const Json& json = *parsed;
@@ -167,7 +174,7 @@ absl::StatusOr<Request> ParseStartRequest(const std::string& body) {
   SAGE_RETURN_IF_ERROR(ReadTexts(json, &out));
   SAGE_RETURN_IF_ERROR(ReadNumbers(json, &out));
   SAGE_RETURN_IF_ERROR(ReadFlags(json, &out));
-  SAGE_RETURN_IF_ERROR(ReadGatewayWords(json, &out));
+  SAGE_RETURN_IF_ERROR(ReadGatewayWords(json, own, &out));
   SAGE_RETURN_IF_ERROR(RefuseUnknown(json));
   return out;
 }

@@ -133,7 +133,8 @@ BOARDS = {
         ("Calls", [
             ("Calls by code", "reqps", rate("sage_rpc_requests_total", "code", ONE), "stack"),
             ("Calls by method", "reqps", rate("sage_rpc_requests_total", "interface, method", ONE), "stack"),
-            ("gRPC connections", "short", value("sage_grpc_connections", "{{instance}}", ONE), "line"),
+            ("Connections", "short", value("sage_grpc_connections", "gRPC {{instance}}", ONE)
+             + value("sage_http_connections", "HTTP {{instance}}", ONE), "line"),
             ("Calls in progress", "short", value("sage_rpc_in_flight", "{{interface}} {{instance}}", ONE), "line"),
             ("Slowest hundredth by method", "s", [(f"histogram_quantile(0.99, sum by (method, le) "
                                                    f"(rate(sage_rpc_request_seconds_bucket{{{ONE}, {WORKING}}}{RATE})))", "{{method}}")],
@@ -143,8 +144,10 @@ BOARDS = {
             ("Engine states", "short", [(f"sage_engine_state{{{ENGINE}}} == 1", "{{engine}} {{state}}")], "stack"),
             ("Waiting tokens", "short", value("sage_tokens_waiting"), "line")]),
         ("Door", [
-            ("Certificate: time left", "s", [(f"sage_tls_certificate_end_seconds{{{ONE}}} - time()", "{{instance}}")], "line"),
-            ("Reloads", "short", rate("sage_reloads_total", "what, result", ONE), "line"),
+            ("Certificates: time left", "s", [(f"sage_tls_certificate_end_seconds{{{ONE}}} - time()", "{{instance}}"),
+                                              (f"sage_tls_client_ca_end_seconds{{{ONE}}} - time()", "authority {{instance}}")], "line"),
+            ("Reloads", "short", rate("sage_reloads_total", "what, result", ONE)
+             + value("sage_reload_failing", "failing {{what}} {{instance}}", ONE), "line"),
             ("Spans", "short", rate("sage_spans_total", "result", ONE), "line"),
             ("Uptime", "s", [(f"time() - sage_process_start_time_seconds{{{ONE}}}", "{{instance}}")], "line")]),
     ]),

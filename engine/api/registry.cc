@@ -2,6 +2,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/api/absent_backends.h"
 #include "engine/api/calibrator.h"
 #include "engine/api/checkpoint_format.h"
 #include "engine/api/kv_strategy.h"
@@ -57,6 +58,7 @@ absl::StatusOr<const CalibratorDef*> FindCalibrator(std::string_view name) {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(std::string_view name) {
+  SAGE_RETURN_IF_ERROR(CheckBackendPresent(name));
   SAGE_ASSIGN_OR_RETURN(const BackendDef* def, FindIn(Backends(), name, "backend", "UNKNOWN_BACKEND"));
   return def->open();
 }

@@ -17,15 +17,38 @@
 namespace sage::server {
 namespace {
 
+// What a body names, for the audit log of refused calls too: the body of a caller not yet known is read only when
+// small.
+void NameTargets(const std::string& body, Call& call) {
+  constexpr size_t kMostRead = 64 << 10;
+  if (body.size() > kMostRead) return;
+  const absl::StatusOr<Json> json = ParseJson(body, "body");
+  if (!json.ok() || !json->is_object()) return;
+  static const std::pair<const char*, const char*> kWords[] = {{"engine_label", "engine"},
+                                                               {"engine_id", "engine"},
+                                                               {"model_id", "model"},
+                                                               {"model", "model"},
+                                                               {"quantization", "quantization"}};
+  for (const auto& [key, what] : kWords) {
+    const auto value = json->find(key);
+    if (value != json->end() && value->is_string()) call.SetTarget(what, value->get<std::string>());
+  }
+}
+
 void StartEngine(Daemon& daemon, const httplib::Request& request, httplib::Response& response) {
   Call call(daemon, "http", "StartEngine");
+  NameTargets(request.body, call);
   if (!OpenCall(call, request, true, response)) return;
-  absl::StatusOr<pb::StartEngineRequest> start = ParseStartRequest(request.body);
+  absl::StatusOr<pb::StartEngineRequest> start = ParseStartRequest(request.body, daemon.config().http_listen);
   absl::Status status = start.status();
   if (start.ok()) {
     absl::StatusOr<EngineRecord> record = StartEngineWithOperation(daemon, *start, call.cancel, nullptr);
     status = record.status();
-    if (record.ok()) return SetJson(EngineJson(*record), response);
+    if (record.ok()) {
+      call.SetEngine(record->info.engine_id);
+      call.SetTarget("operation", record->operation);
+      return SetJson(EngineJson(*record), response);
+    }
   }
   call.SetStatus(status);
   SetError(status, response);
@@ -33,9 +56,9 @@ void StartEngine(Daemon& daemon, const httplib::Request& request, httplib::Respo
 
 void StopEngine(Daemon& daemon, const httplib::Request& request, httplib::Response& response) {
   Call call(daemon, "http", "StopEngine");
-  if (!OpenCall(call, request, false, response)) return;
   const std::string id = request.matches[1];
   call.SetEngine(id);
+  if (!OpenCall(call, request, false, response)) return;
   double seconds = 30;
   absl::Status status;
   const std::string drain = request.get_param_value("drain");
@@ -87,6 +110,7 @@ Json StatusJson(Daemon& daemon) {
 // An engine of this daemon is registered by being started; one elsewhere cannot be, since nothing is proxied.
 void Register(Daemon& daemon, const httplib::Request& request, httplib::Response& response) {
   Call call(daemon, "http", "RegisterEngine");
+  NameTargets(request.body, call);
   if (!OpenCall(call, request, true, response)) return;
   absl::StatusOr<Json> body = ParseJson(request.body, "body");
   absl::Status status =
@@ -113,13 +137,15 @@ void Prune(Daemon& daemon, const httplib::Request& request, httplib::Response& r
     daemon.metrics().RemoveGauges("engine", record.info.engine_id);
     pruned.push_back(record.info.engine_id);
   }
+  call.SetTarget("engines", pruned.empty() ? "none" : DumpJson(pruned));
   SetJson({{"pruned", pruned.size()}, {"engines", pruned}}, response);
 }
 
 // Every accelerator backend, present or not and why.
 Json GpuJson() {
   Json gpus = Json::array(), absent = Json::array();
-  for (const Json& backend : BackendsJson()["backends"]) {
+  const Json all = BackendsJson();
+  for (const Json& backend : all["backends"]) {
     if (backend["name"] == "cpu") continue;
     (backend.value("available", false) ? gpus : absent).push_back(backend);
   }

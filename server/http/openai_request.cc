@@ -173,8 +173,10 @@ absl::Status RefuseUnsupported(const OrderedJson& json, bool chat) {
       json["response_format"].value("type", "text") != "text") {
     return BadField("response_format", "UNSUPPORTED", "only type \"text\" is supported");
   }
-  if (!chat && Has(json, "best_of") && Has(json, "n") && json["best_of"] != json["n"]) {
-    return BadField("best_of", "UNSUPPORTED", "must equal n");
+  // Nothing is generated and then thrown away: as many as are asked for, or refused.
+  const OrderedJson n = Has(json, "n") ? json["n"] : OrderedJson(1);
+  if (!chat && Has(json, "best_of") && json["best_of"] != n) {
+    return BadField("best_of", "UNSUPPORTED", absl::StrCat("must equal n, which is ", n.dump()));
   }
   return absl::OkStatus();
 }

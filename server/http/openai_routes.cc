@@ -157,10 +157,7 @@ absl::Status Begin(Daemon& daemon, Generation& generation) {
     spec.request_id = generation.call->request_id;
     auto queue = std::make_shared<EventQueue>(request.stream ? kMaxEventsStream : kMaxEventsWhole);
     auto handle = generation.engine->Submit(std::move(spec), queue->Sink(queue));
-    if (!handle.ok()) {
-      daemon.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(handle.status())}}, 1);
-      return handle.status();
-    }
+    if (!handle.ok()) return handle.status();
     queue->SetHandle(*handle);
     generation.queues.push_back(std::move(queue));
     generation.handles.push_back(*std::move(handle));

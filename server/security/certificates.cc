@@ -6,13 +6,16 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
+#include <openssl/x509v3.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <ctime>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "server/security/file_stamp.h"
@@ -23,7 +26,9 @@ struct Certificate {
   std::vector<X509*> chain;  // the server's own first
   EVP_PKEY* key = nullptr;
   X509_STORE* authorities = nullptr;  // null = clients are not asked
-  absl::Time not_after;
+  absl::Time not_before, not_after;
+  absl::Time authorities_end = absl::InfiniteFuture();     // of the first that ends
+  absl::Time authorities_latest = absl::InfiniteFuture();  // of the last
   std::string identity_pem, authorities_pem;
   ~Certificate() {
     for (X509* each : chain) X509_free(each);
@@ -51,11 +56,36 @@ std::vector<X509*> ReadChain(const std::string& text) {
   return out;
 }
 
+absl::Time ToTime(const ASN1_TIME* time) {
+  std::tm parts = {};
+  return ASN1_TIME_to_tm(time, &parts) == 1 ? absl::FromTM(parts, absl::UTCTimeZone()) : absl::InfinitePast();
+}
+
+absl::Status Invalid(const char* reason, const std::string& what, absl::Time when) {
+  return MakeError(absl::StatusCode::kInvalidArgument, reason,
+                   absl::StrCat(what, absl::FormatTime(" %Y-%m-%dT%H:%M:%SZ", when, absl::UTCTimeZone())));
+}
+
+absl::Status CheckTimes(const Certificate& certificate, absl::Time now) {
+  if (now > certificate.not_after) return Invalid("CERTIFICATE_EXPIRED", "tls-cert: ended", certificate.not_after);
+  if (now > certificate.authorities_latest) {
+    return Invalid("CERTIFICATE_EXPIRED", "tls-client-ca: its last authority ended", certificate.authorities_latest);
+  }
+  if (now < certificate.not_before) {
+    return Invalid("CERTIFICATE_NOT_YET_VALID", "tls-cert: begins", certificate.not_before);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status LoadAuthorities(const std::string& path, Certificate& out) {
   SAGE_ASSIGN_OR_RETURN(out.authorities_pem, ReadFile(path, 1 << 20));
   const std::vector<X509*> all = ReadChain(out.authorities_pem);
   out.authorities = X509_STORE_new();
+  if (!all.empty()) out.authorities_latest = absl::InfinitePast();
   for (X509* each : all) {
+    const absl::Time end = ToTime(X509_get0_notAfter(each));
+    out.authorities_end = std::min(out.authorities_end, end);
+    out.authorities_latest = std::max(out.authorities_latest, end);
     X509_STORE_add_cert(out.authorities, each);
     X509_free(each);
   }
@@ -91,11 +121,11 @@ absl::StatusOr<std::shared_ptr<const Certificate>> Load(const std::string& chain
   if (X509_check_private_key(out->chain[0], out->key) != 1) {
     return Bad(absl::StrCat("tls-cert and tls-key: do not belong together: ", chain_path, ", ", key_path));
   }
-  std::tm end = {};
-  if (ASN1_TIME_to_tm(X509_get0_notAfter(out->chain[0]), &end) != 1) {
-    return Bad(absl::StrCat("tls-cert: its end of validity cannot be read: ", chain_path));
+  out->not_before = ToTime(X509_get0_notBefore(out->chain[0]));
+  out->not_after = ToTime(X509_get0_notAfter(out->chain[0]));
+  if (out->not_before == absl::InfinitePast() || out->not_after == absl::InfinitePast()) {
+    return Bad(absl::StrCat("tls-cert: its time of validity cannot be read: ", chain_path));
   }
-  out->not_after = absl::FromTM(end, absl::UTCTimeZone());
   out->identity_pem = absl::StrCat(key_text, "\n", chain_text);
   if (!ca_path.empty()) SAGE_RETURN_IF_ERROR(LoadAuthorities(ca_path, *out));
   return std::shared_ptr<const Certificate>(out);
@@ -120,8 +150,17 @@ absl::Status Certificates::Open(const std::string& chain_path, const std::string
 absl::StatusOr<bool> Certificates::Reload() {
   if (!open()) return false;
   const std::string stamp = FileStamp(chain_path_) + "|" + FileStamp(key_path_) + "|" + FileStamp(ca_path_);
-  if (stamp == seen_) return false;
+  const absl::Time now = absl::Now();
+  if (stamp == seen_ && now < retry_at_) return false;
+  retry_at_ = absl::InfiniteFuture();
   absl::StatusOr<std::shared_ptr<const Certificate>> loaded = Load(chain_path_, key_path_, ca_path_);
+  if (loaded.ok() && current() != nullptr) {  // at the start there is nothing better to stay with
+    const std::shared_ptr<const Certificate> fresh = *loaded;
+    if (const absl::Status valid = CheckTimes(*fresh, now); !valid.ok()) {
+      loaded = valid;
+      if (now < fresh->not_before) retry_at_ = fresh->not_before;
+    }
+  }
   if (!loaded.ok() && current() != nullptr && stamp != doubted_) {
     doubted_ = stamp;
     return false;
@@ -144,6 +183,16 @@ std::shared_ptr<const Certificate> Certificates::current() const {
 absl::Time Certificates::not_after() const {
   const std::shared_ptr<const Certificate> now = current();
   return now == nullptr ? absl::InfiniteFuture() : now->not_after;
+}
+
+absl::Time Certificates::authorities_end() const {
+  const std::shared_ptr<const Certificate> now = current();
+  return now == nullptr ? absl::InfiniteFuture() : now->authorities_end;
+}
+
+absl::Status Certificates::CheckValidity(absl::Time now) const {
+  const std::shared_ptr<const Certificate> held = current();
+  return held == nullptr ? absl::OkStatus() : CheckTimes(*held, now);
 }
 
 int Certificates::Choose(SSL* ssl, void* self) {
@@ -179,6 +228,26 @@ bool Certificates::PeerVerified(const SSL* ssl) {
   X509* peer = SSL_get1_peer_certificate(ssl);
   X509_free(peer);
   return peer != nullptr;
+}
+
+std::string Certificates::PeerName(const SSL* ssl) {
+  if (!PeerVerified(ssl)) return "";
+  const std::unique_ptr<X509, void (*)(X509*)> peer(SSL_get1_peer_certificate(ssl), &X509_free);
+  char common[256] = {};
+  if (X509_NAME_get_text_by_NID(X509_get_subject_name(peer.get()), NID_commonName, common, sizeof common) > 0) {
+    return common;
+  }
+  const std::unique_ptr<GENERAL_NAMES, void (*)(GENERAL_NAMES*)> names(
+      static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(peer.get(), NID_subject_alt_name, nullptr, nullptr)),
+      &GENERAL_NAMES_free);
+  for (int i = 0; names != nullptr && i < sk_GENERAL_NAME_num(names.get()); ++i) {
+    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names.get(), i);
+    if (name->type != GEN_DNS && name->type != GEN_URI && name->type != GEN_EMAIL) continue;
+    const ASN1_IA5STRING* text = name->d.ia5;
+    return std::string(reinterpret_cast<const char*>(ASN1_STRING_get0_data(text)),
+                       static_cast<size_t>(ASN1_STRING_length(text)));
+  }
+  return "";
 }
 
 }  // namespace sage::server

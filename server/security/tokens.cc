@@ -28,6 +28,10 @@ bool IsHex(const std::string& text) {
   return std::all_of(text.begin(), text.end(), [](unsigned char c) { return isxdigit(c) != 0; });
 }
 
+bool IsBearer(const std::string& authorization) {
+  return authorization.size() > 7 && absl::EqualsIgnoreCase(authorization.substr(0, 7), "Bearer ");
+}
+
 bool PositiveNumber(const std::string& text, double* out) {
   return absl::SimpleAtod(text, out) && *out > 0 && *out <= 1e9;
 }
@@ -104,17 +108,27 @@ absl::StatusOr<std::unique_ptr<TokenTable>> TokenTable::Parse(const std::string&
   return out;
 }
 
+// `authorization` is "Bearer TOKEN".
+const TokenTable::Entry* TokenTable::Find(const std::string& authorization) const {
+  if (!IsBearer(authorization)) return nullptr;
+  const auto it = entries_.find(Sha256Hex(std::string(absl::StripAsciiWhitespace(authorization.substr(7)))));
+  return it == entries_.end() ? nullptr : &it->second;
+}
+
+std::string TokenTable::NameOf(const std::string& authorization) const {
+  const Entry* entry = Find(authorization);
+  return entry == nullptr ? "" : entry->name;
+}
+
 absl::StatusOr<std::string> TokenTable::Check(const std::string& authorization, Role role, absl::Time now) {
-  const bool bearer = authorization.size() > 7 && absl::EqualsIgnoreCase(authorization.substr(0, 7), "Bearer ");
-  if (!bearer) {
+  if (!IsBearer(authorization)) {
     return MakeError(absl::StatusCode::kUnauthenticated, "TOKEN_MISSING", "authorization: a bearer token is needed");
   }
-  const std::string token(absl::StripAsciiWhitespace(authorization.substr(7)));
-  const auto it = entries_.find(Sha256Hex(token));
-  if (it == entries_.end()) {
+  const Entry* found = Find(authorization);
+  if (found == nullptr) {
     return MakeError(absl::StatusCode::kUnauthenticated, "TOKEN_INVALID", "authorization: the token is not accepted");
   }
-  Entry& entry = it->second;
+  const Entry& entry = *found;
   if (entry.role < role) {
     return MakeError(absl::StatusCode::kPermissionDenied, "ROLE_INSUFFICIENT",
                      absl::StrCat("authorization: this call needs the role ", RoleName(role), ", the token has ",
@@ -151,7 +165,8 @@ Role RoleOfMethod(const std::string& method) {
       "ListEngines",      "GetEngine",      "GetReport",     "GetOperation",    "ListOperations",
       "WaitOperation",    "WatchOperation", "ServerLive",    "ServerReady",     "ModelReady",
       "ServerMetadata",   "ModelMetadata",  "ModelConfig",   "ModelStatistics", "RepositoryIndex",
-      "Models",           "Model",          "Status",        "Backends",        "Gpu"};
+      "Models",           "Model",          "Status",        "Backends",        "Gpu",
+      "Metrics",          "Unrouted"};
   static const auto* generate = new std::set<std::string>{"Generate",   "Chat",       "Score",           "Tokenize",
                                                           "Detokenize", "RenderChat", "ChatCompletions", "Completions",
                                                           "Embeddings", "ModelInfer", "ModelStreamInfer"};
@@ -189,6 +204,11 @@ absl::StatusOr<std::string> Door::Check(const std::string& authorization, Role r
   const std::shared_ptr<TokenTable> now = table();
   if (now == nullptr) return std::string();
   return now->Check(authorization, role, absl::Now());
+}
+
+std::string Door::NameOf(const std::string& authorization) const {
+  const std::shared_ptr<TokenTable> now = table();
+  return now == nullptr ? "" : now->NameOf(authorization);
 }
 
 absl::StatusOr<std::string> Door::Check(const std::string& authorization, const std::string& method) const {

@@ -40,6 +40,8 @@ class TokenTable {
   // The caller's name when `authorization` (the header's value) carries a token of at least `role`. UNAUTHENTICATED
   // (TOKEN_MISSING, TOKEN_INVALID), PERMISSION_DENIED (ROLE_INSUFFICIENT), RESOURCE_EXHAUSTED (RATE_LIMITED).
   absl::StatusOr<std::string> Check(const std::string& authorization, Role role, absl::Time now);
+  // The name of the token in `authorization`, whatever it may do; "" when it carries none of the table.
+  std::string NameOf(const std::string& authorization) const;
   size_t size() const { return entries_.size(); }
   // Buckets of tokens that both tables hold go on as they are: a reload does not refill them.
   void TakeBuckets(TokenTable& old);
@@ -51,6 +53,7 @@ class TokenTable {
     double rate = 0, burst = 0;  // 0 = no limit
     std::unique_ptr<TokenBucket> bucket;
   };
+  const Entry* Find(const std::string& authorization) const;
   static absl::StatusOr<std::pair<std::string, Entry>> ParseLine(const std::string& line, size_t number);
 
   std::mutex mutex_;                      // of the buckets
@@ -72,6 +75,8 @@ class Door {
   // The caller's name ("" without tokens).
   absl::StatusOr<std::string> Check(const std::string& authorization, const std::string& method) const;
   absl::StatusOr<std::string> Check(const std::string& authorization, Role role) const;
+  // Who was refused: see TokenTable.
+  std::string NameOf(const std::string& authorization) const;
 
  private:
   std::shared_ptr<TokenTable> table() const;

@@ -64,6 +64,7 @@ class ExportReactor final : public grpc::ServerWriteReactor<pb::ExportArtifactRe
   explicit ExportReactor(Daemon& daemon) : daemon_(daemon), call_(daemon, "grpc", "ExportArtifact") {}
 
   void Start(grpc::CallbackServerContext* context, const pb::ExportArtifactRequest& request) {
+    call_.SetTargets(request);
     absl::Status status = call_.Open(*context, true);
     if (!status.ok()) return End(status);
     absl::StatusOr<std::string> path = daemon_.paths().ResolveArtifact(request.name());
@@ -160,7 +161,7 @@ class Service final : public pb::ArtifactService::CallbackService {
   grpc::ServerUnaryReactor* DeleteArtifact(grpc::CallbackServerContext* context,
                                            const pb::DeleteArtifactRequest* request,
                                            pb::DeleteArtifactResponse*) override {
-    return RunUnary(daemon_, context, "DeleteArtifact", Lane::kSlow, Admission::kNeeded,
+    return RunUnary(daemon_, context, "DeleteArtifact", *request, Lane::kSlow, Admission::kNeeded,
                     [=, this](Call&) { return Delete(*request); });
   }
   grpc::ServerWriteReactor<pb::ExportArtifactResponse>* ExportArtifact(

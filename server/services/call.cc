@@ -9,6 +9,9 @@
 
 #include "absl/time/clock.h"
 #include "engine/base/status.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/message.h"
+#include "grpcpp/security/auth_context.h"
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
 #include "server/convert_status.h"
@@ -26,7 +29,10 @@ std::string Metadata(const grpc::CallbackServerContext& context, const char* key
 
 class UnaryReactor final : public grpc::ServerUnaryReactor {
  public:
-  UnaryReactor(Daemon& daemon, const char* method) : call_(daemon, "grpc", method) {}
+  UnaryReactor(Daemon& daemon, const char* method, const google::protobuf::Message* request)
+      : call_(daemon, "grpc", method) {
+    if (request != nullptr) call_.SetTargets(*request);
+  }
   void Start(Daemon& daemon, grpc::CallbackServerContext* context, Lane lane, Admission admission,
              std::function<absl::Status(Call&)> work) {
     const absl::Status status = call_.Open(*context, admission == Admission::kNeeded);
@@ -51,6 +57,19 @@ class UnaryReactor final : public grpc::ServerUnaryReactor {
 
 std::atomic<int64_t> in_flight_grpc{0}, in_flight_http{0};
 
+constexpr size_t kMostTold = 256;  // bytes of a name in a log line
+
+// The common name of the client's verified certificate, else its first alternative name.
+std::string CertificateName(const grpc::CallbackServerContext& context) {
+  const auto auth = context.auth_context();
+  if (auth == nullptr || !auth->IsPeerAuthenticated()) return "";
+  for (const char* property : {"x509_common_name", "x509_subject_alternative_name"}) {
+    const auto values = auth->FindPropertyValues(property);
+    if (!values.empty() && !values[0].empty()) return std::string(values[0].data(), values[0].size());
+  }
+  return "";
+}
+
 }  // namespace
 
 Call::Call(Daemon& daemon, std::string interface, std::string method)
@@ -67,6 +86,7 @@ Call::~Call() {
   daemon_.metrics().Increment("sage_rpc_requests_total",
                               {{"interface", interface_}, {"method", method_}, {"code", code}}, 1);
   daemon_.metrics().Observe("sage_rpc_request_seconds", {{"interface", interface_}, {"method", method_}}, seconds);
+  daemon_.CountRefusal(status_);
   WriteRecords(seconds);
 }
 
@@ -77,10 +97,12 @@ void Call::WriteRecords(double seconds) {
                                                               {"trace_id", &trace_.trace_id},
                                                               {"engine", &engine_},
                                                               {"peer", &peer_},
-                                                              {"caller", &caller_}};
+                                                              {"caller", caller_.empty() ? &certificate_ : &caller_}};
   for (const auto& [key, value] : texts) {
     if (!value->empty()) line[key] = *value;
   }
+  if (!caller_.empty() && !certificate_.empty()) line["certificate"] = certificate_;
+  for (const auto& [what, value] : targets_) line[what] = value;
   if (!status_.ok()) {
     line["reason"] = ReasonOf(status_);
     line["message"] = std::string(status_.message());
@@ -129,24 +151,51 @@ absl::Status Call::Open(grpc::CallbackServerContext& context, bool admit) {
   const auto limit = context.deadline();
   if (limit != std::chrono::system_clock::time_point::max()) deadline = absl::FromChrono(limit);
   peer_ = context.peer();
+  certificate_ = CertificateName(context);
   const absl::Status status = Open(Metadata(context, "authorization"), Metadata(context, "x-request-id"),
-                                   Metadata(context, "traceparent"), admit);
+                                   {Metadata(context, "traceparent"), Metadata(context, "tracestate")}, admit);
   context.AddInitialMetadata("traceparent", Traceparent(trace_));
   return status;
 }
 
-absl::Status Call::Open(const std::string& authorization, const std::string& id, const std::string& traceparent,
+void Call::SetTarget(const std::string& what, const std::string& value) {
+  if (value.empty()) return;
+  if (what == "engine") {
+    engine_ = value.substr(0, kMostTold);
+    return;
+  }
+  for (auto& [known, told] : targets_) {
+    if (known == what) {
+      told = value.substr(0, kMostTold);
+      return;
+    }
+  }
+  targets_.emplace_back(what, value.substr(0, kMostTold));
+}
+
+void Call::SetTargets(const google::protobuf::Message& request) {
+  static const std::pair<const char*, const char*> kWords[] = {
+      {"engine_id", "engine"},  {"model_name", "engine"}, {"model", "model"},
+      {"artifact", "artifact"}, {"name", "artifact"},     {"output", "output"},
+      {"id", "operation"},      {"dataset", "dataset"},   {"quantization", "quantization"}};
+  for (const auto& [name, what] : kWords) {
+    const auto* field = request.GetDescriptor()->FindFieldByName(name);
+    if (field == nullptr || field->is_repeated() || field->type() != google::protobuf::FieldDescriptor::TYPE_STRING) {
+      continue;
+    }
+    SetTarget(what, request.GetReflection()->GetString(request, field));
+  }
+}
+
+absl::Status Call::Open(const std::string& authorization, const std::string& id, const TraceHeaders& trace,
                         bool admit) {
   request_id = id.substr(0, 128);
-  trace_ = ContinueTrace(traceparent.substr(0, 256));
+  trace_ = ContinueTrace(trace);
   absl::StatusOr<std::string> caller = daemon_.door().Check(authorization, method_);
   absl::Status status = caller.status();
-  if (caller.ok()) caller_ = *std::move(caller);
+  caller_ = caller.ok() ? *std::move(caller) : daemon_.door().NameOf(authorization);
   if (status.ok() && admit) status = daemon_.Admit();
-  if (!status.ok()) {
-    daemon_.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(status)}}, 1);
-    status_ = status;
-  }
+  if (!status.ok()) status_ = status;
   return status;
 }
 
@@ -157,7 +206,15 @@ absl::Status WorkersBusy() {
 
 grpc::ServerUnaryReactor* RunUnary(Daemon& daemon, grpc::CallbackServerContext* context, const char* method, Lane lane,
                                    Admission admission, std::function<absl::Status(Call&)> work) {
-  auto* reactor = new UnaryReactor(daemon, method);
+  auto* reactor = new UnaryReactor(daemon, method, nullptr);
+  reactor->Start(daemon, context, lane, admission, std::move(work));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RunUnary(Daemon& daemon, grpc::CallbackServerContext* context, const char* method,
+                                   const google::protobuf::Message& request, Lane lane, Admission admission,
+                                   std::function<absl::Status(Call&)> work) {
+  auto* reactor = new UnaryReactor(daemon, method, &request);
   reactor->Start(daemon, context, lane, admission, std::move(work));
   return reactor;
 }

@@ -41,12 +41,12 @@ class Service final : public pb::EngineService::CallbackService {
 
   grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context, const pb::LoadModelRequest* request,
                                       pb::Model* response) override {
-    return RunUnary(daemon_, context, "LoadModel", Lane::kSlow, Admission::kNeeded,
+    return RunUnary(daemon_, context, "LoadModel", *request, Lane::kSlow, Admission::kNeeded,
                     [=, this](Call&) { return Load(*request, response); });
   }
   grpc::ServerUnaryReactor* StartEngine(grpc::CallbackServerContext* context, const pb::StartEngineRequest* request,
                                         pb::Engine* response) override {
-    return RunUnary(daemon_, context, "StartEngine", Lane::kSlow, Admission::kNeeded,
+    return RunUnary(daemon_, context, "StartEngine", *request, Lane::kSlow, Admission::kNeeded,
                     [=, this](Call& call) { return Start(call, *request, response); });
   }
   grpc::ServerUnaryReactor* ListEngines(grpc::CallbackServerContext* context, const pb::ListEnginesRequest* request,
@@ -65,18 +65,17 @@ class Service final : public pb::EngineService::CallbackService {
   }
   grpc::ServerUnaryReactor* StopEngine(grpc::CallbackServerContext* context, const pb::StopEngineRequest* request,
                                        pb::Engine* response) override {
-    return RunUnary(daemon_, context, "StopEngine", Lane::kSlow, Admission::kNotNeeded,
-                    [=, this](Call& call) { return Stop(call, *request, response); });
+    return RunUnary(daemon_, context, "StopEngine", *request, Lane::kSlow, Admission::kNotNeeded,
+                    [=, this](Call&) { return Stop(*request, response); });
   }
   grpc::ServerUnaryReactor* ProfileEngine(grpc::CallbackServerContext* context, const pb::ProfileEngineRequest* request,
                                           pb::EngineProfile* response) override {
-    return RunUnary(daemon_, context, "ProfileEngine", Lane::kSlow, Admission::kNeeded,
+    return RunUnary(daemon_, context, "ProfileEngine", *request, Lane::kSlow, Admission::kNeeded,
                     [=, this](Call& call) { return Profile(call, *request, response); });
   }
 
  private:
   absl::Status Profile(Call& call, const pb::ProfileEngineRequest& request, pb::EngineProfile* response) {
-    call.SetEngine(request.engine_id());
     SAGE_ASSIGN_OR_RETURN(const std::shared_ptr<InferenceEngine> engine, daemon_.engines().Find(request.engine_id()));
     ProfileSpec spec;
     if (request.prompt() != 0) spec.prompt = request.prompt();
@@ -109,7 +108,6 @@ class Service final : public pb::EngineService::CallbackService {
   }
 
   absl::Status Start(Call& call, const pb::StartEngineRequest& request, pb::Engine* response) {
-    call.SetEngine(request.engine_id());
     SAGE_ASSIGN_OR_RETURN(EngineSpec spec, ToEngineSpec(request, daemon_.paths()));
     if (request.request_id().size() > 128) return BadField("request_id", "TOO_LONG", "at most 128 bytes");
     if (request.validate_only()) {
@@ -131,8 +129,10 @@ class Service final : public pb::EngineService::CallbackService {
         }
       }
     }
-    if (request.no_wait()) return StartWithoutWaiting(request, hash, response);
+    if (request.no_wait()) return StartWithoutWaiting(call, request, hash, response);
     SAGE_ASSIGN_OR_RETURN(EngineRecord record, StartEngineWithOperation(daemon_, request, call.cancel, nullptr));
+    call.SetEngine(record.info.engine_id);
+    call.SetTarget("operation", record.operation);
     if (!request.request_id().empty()) {
       SAGE_RETURN_IF_ERROR(
           daemon_.store().RecordRequest(request.request_id(), "start_engine", hash, record.info.engine_id));
@@ -142,16 +142,18 @@ class Service final : public pb::EngineService::CallbackService {
   }
 
   // Answers with the operation once it exists, so that a client can watch it.
-  absl::Status StartWithoutWaiting(const pb::StartEngineRequest& request, const std::string& hash,
+  absl::Status StartWithoutWaiting(Call& call, const pb::StartEngineRequest& request, const std::string& hash,
                                    pb::Engine* response) {
     SAGE_ASSIGN_OR_RETURN(EngineSpec spec, ToEngineSpec(request, daemon_.paths()));
     SAGE_ASSIGN_OR_RETURN(const std::string id, daemon_.engines().Check(spec));
     auto copy = std::make_shared<pb::StartEngineRequest>(request);
     copy->set_engine_id(id);
+    call.SetEngine(id);
     auto known = std::make_shared<absl::Notification>();
     const bool queued = daemon_.Slow([this, copy, known] {
-      (void)StartEngineWithOperation(daemon_, *copy, CancelToken(),
-                                     [known](const std::string&, const std::string&) { known->Notify(); });
+      const auto record = StartEngineWithOperation(
+          daemon_, *copy, CancelToken(), [known](const std::string&, const std::string&) { known->Notify(); });
+      daemon_.CountRefusal(record.status());           // the call that asked has ended
       if (!known->HasBeenNotified()) known->Notify();  // it was there already, or cannot be
     });
     if (!queued) return WorkersBusy();
@@ -187,8 +189,7 @@ class Service final : public pb::EngineService::CallbackService {
     return absl::OkStatus();
   }
 
-  absl::Status Stop(Call& call, const pb::StopEngineRequest& request, pb::Engine* response) {
-    call.SetEngine(request.engine_id());
+  absl::Status Stop(const pb::StopEngineRequest& request, pb::Engine* response) {
     double seconds = 30;
     if (request.has_drain_timeout()) {
       seconds = static_cast<double>(request.drain_timeout().seconds()) + request.drain_timeout().nanos() * 1e-9;

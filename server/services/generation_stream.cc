@@ -46,10 +46,7 @@ void GenerationStream::Submit(const Prepare& prepare) {
   auto handle = engine->Submit(
       std::move(prepared->spec),
       [shared, engine, tokenizer, logprobs](const GenerationEvent& e) { Push(shared, e, tokenizer, logprobs); });
-  if (!handle.ok()) {
-    daemon_.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(handle.status())}}, 1);
-    return Fail(handle.status());
-  }
+  if (!handle.ok()) return Fail(handle.status());
   bool cancelled = false;
   {
     std::lock_guard lock(shared->mutex);

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "engine/api/engine.h"
 #include "inference/grpc_service.pb.h"
+#include "server/convert_inference.h"
 
 namespace sage::server {
 
@@ -17,13 +18,8 @@ class Call;
 class Daemon;
 
 // One generation asked for over the protocol, and how its answers look.
-struct InferenceJob {
+struct InferenceJob : InferenceInput {
   std::shared_ptr<InferenceEngine> engine;
-  GenerateSpec spec;
-  std::string model, id;
-  bool streaming = false;  // many answers; otherwise one
-  bool raw = false;        // answers in raw_output_contents
-  bool wants_text = true, wants_ids = false, wants_reason = true;
 };
 
 // `may_stream`: the call can answer more than once (and does unless asked not to). INVALID_ARGUMENT names the field.

@@ -99,7 +99,8 @@ void FillConfig(const EngineInfo& info, inference::ModelConfig* out) {
 }
 
 // The request that "config" and the model's name make together.
-absl::StatusOr<pb::StartEngineRequest> ToStart(const inference::RepositoryModelLoadRequest& request) {
+absl::StatusOr<pb::StartEngineRequest> ToStart(const inference::RepositoryModelLoadRequest& request,
+                                               const ListenAddress& own) {
   if (!request.repository_name().empty()) {
     return BadField("repository_name", "UNKNOWN_REPOSITORY", "must be empty: there is one repository");
   }
@@ -111,7 +112,7 @@ absl::StatusOr<pb::StartEngineRequest> ToStart(const inference::RepositoryModelL
     if (name != "config" || !value.has_string_param()) {
       return BadField(name, "UNKNOWN_PARAMETER", "only \"config\", a JSON text, is known");
     }
-    SAGE_ASSIGN_OR_RETURN(start, ParseStartRequest(value.string_param()));
+    SAGE_ASSIGN_OR_RETURN(start, ParseStartRequest(value.string_param(), own));
   }
   if (start.model().empty()) start.set_model(request.model_name());
   if (!start.engine_id().empty() && start.engine_id() != request.model_name()) {
@@ -215,10 +216,11 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
   grpc::ServerUnaryReactor* RepositoryModelLoad(grpc::CallbackServerContext* context,
                                                 const inference::RepositoryModelLoadRequest* request,
                                                 inference::RepositoryModelLoadResponse*) override {
-    return RunUnary(daemon_, context, "RepositoryModelLoad", Lane::kSlow, Admission::kNeeded,
+    return RunUnary(daemon_, context, "RepositoryModelLoad", *request, Lane::kSlow, Admission::kNeeded,
                     [=, this](Call& call) -> absl::Status {
-                      call.SetEngine(request->model_name());
-                      SAGE_ASSIGN_OR_RETURN(const pb::StartEngineRequest start, ToStart(*request));
+                      SAGE_ASSIGN_OR_RETURN(const pb::StartEngineRequest start,
+                                            ToStart(*request, daemon_.config().http_listen));
+                      call.SetTargets(start);
                       return StartEngineWithOperation(daemon_, start, call.cancel, nullptr).status();
                     });
   }
@@ -226,9 +228,8 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
                                                   const inference::RepositoryModelUnloadRequest* request,
                                                   inference::RepositoryModelUnloadResponse*) override {
     return RunUnary(
-        daemon_, context, "RepositoryModelUnload", Lane::kSlow, Admission::kNotNeeded,
-        [=, this](Call& call) -> absl::Status {
-          call.SetEngine(request->model_name());
+        daemon_, context, "RepositoryModelUnload", *request, Lane::kSlow, Admission::kNotNeeded,
+        [=, this](Call&) -> absl::Status {
           SAGE_RETURN_IF_ERROR(daemon_.engines().Stop(request->model_name(), absl::Now() + absl::Seconds(30)).status());
           daemon_.metrics().RemoveGauges("engine", request->model_name());
           return absl::OkStatus();

@@ -16,10 +16,6 @@ constexpr size_t kMaxActive = 64;
 constexpr size_t kMaxQueuedAnswers = 4096;
 constexpr size_t kMaxQueuedBytes = 8 << 20;
 
-void CountRejection(Daemon& daemon, const absl::Status& status) {
-  daemon.metrics().Increment("sage_rejections_total", {{"reason", ReasonOf(status)}}, 1);
-}
-
 }  // namespace
 
 InferenceCall::InferenceCall(Daemon& daemon, InferenceStatistics& statistics)
@@ -46,10 +42,7 @@ void InferenceCall::Submit(const inference::ModelInferRequest& request) {
   const std::shared_ptr<Shared> shared = shared_;
   const std::shared_ptr<InferenceEngine> engine = job_.engine;
   auto handle = engine->Submit(job_.spec, [this](const GenerationEvent& event) { Take(event); });
-  if (!handle.ok()) {
-    CountRejection(daemon_, handle.status());
-    return End(handle.status());
-  }
+  if (!handle.ok()) return End(handle.status());
   bool cancelled;
   {
     std::lock_guard lock(shared->mutex);
@@ -147,10 +140,7 @@ void InferenceStream::Submit(uint64_t ticket, const inference::ModelInferRequest
   auto handle = engine->Submit(running->job.spec, [shared, ticket, running](const GenerationEvent& event) {
     Push(shared, ticket, *running, event);
   });
-  if (!handle.ok()) {
-    CountRejection(daemon_, handle.status());
-    return Fail(ticket, request, handle.status());
-  }
+  if (!handle.ok()) return Fail(ticket, request, handle.status());
   bool cancel;
   Action action;
   {
@@ -228,6 +218,7 @@ void InferenceStream::Queue(inference::ModelStreamInferResponse response) {
 InferenceStream::Handles InferenceStream::QueueError(const std::string& model, const std::string& id,
                                                      const absl::Status& status) {
   if (status_errors_) return EndWith(status);
+  daemon_.CountRefusal(status);  // the stream goes on: its end tells nothing of this request
   inference::ModelStreamInferResponse response;
   const grpc::Status wire = ToGrpcStatus(status);  // its message is valid UTF-8
   response.set_error_message("[" + ReasonOf(status) + "] " + wire.error_message());

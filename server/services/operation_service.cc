@@ -206,11 +206,12 @@ class Service final : public pb::OperationService::CallbackService {
   grpc::ServerUnaryReactor* CancelOperation(grpc::CallbackServerContext* context,
                                             const pb::CancelOperationRequest* request,
                                             pb::Operation* response) override {
-    return RunUnary(daemon_, context, "CancelOperation", Lane::kQuick, Admission::kNotNeeded, [=, this](Call&) {
-      absl::StatusOr<OperationRecord> record = daemon_.operations().Cancel(request->id());
-      if (record.ok()) FillOperation(*record, response);
-      return record.status();
-    });
+    return RunUnary(daemon_, context, "CancelOperation", *request, Lane::kQuick, Admission::kNotNeeded,
+                    [=, this](Call&) {
+                      absl::StatusOr<OperationRecord> record = daemon_.operations().Cancel(request->id());
+                      if (record.ok()) FillOperation(*record, response);
+                      return record.status();
+                    });
   }
   grpc::ServerUnaryReactor* WaitOperation(grpc::CallbackServerContext* context, const pb::WaitOperationRequest* request,
                                           pb::Operation* response) override {

@@ -43,13 +43,13 @@ class Service final : public pb::QuantizationService::CallbackService {
 
   grpc::ServerUnaryReactor* Calibrate(grpc::CallbackServerContext* context, const pb::CalibrateRequest* request,
                                       pb::Operation* response) override {
-    return RunUnary(daemon_, context, "Calibrate", Lane::kQuick, Admission::kNeeded,
-                    [=, this](Call&) { return StartCalibrate(*request, response); });
+    return RunUnary(daemon_, context, "Calibrate", *request, Lane::kQuick, Admission::kNeeded,
+                    [=, this](Call& call) { return StartCalibrate(call, *request, response); });
   }
   grpc::ServerUnaryReactor* Convert(grpc::CallbackServerContext* context, const pb::ConvertRequest* request,
                                     pb::Operation* response) override {
-    return RunUnary(daemon_, context, "Convert", Lane::kQuick, Admission::kNeeded,
-                    [=, this](Call&) { return StartConvert(*request, response); });
+    return RunUnary(daemon_, context, "Convert", *request, Lane::kQuick, Admission::kNeeded,
+                    [=, this](Call& call) { return StartConvert(call, *request, response); });
   }
   grpc::ServerUnaryReactor* SelectKernel(grpc::CallbackServerContext* context, const pb::SelectKernelRequest* request,
                                          pb::SelectKernelResponse* response) override {
@@ -65,7 +65,7 @@ class Service final : public pb::QuantizationService::CallbackService {
   }
 
  private:
-  absl::Status StartCalibrate(const pb::CalibrateRequest& asked, pb::Operation* response) {
+  absl::Status StartCalibrate(Call& call, const pb::CalibrateRequest& asked, pb::Operation* response) {
     OperationRecord record;
     const std::string body = asked.SerializeAsString();
     SAGE_ASSIGN_OR_RETURN(const bool repeat, Repeat(daemon_, asked.request_id(), "calibrate", body, &record));
@@ -80,6 +80,7 @@ class Service final : public pb::QuantizationService::CallbackService {
       SAGE_RETURN_IF_ERROR(ToCalibrationSpec(request, daemon_.paths()).status());
       if (request.output().empty()) request.set_output(DefaultOutput(request, strategy));
       const std::string name = request.output();
+      call.SetTarget("output", name);
       SAGE_ASSIGN_OR_RETURN(*request.mutable_output(),
                             daemon_.paths().NewArtifact(name, ModelPaths::Existing::kArtifactMayExist));
       if (daemon_.operations().UsesTarget(request.output())) {
@@ -97,11 +98,12 @@ class Service final : public pb::QuantizationService::CallbackService {
                                                                request.SerializeAsString(), request.request_id()));
       SAGE_RETURN_IF_ERROR(Remember(asked.request_id(), "calibrate", body, record.id));
     }
+    call.SetTarget("operation", record.id);
     FillOperation(record, response);
     return absl::OkStatus();
   }
 
-  absl::Status StartConvert(const pb::ConvertRequest& asked, pb::Operation* response) {
+  absl::Status StartConvert(Call& call, const pb::ConvertRequest& asked, pb::Operation* response) {
     OperationRecord record;
     const std::string body = asked.SerializeAsString();
     SAGE_ASSIGN_OR_RETURN(const bool repeat, Repeat(daemon_, asked.request_id(), "convert", body, &record));
@@ -113,6 +115,7 @@ class Service final : public pb::QuantizationService::CallbackService {
                                                                request.request_id()));
       SAGE_RETURN_IF_ERROR(Remember(asked.request_id(), "convert", body, record.id));
     }
+    call.SetTarget("operation", record.id);
     FillOperation(record, response);
     return absl::OkStatus();
   }

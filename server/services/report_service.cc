@@ -25,8 +25,8 @@ class Service final : public pb::ReportService::CallbackService {
   }
   grpc::ServerUnaryReactor* Evaluate(grpc::CallbackServerContext* context, const pb::EvaluateRequest* request,
                                      pb::Operation* response) override {
-    return RunUnary(daemon_, context, "Evaluate", Lane::kQuick, Admission::kNeeded,
-                    [=, this](Call&) { return Start(*request, response); });
+    return RunUnary(daemon_, context, "Evaluate", *request, Lane::kQuick, Admission::kNeeded,
+                    [=, this](Call& call) { return Start(call, *request, response); });
   }
 
  private:
@@ -49,7 +49,7 @@ class Service final : public pb::ReportService::CallbackService {
     return absl::OkStatus();
   }
 
-  absl::Status Start(const pb::EvaluateRequest& asked, pb::Operation* response) {
+  absl::Status Start(Call& call, const pb::EvaluateRequest& asked, pb::Operation* response) {
     if (asked.request_id().size() > 128) return BadField("request_id", "TOO_LONG", "at most 128 bytes");
     pb::EvaluateRequest request = asked;
     SAGE_ASSIGN_OR_RETURN(ReportSpec spec, ToReportSpec(request, daemon_.paths()));
@@ -65,6 +65,7 @@ class Service final : public pb::ReportService::CallbackService {
     SAGE_ASSIGN_OR_RETURN(
         OperationRecord record,
         daemon_.operations().Start("evaluate", spec.artifact, request.SerializeAsString(), request.request_id()));
+    call.SetTarget("operation", record.id);
     FillOperation(record, response);
     return absl::OkStatus();
   }

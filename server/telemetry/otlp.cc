@@ -38,6 +38,7 @@ Json OtlpBody(const std::deque<Span>& spans, const std::string& version) {
                 {"attributes", attributes},
                 {"status", {{"code", span.failed ? 2 : 0}}}};
     if (!span.context.parent_id.empty()) out["parentSpanId"] = span.context.parent_id;
+    if (!span.context.state.empty()) out["traceState"] = span.context.state;
     if (span.failed) out["status"]["message"] = span.status_message;
     list.push_back(std::move(out));
   }

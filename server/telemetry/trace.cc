@@ -1,6 +1,7 @@
 // Parsing is strict (the W3C recommendation, level 1); ids are random from a generator per thread.
 #include "server/telemetry/trace.h"
 
+#include <algorithm>
 #include <random>
 
 #include "absl/strings/str_format.h"
@@ -27,11 +28,16 @@ bool IsLowerHex(const std::string& text) {
   return true;
 }
 
+bool IsState(const std::string& text) {
+  return text.size() <= 512 && std::all_of(text.begin(), text.end(), [](char c) { return c >= ' ' && c <= '~'; });
+}
+
 bool AllZero(const std::string& text) { return text.find_first_not_of('0') == std::string::npos; }
 
 }  // namespace
 
-TraceContext ContinueTrace(const std::string& traceparent) {
+TraceContext ContinueTrace(const TraceHeaders& headers) {
+  const std::string& traceparent = headers.traceparent;
   TraceContext out;
   out.span_id = RandomHex(1);
   // version-trace-parent-flags: 2, 32, 16 and 2 digits; a later version may append more behind another '-'.
@@ -45,6 +51,7 @@ TraceContext ContinueTrace(const std::string& traceparent) {
       out.trace_id = trace;
       out.parent_id = parent;
       out.sampled = (std::stoi(flags, nullptr, 16) & 1) != 0;
+      if (IsState(headers.tracestate)) out.state = headers.tracestate;
       return out;
     }
   }
@@ -53,7 +60,7 @@ TraceContext ContinueTrace(const std::string& traceparent) {
 }
 
 TraceContext ChildOf(const TraceContext& context) {
-  return {context.trace_id, context.span_id, RandomHex(1), context.sampled};
+  return {context.trace_id, context.span_id, RandomHex(1), context.sampled, context.state};
 }
 
 std::string Traceparent(const TraceContext& context) {

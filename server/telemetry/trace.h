@@ -16,10 +16,17 @@ struct TraceContext {
   std::string parent_id;  // 16: the caller's span; empty = none
   std::string span_id;    // 16: ours
   bool sampled = true;
+  std::string state;  // what other systems on the way keep there; passed on unread
 };
 
-// The caller's trace with a span id of ours; a fresh trace when `traceparent` is absent or not well-formed.
-TraceContext ContinueTrace(const std::string& traceparent);
+// As the caller sent them; "" = absent.
+struct TraceHeaders {
+  std::string traceparent, tracestate;
+};
+
+// The caller's trace with a span id of ours; a fresh trace, without the state, when `traceparent` is absent or not
+// well-formed. A state of more than 512 bytes, or with anything but printable ASCII, is dropped.
+TraceContext ContinueTrace(const TraceHeaders& headers);
 // The context of a span inside that of `context`.
 TraceContext ChildOf(const TraceContext& context);
 // The header for what we call or answer: "00-TRACE-SPAN-01".

@@ -53,7 +53,7 @@ def test_settings_and_files_of_the_guide_exist():
         assert (ROOT / path).exists(), path
     help_text = subprocess.run([ROOT / "build" / "release" / "bin" / "sagequantd", "--help"], capture_output=True, text=True).stdout
     for key in ("tls_cert", "tls_key", "tls_client_ca", "http_tls", "audit_log", "open_metrics", "drain_delay", "drain_timeout", "log_level", "otlp_endpoint",
-                "engines_file", "http_threads", "watchdog"):
+                "engines_file", "http_threads", "max_http_connections", "watchdog"):
         assert key in guide and "--" + key.replace("_", "-") in help_text, key
 
 

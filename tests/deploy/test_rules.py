@@ -73,6 +73,38 @@ def test_rules_and_dashboards_ask_for_metrics_of_the_catalogue():
     assert count > 50
 
 
+def label_values():
+    """What the source can put into the labels that rules select by."""
+    header = (ROOT / "server" / "refusals.h").read_text()
+    source = "".join(path.read_text() for folder in ("server", "engine") for path in sorted((ROOT / folder).rglob("*.cc")))
+    lists = [set(re.findall(r'"([A-Z_]+)"', body)) for body in re.findall(r"k(?:Load|Other)Refusals\[\] = \{(.*?)\};", header, re.S)]
+    assert len(lists) == 2 and not lists[0] & lists[1]
+    codes = set(re.findall(r"\babsl::StatusCode::k([A-Z]\w+)", source))
+    states = set(re.findall(r'"([A-Z]{4,})"', source))
+    return {"load": lists[0], "reason": lists[0] | lists[1], "state": states,
+            "code": {re.sub(r"(?<!^)(?=[A-Z])", "_", code).upper() for code in codes} | {"UNKNOWN", "DATA_LOSS"},
+            "result": set(re.findall(r'\{"result", "(\w+)"', source)), "source": source}
+
+
+def test_rules_ask_for_label_values_that_the_source_makes():
+    known = label_values()
+    asked = 0
+    for rule in rules():
+        for label, operator, text in re.findall(r'(reason|state|code|result)(=~|=)"([^"]*)"', rule["expr"]):
+            for value in text.split("|") if operator == "=~" else [text]:
+                assert value in known[label], (rule.get("alert", rule.get("record")), label, value)
+                asked += 1
+    assert asked > 10
+
+
+def test_every_refusal_for_load_is_in_the_rule_and_every_reason_is_known():
+    known = label_values()
+    rule = next(rule for rule in rules() if rule.get("record") == "sage:rejected_for_load:ratio_rate5m")
+    assert set(re.search(r'reason=~"([^"]*)"', rule["expr"])[1].split("|")) == known["load"]
+    exhausted = set(re.findall(r'kResourceExhausted,\s*"([A-Z_]+)"', known["source"]))
+    assert len(exhausted) > 8 and exhausted <= known["reason"], exhausted - known["reason"]
+
+
 def test_every_metric_is_shown_and_explained():
     shown = set().union(*(metrics_of(expression) for _, _, expression in dashboard_queries()))
     assert catalogue() - shown == set(), "metrics that no dashboard shows"

@@ -16,7 +16,7 @@ def error(answer, status, reason, param=None):
 
 def test_start_list_get_stop(base, daemon):
     # The body the gateway makes, every field of it.
-    body = {"model_id": "stories260K", "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "port": None, "host": None,
+    body = {"model_id": "stories260K", "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "port": None, "host": "localhost",
             "instance_type": "GENERAL", "max_concurrent_requests": 256, "required_memory_gb": 0.5, "engine_label": "from-sage",
             "extra_args": [], "metadata": {"owner": "sage"}, "engine_kind": "llm", "use_gpu": False, "finetune_dataset": None}
     started = requests.post(base + "/engines", json=body, timeout=60)
@@ -47,7 +47,7 @@ def test_the_fields_of_ours(base):
 @pytest.mark.parametrize("change, reason, param", [
     ({"tensor_parallel_size": 2}, "UNSUPPORTED", "tensor_parallel_size"),
     ({"pipeline_parallel_size": 2}, "UNSUPPORTED", "pipeline_parallel_size"),
-    ({"port": 8001}, "UNSUPPORTED", "port"), ({"host": "0.0.0.0"}, "UNSUPPORTED", "host"),
+    ({"port": 8001}, "UNSUPPORTED", "port"), ({"host": "0.0.0.0"}, "UNSUPPORTED", "host"), ({"host": "10.0.0.9"}, "UNSUPPORTED", "host"),
     ({"instance_type": "PREFILLING"}, "UNSUPPORTED", "instance_type"), ({"extra_args": ["--x"]}, "UNSUPPORTED", "extra_args"),
     ({"engine_kind": "embedding"}, "UNSUPPORTED", "engine_kind"), ({"finetune_epochs": 3}, "UNSUPPORTED", "finetune_epochs"),
     ({"use_gpu": "yes"}, "WRONG_TYPE", "use_gpu"), ({"use_gpu": True, "backend": "cpu"}, "CONTRADICTION", "use_gpu"),
@@ -55,6 +55,20 @@ def test_the_fields_of_ours(base):
     ({"max_seqs": "many"}, "WRONG_TYPE", "max_seqs"), ({"required_memory_gb": -1}, "WRONG_TYPE", "required_memory_gb")])
 def test_refusals_name_the_field(base, change, reason, param):
     error(requests.post(base + "/engines", json={"model_id": "stories260K", **change}, timeout=30), 400, reason, param)
+
+
+def test_the_gateways_own_defaults_start_an_engine(base):
+    """What SAGE's EngineStartRequest holds when a caller names the model alone."""
+    body = {"model_id": "stories260K", "tensor_parallel_size": 1, "pipeline_parallel_size": 1, "port": None, "host": "localhost",
+            "instance_type": "GENERAL", "max_concurrent_requests": 256, "required_memory_gb": None, "engine_label": None,
+            "extra_args": None, "metadata": None, "engine_kind": "llm", "use_gpu": None}
+    started = requests.post(base + "/engines", json=body, timeout=60)
+    assert started.status_code == 200, started.text
+    assert requests.delete(f"{base}/engines/{started.json()['engine_id']}", timeout=60).status_code == 200
+    for host in ("127.0.0.1", "::1"):
+        started = requests.post(base + "/engines", json={**body, "host": host, "engine_label": "own"}, timeout=60)
+        assert started.status_code == 200, started.text
+    requests.delete(base + "/engines/own", timeout=60)
 
 
 def test_errors(base):
@@ -81,4 +95,23 @@ def test_status_backends_gpu(base, engine):
     backends = {b["name"]: b for b in requests.get(base + "/backends", timeout=10).json()["backends"]}
     assert backends["cpu"]["available"] is True
     gpu = requests.get(base + "/gpu", timeout=10).json()
-    assert gpu["available"] == bool(gpu["gpus"]) and all(row["reason"] for row in gpu["absent"])
+    assert gpu["available"] == bool(gpu["gpus"])
+    absent = {row["name"]: row["reason"] for row in gpu["absent"]}
+    assert {"tensorrt", "rocm", "ascend", "mlu", "kunlun"} <= set(absent), absent
+    assert all("use backend cpu" in reason for reason in absent.values()) or "cuda" not in absent, absent
+
+
+@pytest.mark.parametrize("change", [{"backend": "ascend"}, {"backend": "rocm"}, {"backend": "cuda"}, {"use_gpu": True}])
+def test_an_absent_backend_says_why_and_what_to_do(base, daemon, change):
+    name = change.get("backend", "cuda")
+    rows = {row["name"]: row for row in requests.get(base + "/backends", timeout=10).json()["backends"]}
+    if rows[name]["available"]:
+        pytest.skip(f"{name} is here")
+    answer = requests.post(base + "/engines", json={"model_id": "stories260K", **change}, timeout=30)
+    body = answer.json()["error"]
+    assert body["code"] in ("BACKEND_ABSENT", "CUDA_UNAVAILABLE") and rows[name]["reason"] in body["message"], body
+    if body["code"] == "BACKEND_ABSENT":
+        assert answer.status_code == 501 and body["param"] == "backend"
+        assert "plug-in" in body["message"] or "cmake --preset cuda" in body["message"], body
+    code, error = daemon.fails("quant", "kernel", "--weight-dtype", "int8", "--backend", name)
+    assert (code, error["reason"]) == (1, body["code"]), error

@@ -270,6 +270,12 @@ def generate_bytes(engine):
     return (b"\x12" + bytes([len(engine)]) + engine.encode() + b"\x1a\x04Once" + b"\x2a" + bytes([len(options)]) + options)
 
 
+def test_best_of_is_never_ignored(daemon, engine):
+    url = f"http://{daemon.http}/v1/completions"
+    refused = requests.post(url, json={"model": engine, "prompt": "x", "max_tokens": 2, "best_of": 2}, timeout=10)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "best_of", refused.text
+
+
 def test_many_clients_at_once(client, engine):
     texts = []
     threads = [threading.Thread(target=lambda: texts.append(client.completions.create(

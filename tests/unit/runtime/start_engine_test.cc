@@ -104,6 +104,10 @@ TEST(StartEngine, RefusesWithAReason) {
   const absl::Status backend = start([](EngineSpec& s) { s.backend = "abacus"; });
   EXPECT_EQ(Reason(backend), "UNKNOWN_BACKEND");
   EXPECT_NE(backend.message().find("cpu"), std::string::npos);
+  const absl::Status absent = start([](EngineSpec& s) { s.backend = "ascend"; });
+  EXPECT_TRUE(absl::IsUnimplemented(absent));
+  EXPECT_EQ(Reason(absent), "BACKEND_ABSENT");
+  EXPECT_NE(absent.message().find("use backend cpu"), std::string::npos) << absent;
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.max_seqs = 0; })), "OUT_OF_RANGE");
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.kv_quantization = "int5"; })), "UNKNOWN_KV_STRATEGY");
   EXPECT_EQ(Reason(start([](EngineSpec& s) { s.quantization = "int5"; })), "UNKNOWN_QUANTIZATION");

@@ -77,6 +77,38 @@ TEST(Config, BeyondLoopbackNeedsTlsOrToken) {
   EXPECT_FALSE(CheckConfig(line->config).ok());
 }
 
+TEST(Config, HttpConnectionsAreMoreThanThreads) {
+  auto line = ParseCommandLine({"--http-threads", "8", "--max-http-connections", "8"}, {});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_NE(std::string(CheckConfig(line->config).message()).find("got 8 and 8"), std::string::npos);
+  line = ParseCommandLine({"--http-threads", "8"}, {{"SAGE_MAX_HTTP_CONNECTIONS", "9"}});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->config.max_http_connections, 9);
+  EXPECT_TRUE(CheckConfig(line->config).ok()) << CheckConfig(line->config);
+}
+
+TEST(Config, WarnsOfAPortThatIsOpenToEveryone) {
+  const std::string file = TempFile("x");
+  const std::vector<std::string> tls = {"--tls-cert",    file,        "--tls-key",     file,    "--http-tls",
+                                        "--grpc-listen", "0.0.0.0:1", "--http-listen", "[::]:2"};
+  auto line = ParseCommandLine(tls, {});
+  ASSERT_TRUE(line.ok()) << line.status();
+  ASSERT_TRUE(CheckConfig(line->config).ok()) << CheckConfig(line->config);
+  const std::vector<std::string> warnings = ConfigWarnings(line->config);
+  ASSERT_EQ(warnings.size(), 2u);
+  EXPECT_EQ(warnings[0].rfind("grpc-listen: ", 0), 0u) << warnings[0];
+  EXPECT_NE(warnings[1].find("[::]:2"), std::string::npos) << warnings[1];
+  EXPECT_NE(DescribeConfig(line->config).find("\nwarning: http-listen: "), std::string::npos);
+  for (const char* lock : {"--token-file", "--tls-client-ca"}) {
+    std::vector<std::string> locked = tls;
+    locked.insert(locked.end(), {lock, file});
+    line = ParseCommandLine(locked, {});
+    ASSERT_TRUE(line.ok()) << line.status();
+    EXPECT_TRUE(ConfigWarnings(line->config).empty()) << lock;
+  }
+  EXPECT_TRUE(ConfigWarnings(ParseCommandLine({}, {})->config).empty()) << "loopback";
+}
+
 TEST(Config, Durations) {
   auto line = ParseCommandLine({"--drain-timeout", "500ms", "--drain-delay", "2m"}, {});
   ASSERT_TRUE(line.ok()) << line.status();

@@ -125,6 +125,8 @@ class FakeRuntime final : public Runtime {
       if (cancel.cancelled()) return cancel.Check();
       absl::SleepFor(absl::Milliseconds(1));
     }
+    if (spec.quantization == "huge")
+      return MakeError(absl::StatusCode::kResourceExhausted, "INSUFFICIENT_MEMORY", "no");
     if (spec.quantization == "bad")
       return MakeError(absl::StatusCode::kInvalidArgument, "UNKNOWN_LINEAR_STRATEGY", "no");
     auto engine = std::make_shared<FakeEngine>(spec);

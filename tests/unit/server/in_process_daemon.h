@@ -27,6 +27,7 @@ class InProcessDaemonTest : public testing::Test {
     config.model_roots = {top_ + "/root"};
     config.grpc_listen = *ParseListenAddress("127.0.0.1:0");
     config.http_listen = *ParseListenAddress("127.0.0.1:0");
+    Configure(config);
     auto daemon = Daemon::Create(config, [](const RuntimeOptions&) { return std::make_unique<FakeRuntime>(); });
     ASSERT_TRUE(daemon.ok()) << daemon.status();
     daemon_ = *std::move(daemon);
@@ -36,6 +37,7 @@ class InProcessDaemonTest : public testing::Test {
     daemon_->SetReady();
     channel_ = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
   }
+  virtual void Configure(DaemonConfig&) {}
   void TearDown() override {
     if (daemon_) daemon_->StopWork(absl::Now());
     if (server_) server_->Shutdown(absl::Now() + absl::Seconds(2));

@@ -4,6 +4,7 @@
 #include <set>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
@@ -157,17 +158,37 @@ TEST_F(InferenceTest, DrainEndsStreams) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
-std::string Reason(const std::string& body) { return GetErrorReason(ParseStartRequest(body).status()).reason; }
+std::string Reason(const std::string& body) {
+  return GetErrorReason(ParseStartRequest(body, ListenAddress()).status()).reason;
+}
 
 TEST(StartRequest, ReadsTheGatewaysWords) {
   const auto request = ParseStartRequest(R"({"model_id": "m", "engine_label": "l", "use_gpu": false, "port": null,
       "tensor_parallel_size": 1, "max_concurrent_requests": 7, "instance_type": "general", "finetune_output_dir": null,
-      "extra_args": [], "metadata": {"a": 1}})");
+      "extra_args": [], "metadata": {"a": 1}})",
+                                         ListenAddress());
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->model(), "m");
   EXPECT_EQ(request->engine_id(), "l");
   EXPECT_EQ(request->backend(), "cpu");
   EXPECT_EQ(request->max_queue_requests(), 7);
+}
+
+TEST(StartRequest, TheDaemonsOwnAddressAsksForNothing) {
+  ListenAddress own;
+  own.host = "10.0.0.7";
+  own.port = 8000;
+  const auto reason = [&](const std::string& body) {
+    return GetErrorReason(ParseStartRequest(body, own).status()).reason;
+  };
+  for (const char* host : {"localhost", "127.0.0.1", "::1", "10.0.0.7"}) {
+    EXPECT_EQ(reason(absl::StrCat("{\"model\": \"m\", \"host\": \"", host, "\"}")), "") << host;
+  }
+  EXPECT_EQ(reason(R"({"host": null, "port": 8000})"), "");
+  for (const char* body : {R"({"host": "10.0.0.8"})", R"({"host": ""})", R"({"host": 1})", R"({"port": 8001})",
+                           R"({"port": 0})", R"({"port": "8000"})"}) {
+    EXPECT_EQ(reason(body), "UNSUPPORTED") << body;
+  }
 }
 
 TEST(StartRequest, RefusesWhatItCannotDo) {

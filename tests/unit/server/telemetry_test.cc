@@ -25,15 +25,28 @@ namespace {
 constexpr char kTrace[] = "4bf92f3577b34da6a3ce929d0e0e4736", kParent[] = "00f067aa0ba902b7";
 
 TEST(Trace, ContinuesWhatIsWellFormed) {
-  const TraceContext got = ContinueTrace(std::string("00-") + kTrace + "-" + kParent + "-01");
+  const TraceContext got = ContinueTrace({std::string("00-") + kTrace + "-" + kParent + "-01", ""});
   EXPECT_EQ(got.trace_id, kTrace);
   EXPECT_EQ(got.parent_id, kParent);
   EXPECT_TRUE(got.sampled);
   EXPECT_EQ(got.span_id.size(), 16u);
   EXPECT_EQ(Traceparent(got), std::string("00-") + kTrace + "-" + got.span_id + "-01");
-  EXPECT_FALSE(ContinueTrace(std::string("00-") + kTrace + "-" + kParent + "-00").sampled);
+  EXPECT_FALSE(ContinueTrace({std::string("00-") + kTrace + "-" + kParent + "-00", ""}).sampled);
   // A later version may have more fields; ours may not.
-  EXPECT_EQ(ContinueTrace(std::string("cc-") + kTrace + "-" + kParent + "-01-more").trace_id, kTrace);
+  EXPECT_EQ(ContinueTrace({std::string("cc-") + kTrace + "-" + kParent + "-01-more", ""}).trace_id, kTrace);
+}
+
+TEST(Trace, PassesTheStateOnOnlyWithItsTrace) {
+  const std::string parent = std::string("00-") + kTrace + "-" + kParent + "-01";
+  const TraceContext got = ContinueTrace({parent, "vendor=a,other=b"});
+  EXPECT_EQ(got.state, "vendor=a,other=b");
+  EXPECT_EQ(ChildOf(got).state, got.state);
+  EXPECT_EQ(ContinueTrace({"", "vendor=a"}).state, "");
+  EXPECT_EQ(ContinueTrace({parent, std::string(513, 'x')}).state, "");
+  EXPECT_EQ(ContinueTrace({parent, "a=\n"}).state, "");
+  Span span;
+  span.context = got;
+  EXPECT_EQ(OtlpBody({span}, "1")["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["traceState"], got.state);
 }
 
 TEST(Trace, BeginsAFreshOneOtherwise) {
@@ -44,12 +57,12 @@ TEST(Trace, BeginsAFreshOneOtherwise) {
         "00-" + zero32 + "-" + kParent + "-01", std::string("00-") + kTrace + "-" + zero16 + "-01",
         "00-" + std::string(32, 'G') + "-" + kParent + "-01", "0G" + good.substr(2), std::string(55, '-'),
         "00-" + std::string("4BF92F3577B34DA6A3CE929D0E0E4736") + "-" + kParent + "-01"}) {
-    const TraceContext got = ContinueTrace(bad);
+    const TraceContext got = ContinueTrace({bad, "a=b"});
     EXPECT_NE(got.trace_id, kTrace) << bad;
     EXPECT_EQ(got.trace_id.size(), 32u);
     EXPECT_TRUE(got.parent_id.empty());
   }
-  EXPECT_NE(ContinueTrace("").trace_id, ContinueTrace("").trace_id);
+  EXPECT_NE(ContinueTrace({}).trace_id, ContinueTrace({}).trace_id);
 }
 
 Span SomeSpan(bool sampled = true) {

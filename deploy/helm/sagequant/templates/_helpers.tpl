@@ -67,6 +67,7 @@ drain_delay: {{ .Values.config.drainDelaySeconds }}
 watchdog: {{ .Values.config.watchdogSeconds }}
 max_streams: {{ .Values.config.maxStreams }}
 max_connections: {{ .Values.config.maxConnections }}
+max_http_connections: {{ .Values.config.maxHttpConnections }}
 http_threads: {{ .Values.config.httpThreads }}
 operation_workers: {{ .Values.config.operationWorkers }}
 {{- if .Values.config.otlpEndpoint }}
