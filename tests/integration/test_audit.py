@@ -56,7 +56,8 @@ def test_http_mutations_say_what_they_were_about(watched, token, code):
 def test_a_typo_alarms_nobody(watched):
     headers = bearer("tok-admin")
     base = f"http://{watched.http}/v1/management/engines"
-    refused = requests.post(base, json={"model_id": "stories260K", "engine_label": "typo", "quantization": "int5"}, headers=headers, timeout=60)
+    body = {"model_id": "stories260K", "engine_label": "typo", "quantization": "int5"}
+    refused = requests.post(base, json=body, headers=headers, timeout=60)
     assert refused.status_code == 400
     text = requests.get(f"http://{watched.http}/metrics", headers=headers, timeout=20).text
     assert 'engine="typo"' not in text
@@ -110,8 +111,8 @@ def sign(folder, authority, pair, days):
     request, pem = folder / "again.csr", folder / "again.pem"
     subprocess.run(["openssl", "req", "-new", "-key", pair[0], "-subj", "/CN=server", "-out", request], check=True, capture_output=True)
     (folder / "again.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    subprocess.run(["openssl", "x509", "-req", "-in", request, "-CA", authority[1], "-CAkey", authority[0], "-CAcreateserial", "-days", str(days),
-                    "-extfile", folder / "again.ext", "-out", pem], check=True, capture_output=True)
+    subprocess.run(["openssl", "x509", "-req", "-in", request, "-CA", authority[1], "-CAkey", authority[0], "-CAcreateserial",
+                    "-days", str(days), "-extfile", folder / "again.ext", "-out", pem], check=True, capture_output=True)
     return pem.read_bytes()
 
 
