@@ -372,11 +372,13 @@ void AddOpenAiRoutes(Daemon& daemon, httplib::Server& server) {
                record.ok() ? SetJson(ModelJson(*record), response) : SetError(record.status(), response);
              });
   for (const char* path : {"/v1/completions", "/v1/chat/completions", "/v1/embeddings"}) {
-    server.Get(path, [](const httplib::Request& request, httplib::Response& response) {
+    server.Get(path, [&daemon](const httplib::Request& request, httplib::Response& response) {
       response.set_header("Allow", "POST");
-      SetJson(OpenAiError(MakeError(absl::StatusCode::kInvalidArgument, "METHOD_NOT_ALLOWED",
-                                    absl::StrCat(request.path, ": must be called by POST, got ", request.method))),
-              response, 405);
+      RefuseUnrouted(daemon, request,
+                     MakeError(absl::StatusCode::kInvalidArgument, "METHOD_NOT_ALLOWED",
+                               absl::StrCat(request.path, ": must be called by POST, got ", request.method)),
+                     response);
+      response.status = 405;
     });
   }
   server.Post("/v1/embeddings", [&daemon](const httplib::Request& request, httplib::Response& response) {

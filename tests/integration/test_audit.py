@@ -111,9 +111,8 @@ def sign(folder, authority, pair, days):
     request, pem = folder / "again.csr", folder / "again.pem"
     subprocess.run(["openssl", "req", "-new", "-key", pair[0], "-subj", "/CN=server", "-out", request], check=True, capture_output=True)
     (folder / "again.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    subprocess.run(["openssl", "x509", "-req", "-in", request, "-CA", authority[1], "-CAkey", authority[0],
-                    "-CAcreateserial", "-days", str(days),
-                    "-extfile", folder / "again.ext", "-out", pem], check=True, capture_output=True)
+    subprocess.run(["openssl", "x509", "-req", "-in", request, "-CA", authority[1], "-CAkey", authority[0], "-CAcreateserial",
+                    "-days", str(days), "-extfile", folder / "again.ext", "-out", pem], check=True, capture_output=True)
     return pem.read_bytes()
 
 

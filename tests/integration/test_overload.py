@@ -123,6 +123,9 @@ def test_unknown_routes_and_bad_requests_are_calls_too(narrow):
     while metric(narrow, name) != before + 1:
         assert time.time() < end
         time.sleep(0.05)
+    wrong = requests.get(f"http://{narrow.http}/v1/completions", timeout=20)
+    assert wrong.status_code == 405 and wrong.headers["Allow"] == "POST" and wrong.json()["error"]["code"] == "METHOD_NOT_ALLOWED"
+    assert metric(narrow, 'sage_rpc_requests_total{code="INVALID_ARGUMENT",interface="http",method="Unrouted"}') >= 1
     smuggled = connect(narrow, b"POST /v1/completions HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
     assert smuggled.recv(100).startswith(b"HTTP/1.1 400 ")
     packed = requests.post(f"http://{narrow.http}/v1/completions", data=b"\x1f\x8b", headers={"Content-Encoding": "gzip"}, timeout=20)
