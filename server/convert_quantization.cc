@@ -48,6 +48,7 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
   if (!request.dataset().empty() && request.dataset_content().empty()) {
     SAGE_ASSIGN_OR_RETURN(spec.dataset, paths.ResolveData(request.dataset()));
   }
+  spec.dataset_name = request.dataset_name();
   spec.dataset_field = request.dataset_field();
   if (!config.method().empty()) spec.method = config.method();
   if (!config.weight_dtype().empty()) spec.weight_dtype = config.weight_dtype();
@@ -57,6 +58,11 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
   spec.asymmetric = config.asymmetric();
   spec.act_order = config.act_order();
   spec.rotate = config.rotate();
+  spec.weight_granularity = config.weight_granularity();
+  spec.fp8_format = config.fp8_format();
+  spec.double_quant = config.double_quant();
+  spec.gptq_asymmetric_correction = config.gptq_asymmetric_correction();
+  spec.gptq_f64 = config.gptq_f64();
   spec.clip_ratio = config.clip_ratio();
   spec.scale_precision = config.scale_precision();
   spec.kv_quantization = config.kv_dtype();
@@ -131,6 +137,7 @@ void FillCalibrateResult(const CalibrationResult& result, pb::CalibrateResult* o
   out->set_estimated_bytes(result.estimated_bytes);
   out->set_estimated_seconds(result.estimated_seconds);
   out->set_spilled_bytes(result.spilled_bytes);
+  for (const std::string& note : result.notes) out->add_notes(note);
   for (const LayerResult& layer : result.layers) {
     auto* row = out->add_layers();
     row->set_name(layer.name);
@@ -163,6 +170,7 @@ Json CalibrateJson(const CalibrationResult& result, const std::string& operation
           {"estimated_bytes", result.estimated_bytes},
           {"estimated_seconds", result.estimated_seconds},
           {"spilled_bytes", result.spilled_bytes},
+          {"notes", result.notes},
           {"layers", layers}};
 }
 

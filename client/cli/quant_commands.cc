@@ -45,6 +45,9 @@ std::optional<Failure> ShowCalibration(const Context& context, const Json& resul
       Text(result, "artifact").c_str(), Text(result, "path").c_str(), Text(result, "quantization").c_str(),
       FormatBytes(result.value("weight_bytes", 0.0)).c_str(), result.value("bits_per_weight", 0.0),
       FormatSeconds(result.value("seconds", 0.0)).c_str());
+  for (const Json& note : result.value("notes", Json::array())) {
+    if (note.is_string()) std::printf("note          %s\n", note.get<std::string>().c_str());
+  }
   return std::nullopt;
 }
 
@@ -83,15 +86,22 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
   text("--method",
        "minmax, rtn, percentile, mse, kl, smoothquant, awq, gptq, awq+gptq, awq+smoothquant, autoround or qat (minmax)",
        [&config](const std::string& v) { config.set_method(v); });
-  text("--weight-dtype", "int4, int8, int3, int2, fp8, nf4 or a strategy (int4)",
+  text("--weight-dtype", "int4, int8, int3, int2, fp8, nf4, composite as w4a16, or a strategy (int4)",
        [&config](const std::string& v) { config.set_weight_dtype(v); });
+  text("--weight-granularity", "Scales of fp8 weights: channel, tensor or block of 128 x 128 (channel)",
+       [&config](const std::string& v) { config.set_weight_granularity(v); });
+  text("--fp8-format", "Codes of fp8 weights: e4m3 or e5m2 (e4m3)",
+       [&config](const std::string& v) { config.set_fp8_format(v); });
+  command.add_flag_function(
+      "--double-quant", [&config](int64_t) { config.set_double_quant(true); },
+      "Quantize the scales of nf4 and fp4 too");
   text("--activation-dtype", "bf16, int8, or composite as w8a8",
        [&config](const std::string& v) { config.set_activation_dtype(v); });
   text("--activation-scheme", "Of 8-bit activations: dynamic, or static with a dataset (dynamic)",
        [&config](const std::string& v) { config.set_activation_scheme(v); });
   command.add_flag_function(
       "--activation-asymmetric", [&config](int64_t) { config.set_activation_asymmetric(true); },
-      "A zero point beside the static scale");
+      "A zero point beside the scale of 8-bit integer activations");
   text("--kv-quant", "KV strategy to write into the artifact (bf16)",
        [&config](const std::string& v) { config.set_kv_dtype(v); });
   text("--kv-scales", "static, dynamic or auto: static when a dataset is given (auto)",
@@ -125,10 +135,16 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
   command.add_flag_function(
       "--act-order", [&config](int64_t) { config.set_act_order(true); }, "GPTQ by activation size");
   command.add_flag_function(
+      "--gptq-asymmetric-correction", [&config](int64_t) { config.set_gptq_asymmetric_correction(true); },
+      "GPTQ with GPTAQ's correction in place of least-squares weights");
+  command.add_flag_function(
+      "--gptq-f64", [&config](int64_t) { config.set_gptq_f64(true); }, "GPTQ's factor and updates in f64");
+  command.add_flag_function(
       "--rotate", [&config](int64_t) { config.set_rotate(true); },
       "Turn hidden states and values by random Hadamard matrices (--seed), folded into the weights");
   command.add_option_function<double>(
-      "--clip-ratio", [&config](double v) { config.set_clip_ratio(v); }, "[0, 1); 0 = off");
+      "--clip-ratio", [&config](double v) { config.set_clip_ratio(v); },
+      "[0, 1): ranges begin at (1 - ratio) of the weights' extremes (0 = off)");
   command
       .add_option_function<std::vector<std::string>>(
           "--exclude",

@@ -106,6 +106,11 @@ absl::StatusOr<StoredLinear> QuantizeAwq(std::string_view name, const TensorView
   const int64_t N = weight.dim(0), K = weight.dim(1);
   SAGE_RETURN_IF_ERROR(CheckAwq(name, spec, N, K));
   const int64_t group = spec.group_size == -1 ? K : spec.group_size, G = K / group;
+  if (spec.symmetric && !plan.scale.empty() && plan.zero.empty()) {
+    LayerPlan whole = plan;  // the file has a zero for every group: 8 means what no zero means elsewhere
+    whole.zero.assign(plan.scale.size(), 0.0f);
+    return QuantizeAwq(name, weight, spec, whole, threads);
+  }
   SAGE_RETURN_IF_ERROR(CheckZeroPointPlan(name, kBits, plan, /*symmetric=*/false, N, K, G));
   if (!plan.g_idx.empty()) {
     return Refuse(name, "ACT_ORDER_NOT_SUPPORTED", "the plan must keep the order of inputs, got a g_idx");
@@ -123,7 +128,7 @@ absl::StatusOr<StoredLinear> QuantizeAwq(std::string_view name, const TensorView
   std::vector<uint8_t> codes(static_cast<size_t>(N * K)), zeros(static_cast<size_t>(N * G));
   SAGE_RETURN_IF_ERROR(ForEachRow(name, weight, threads, [&](int64_t n, const float* row) -> absl::Status {
     for (int64_t g = 0; g < G; ++g) {
-      const IntegerGrid grid = plan.scale.empty() ? GridFromWeights(row + g * group, group, kBits, /*symmetric=*/false,
+      const IntegerGrid grid = plan.scale.empty() ? GridFromWeights(row + g * group, group, kBits, spec.symmetric,
                                                                     DType::kF16, spec.clip_ratio)
                                                   : PlannedGrid(plan, n * G + g, DType::kF16);
       if (!std::isfinite(grid.scale)) return ScaleOutOfF16(name, n, g);
@@ -185,6 +190,8 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> BindAwq(const StoredLinear& stored,
       }
     }
   });
+  SAGE_RETURN_IF_ERROR(CheckFinite(stored, "scales", integer.scale));
+  SAGE_RETURN_IF_ERROR(CheckFinite(stored, parts.zeros.empty() ? "scaled_zeros" : "qzeros", integer.offset));
   return backend.BindLinear(QueryOf("int4_w4a16", stored, G == 1 ? -1 : parts.group, /*symmetric=*/false, priority),
                             std::move(weight), threads);
 }

@@ -7,12 +7,15 @@
 
 namespace sage {
 
+struct AwqChoice;  // engine/solvers/scale_search.h
+InputScales ScalesOf(AwqChoice choice);
+
 // The scales with the least output error of 20 steps, with and without duo scaling; all one when none helps.
-absl::StatusOr<std::vector<float>> ChooseAwqScales(const SharedInput& shared, ThreadPool& threads);
+absl::StatusOr<InputScales> ChooseAwqScales(const SharedInput& shared, ThreadPool& threads);
 // Clip search for every (row, group), then round to nearest.
 absl::StatusOr<LayerPlan> SolveClipped(const InputStatistics& input, const TensorView& weight, const LinearSpec& spec,
                                        const LinearStrategyDef& strategy, ThreadPool& threads);
 // SmoothQuant: the alpha in 0.3 .. 0.95 with the least error on sample tokens when activations take 8 bits too.
-absl::StatusOr<std::vector<float>> ChooseSmoothScales(const SharedInput& shared, ThreadPool& threads);
+absl::StatusOr<InputScales> ChooseSmoothScales(const SharedInput& shared, ThreadPool& threads);
 
 }  // namespace sage

@@ -1,5 +1,5 @@
-// Integer weights stored one byte a code, as compressed-tensors "int-quantized" (reference/quantization.md 1.4): shared
-// by the int strategies with 8-bit activations.
+// Integer weights stored one byte a code, as compressed-tensors "int-quantized" (reference/quantization.md 1.4):
+// int8_w8a8.
 //
 //   weight             I8 [N, K]      signed codes
 //   weight_scale       F32/F16/BF16 [N, G]
@@ -38,7 +38,8 @@ struct ByteLinear {
                     absl::StrCat("act_order must be false and clip_ratio in [0, 1), got act_order=", spec.act_order,
                                  ", clip_ratio=", spec.clip_ratio));
     }
-    return CheckScaleDType(kName, spec.scale_dtype);
+    SAGE_RETURN_IF_ERROR(CheckScaleDType(kName, spec.scale_dtype));
+    return RefuseFloatFields(kName, spec);
   }
 
   static absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec& spec, const LayerPlan& plan,
@@ -125,13 +126,13 @@ struct ByteLinear {
     }
     integer.scale.resize(static_cast<size_t>(stored.N * parts.G));
     LoadFloats(parts.scales, 0, stored.N * parts.G, integer.scale.data());
+    SAGE_RETURN_IF_ERROR(CheckFinite(stored, "weight_scale", integer.scale));
     if (!parts.zeros.empty()) {
       for (int64_t i = 0; i < stored.N * parts.G; ++i) {
         integer.offset.push_back(-integer.scale[static_cast<size_t>(i)] * static_cast<float>(BytesOf(parts.zeros)[i]));
       }
     }
-    integer.activations.eight_bits = true;
-    SAGE_RETURN_IF_ERROR(ReadStatic(stored, &integer.activations));
+    SAGE_RETURN_IF_ERROR(ReadActivations(stored, &integer.activations));
     return backend.BindLinear(QueryOf(kName, stored, stored.spec.group_size, parts.zeros.empty(), priority),
                               std::move(weight), threads);
   }
@@ -153,26 +154,6 @@ struct ByteLinear {
     if (stored.spec.symmetric) return parts;
     SAGE_ASSIGN_OR_RETURN(parts.zeros, RequireTensor(stored, "weight_zero_point", {DType::kI8}, {stored.N, parts.G}));
     return parts;
-  }
-
-  static absl::Status ReadStatic(const StoredLinear& stored, IntegerActivations* out) {
-    const auto scale = stored.tensors.find("input_scale");
-    if (scale == stored.tensors.end()) return absl::OkStatus();
-    const TensorView& view = scale->second;
-    if (!IsFloat(view.dtype) || view.bytes != DTypeSize(view.dtype)) {
-      return Refuse(kName, "BAD_TENSOR", absl::StrCat("input_scale must be one float, got ", ShapeText(view.shape)));
-    }
-    out->scale = LoadFloat(view, 0);
-    if (!std::isfinite(out->scale) || out->scale <= 0) {
-      return Refuse(kName, "BAD_TENSOR", absl::StrCat("input_scale must be positive, got ", out->scale));
-    }
-    const auto zero = stored.tensors.find("input_zero_point");
-    if (zero == stored.tensors.end()) return absl::OkStatus();
-    if (zero->second.dtype != DType::kI8 || zero->second.bytes != 1) {
-      return Refuse(kName, "BAD_TENSOR", "input_zero_point must be one I8");
-    }
-    out->zero = *zero->second.as<int8_t>();
-    return absl::OkStatus();
   }
 
   static void StoreFloat(float value, int64_t at, Tensor* to) {

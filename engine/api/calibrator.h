@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -33,6 +34,13 @@ struct InputStatistics {
                                 // to the hidden states, what the unquantized ones behind it have more
   };
   std::array<Half, 2> halves;
+  std::vector<float> shift;  // [K, K] sum c^2 (x_full - x) x^T where GPTAQ's correction was asked for, else empty
+};
+
+// Scales of an input that several layers read, and how they came about.
+struct InputScales {
+  std::vector<float> values;  // [K] positive
+  std::string how;            // for the record: "smoothquant alpha 0.75", "awq ratio 0.45", "none"
 };
 
 // Layers that read one value, and how they will be stored.
@@ -50,13 +58,14 @@ struct CalibratorDef {
   bool needs_activations = false;
   // Positive scales [K] that multiply the columns of the weights and divide the input (whoever made that input is
   // divided once and for all). Null: the method leaves the weights where they are.
-  absl::StatusOr<std::vector<float>> (*choose_scales)(const SharedInput& shared, ThreadPool& threads) = nullptr;
+  absl::StatusOr<InputScales> (*choose_scales)(const SharedInput& shared, ThreadPool& threads) = nullptr;
   // Scales, zeros and codes for weight [N, K] f32; an empty plan leaves them to the strategy's own rule.
   absl::StatusOr<LayerPlan> (*solve)(const InputStatistics& input, const TensorView& weight, const LinearSpec& spec,
                                      const LinearStrategyDef& strategy, ThreadPool& threads) = nullptr;
   // The unquantized model runs beside the quantized one and `solve` gets weights that make up for the difference of the
   // layer's inputs (engine/solvers/output_target.h).
   bool compensates = false;
+  bool solves_by_gptq = false;  // honours LinearSpec::solve_in_f64
   // After `solve` the whole block is trained towards the unquantized one (needs `compensates` and `integer_grid`); null
   // = not.
   const BlockTrainingOptions* training = nullptr;

@@ -18,8 +18,12 @@ Json Arguments(int bits, const char* type, bool symmetric, const char* strategy)
           {"observer", "minmax"},   {"observer_kwargs", Json::object()}};
 }
 
-Json DynamicActivations(const char* type) {
-  Json out = Arguments(8, type, true, "token");
+// input_activations of a layer with 8-bit activations.
+Json ActivationsOf(const LinearSpec& spec, bool floats) {
+  if (spec.static_activations) return CompressedTensorsStaticActivations(floats, spec.activation_symmetric);
+  const bool groups = spec.activation_group_size > 0;
+  Json out = Arguments(8, floats ? "float" : "int", spec.activation_symmetric, groups ? "group" : "token");
+  if (groups) out["group_size"] = spec.activation_group_size;
   out["dynamic"] = true;
   out["observer"] = nullptr;
   return out;
@@ -61,7 +65,9 @@ absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const Linea
   const bool fp8 = strategy.weight_dtype == "fp8";
   if (!integer && !fp8) return CannotStore("compressed_tensors", strategy);
   const bool small = strategy.activation_bits == 8, grouped = integer && spec.group_size > 0;
-  const char* format = fp8 ? "float-quantized" : small ? "int-quantized" : "pack-quantized";
+  const char* format = fp8                                  ? "float-quantized"
+                       : small && strategy.weight_bits == 8 ? "int-quantized"
+                                                            : "pack-quantized";
   const bool whole = fp8 && spec.block_rows == -1;
   Json weights = Arguments(strategy.weight_bits, fp8 ? "float" : "int", spec.symmetric,
                            grouped ? "group"
@@ -75,7 +81,7 @@ absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const Linea
   }
   const Json group = {{"targets", {"Linear"}},
                       {"weights", weights},
-                      {"input_activations", small ? DynamicActivations(fp8 ? "float" : "int") : Json(nullptr)},
+                      {"input_activations", small ? ActivationsOf(spec, fp8) : Json(nullptr)},
                       {"output_activations", nullptr},
                       {"format", format}};
   std::vector<std::string> ignore = ignored;

@@ -9,7 +9,8 @@
 
 namespace sage {
 
-// pack-quantized (integers, 16-bit activations), int-quantized (integers one byte each, dynamic 8-bit activations) or
+// pack-quantized (integers with 16-bit activations, 4 bits with 8-bit ones), int-quantized (8-bit integers with 8-bit
+// activations) or
 // float-quantized (fp8). UNIMPLEMENTED for a strategy that compressed-tensors has no format for.
 absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
                                              const std::vector<std::string>& ignored);

@@ -76,14 +76,33 @@ absl::Status ReadTargets(const std::string& where, const Json& group, std::vecto
   return absl::OkStatus();
 }
 
-absl::Status CheckActivations(const std::string& where, const Json& activations) {
+struct Activations {
+  bool fixed = false;  // one stored scale
+  bool symmetric = true;
+};
+
+// input_activations: 8-bit integers with a scale for each token, or one stored scale (and zero point) of a layer's
+// input.
+absl::StatusOr<Activations> ReadActivations(const std::string& where, const Json& activations) {
+  const auto refuse = [&](const char* rule) {
+    return MakeError(absl::StatusCode::kUnimplemented, "ACTIVATION_QUANTIZATION_NOT_SUPPORTED",
+                     absl::StrCat(where, ": input_activations ", rule, ", got ", DumpJson(activations).substr(0, 160)));
+  };
+  if (!activations.is_object()) return refuse("must be an object");
   SAGE_ASSIGN_OR_RETURN(const std::string type, JsonString(activations, "type", "int"));
   SAGE_ASSIGN_OR_RETURN(const int64_t bits, JsonInt(activations, "num_bits", 8));
-  SAGE_ASSIGN_OR_RETURN(const std::string strategy, JsonString(activations, "strategy", "token"));
-  if (type == "int" && bits == 8 && (strategy == "token" || strategy == "tensor")) return absl::OkStatus();
-  return MakeError(absl::StatusCode::kUnimplemented, "ACTIVATION_QUANTIZATION_NOT_SUPPORTED",
-                   absl::StrCat(where, ": input_activations must be 8-bit integers by token or by tensor, got ",
-                                DumpJson(activations).substr(0, 120)));
+  const auto dynamic = activations.find("dynamic");
+  const bool absent = dynamic == activations.end() || dynamic->is_null();
+  if (!absent && !dynamic->is_boolean()) return refuse("must have dynamic true or false");
+  Activations out;
+  out.fixed = absent || !dynamic->get<bool>();
+  SAGE_ASSIGN_OR_RETURN(out.symmetric, JsonBool(activations, "symmetric", true));
+  SAGE_ASSIGN_OR_RETURN(const std::string strategy,
+                        JsonString(activations, "strategy", out.fixed ? "tensor" : "token"));
+  if (type != "int" || bits != 8) return refuse("must be 8-bit integers");
+  if (out.fixed && strategy != "tensor") return refuse("that are static (dynamic false) must have strategy tensor");
+  if (!out.fixed && strategy != "token") return refuse("that are dynamic must have strategy token");
+  return out;
 }
 
 absl::StatusOr<Tensor*> Own(const std::string& name, DType dtype, Shape shape, StoredLinear* out) {
@@ -144,9 +163,9 @@ absl::Status CtIntegerSchemes::AddGroup(const std::string& path, const std::stri
   const auto activations = group.find("input_activations");
   out.activations = activations != group.end() && !activations->is_null();
   if (out.activations) {
-    SAGE_RETURN_IF_ERROR(CheckActivations(where, *activations));
-    const auto dynamic = activations->find("dynamic");
-    out.static_activations = dynamic != activations->end() && *dynamic == false;
+    SAGE_ASSIGN_OR_RETURN(const Activations read, ReadActivations(where, *activations));
+    out.static_activations = read.fixed;
+    out.activation_symmetric = read.symmetric;
   }
   SAGE_ASSIGN_OR_RETURN(out.strategy, JsonString(weights, "strategy", ""));
   SAGE_ASSIGN_OR_RETURN(out.group_size, JsonInt(weights, "group_size", 0));
@@ -237,8 +256,10 @@ absl::StatusOr<StoredLinear> CtIntegerSchemes::Begin(const HfFolder& folder, con
   out.spec.scale_dtype = scale.dtype;
   out.spec.group_size = G == 1 ? -1 : static_cast<int>(out.K / G);
   out.spec.symmetric = folder.Find(module + ".weight_zero_point") == nullptr;
-  if (out.spec.symmetric && !group.symmetric) {
-    return Bad(folder, module, absl::StrCat("has no weight_zero_point, and ", group.name, " says symmetric false"));
+  if (out.spec.symmetric != group.symmetric) {
+    return Bad(folder, module,
+               absl::StrCat(out.spec.symmetric ? "has no weight_zero_point, and " : "has a weight_zero_point, and ",
+                            group.name, " says symmetric ", group.symmetric ? "true" : "false"));
   }
   if (const TensorView* g_idx = folder.Find(module + ".weight_g_idx")) {
     out.spec.act_order = true;
@@ -298,25 +319,22 @@ absl::StatusOr<CtIntegerSchemes::Codes> CtIntegerSchemes::Unpack(const HfFolder&
   return result;
 }
 
-// int8_w8a16's form of codes of fewer bits.
-absl::Status CtIntegerSchemes::AddWords(const Codes& codes, int bits, StoredLinear* out) const {
-  const uint8_t up = static_cast<uint8_t>(128 - (1 << (bits - 1)));
-  const int64_t N = out->N, K = out->K, G = out->tensors.at("weight_scale").dim(1), words = (K + 3) / 4;
+// The packed form of codes of `bits` bits in a strategy of `width` bits: the middle of both ranges is one place.
+absl::Status CtIntegerSchemes::AddWords(const Codes& codes, int bits, int width, StoredLinear* out) const {
+  const int up = (1 << (width - 1)) - (1 << (bits - 1));
+  const int64_t N = out->N, K = out->K, G = out->tensors.at("weight_scale").dim(1), words = PackedWords(K, width);
   SAGE_ASSIGN_OR_RETURN(Tensor * packed, Own("weight_packed", DType::kI32, {N, words}, out));
-  for (int64_t i = 0; i < N * K; ++i) {
-    packed->as<uint8_t>()[i / K * 4 * words + i % K] = static_cast<uint8_t>(codes.codes[static_cast<size_t>(i)] + up);
-  }
+  std::vector<uint8_t> moved(codes.codes);
+  for (uint8_t& code : moved) code = static_cast<uint8_t>(code + up);
+  for (int64_t n = 0; n < N; ++n) PackCodes(moved.data() + n * K, K, width, packed->as<uint32_t>() + n * words);
   SAGE_ASSIGN_OR_RETURN(Tensor * shape, Own("weight_shape", DType::kI64, {2}, out));
   shape->as<int64_t>()[0] = N;
   shape->as<int64_t>()[1] = K;
   if (codes.zeros.empty()) return absl::OkStatus();
-  SAGE_ASSIGN_OR_RETURN(Tensor * zeros, Own("weight_zero_point", DType::kI32, {(N + 3) / 4, G}, out));
-  for (int64_t n = 0; n < N; ++n) {
-    for (int64_t g = 0; g < G; ++g) {
-      zeros->as<uint8_t>()[4 * (n / 4 * G + g) + n % 4] =
-          static_cast<uint8_t>(codes.zeros[static_cast<size_t>(n * G + g)] + up);
-    }
-  }
+  moved = codes.zeros;
+  for (uint8_t& zero : moved) zero = static_cast<uint8_t>(zero + up);
+  SAGE_ASSIGN_OR_RETURN(Tensor * zeros, Own("weight_zero_point", DType::kI32, {PackedWords(N, width), G}, out));
+  PackCodesByColumn(moved.data(), N, G, width, zeros->as<uint32_t>());
   return absl::OkStatus();
 }
 
@@ -336,37 +354,57 @@ absl::Status CtIntegerSchemes::AddBytes(const Codes& codes, int bits, StoredLine
 absl::StatusOr<StoredLinear> CtIntegerSchemes::Get(const HfFolder& folder, const std::string& module) const {
   SAGE_ASSIGN_OR_RETURN(const Group* group, GroupOf(folder, module));
   SAGE_ASSIGN_OR_RETURN(StoredLinear out, Begin(folder, module, *group));
-  const bool four = group->bits == 4, as_stored = four || group->bits == 8;
-  if (!group->activations) {
-    // Bytes without 8-bit activations have no strategy of their own: four codes of them are a word of int8_w8a16.
-    out.spec.strategy = four && group->packed ? "int4_w4a16" : "int8_w8a16";
-    if (!group->packed || !as_stored) {
-      SAGE_ASSIGN_OR_RETURN(const Codes codes, Unpack(folder, module, *group, out));
-      SAGE_RETURN_IF_ERROR(AddWords(codes, group->bits, &out));
-      return out;
-    }
-    for (const char* name : {"weight_packed", "weight_shape", "weight_zero_point"}) {
+  const auto as_stored = [&](std::initializer_list<const char*> names) {
+    for (const char* name : names) {
       if (const TensorView* tensor = folder.Find(absl::StrCat(module, ".", name))) out.tensors[name] = *tensor;
     }
-    return out;
-  }
-  out.spec.strategy = four ? "int4_w4a8" : "int8_w8a8";
-  if (group->packed) {
-    SAGE_ASSIGN_OR_RETURN(const Codes codes, Unpack(folder, module, *group, out));
-    SAGE_RETURN_IF_ERROR(AddBytes(codes, group->bits, &out));
+  };
+  const bool four = group->bits == 4, rounds = group->activations;
+  // Bytes without 8-bit activations have no strategy of their own: four codes of them are a word of int8_w8a16.
+  out.spec.strategy =
+      rounds ? (four ? "int4_w4a8" : "int8_w8a8") : (four && group->packed ? "int4_w4a16" : "int8_w8a16");
+  const bool wants_bytes = rounds && !four, same_width = four || group->bits == 8;
+  if (group->packed && !wants_bytes && same_width) {
+    as_stored({"weight_packed", "weight_shape", "weight_zero_point"});
   } else {
-    SAGE_RETURN_IF_ERROR(Unpack(folder, module, *group, out).status());  // codes in range, zeros in shape
-    for (const char* name : {"weight", "weight_zero_point"}) {
-      if (const TensorView* tensor = folder.Find(absl::StrCat(module, ".", name))) out.tensors[name] = *tensor;
+    SAGE_ASSIGN_OR_RETURN(const Codes codes, Unpack(folder, module, *group, out));  // in range, zeros in shape
+    if (wants_bytes && !group->packed) {
+      as_stored({"weight", "weight_zero_point"});
+    } else if (wants_bytes) {
+      SAGE_RETURN_IF_ERROR(AddBytes(codes, group->bits, &out));
+    } else {
+      SAGE_RETURN_IF_ERROR(AddWords(codes, group->bits, rounds ? 4 : 8, &out));
     }
   }
-  for (const char* name : {"input_scale", "input_zero_point"}) {
-    if (const TensorView* tensor = folder.Find(absl::StrCat(module, ".", name))) out.tensors[name] = *tensor;
-  }
-  if (group->static_activations && out.tensors.count("input_scale") == 0) {
-    return Bad(folder, module, absl::StrCat("has no input_scale, and ", group->name, " says static activations"));
-  }
+  if (rounds) SAGE_RETURN_IF_ERROR(AddActivations(folder, module, *group, &out));
   return out;
+}
+
+// The stored scale and zero point of a layer's input, exactly where the config says that there are some.
+absl::Status CtIntegerSchemes::AddActivations(const HfFolder& folder, const std::string& module, const Group& group,
+                                              StoredLinear* out) const {
+  const TensorView* scale = folder.Find(module + ".input_scale");
+  const TensorView* zero = folder.Find(module + ".input_zero_point");
+  const auto contradicts = [&](const char* what, const char* said) {
+    return Bad(folder, module, absl::StrCat(what, ", and ", group.name, " says ", said));
+  };
+  out->spec.static_activations = group.static_activations;
+  out->spec.activation_symmetric = group.activation_symmetric;
+  if (!group.static_activations) {
+    if (scale != nullptr) return contradicts("has an input_scale", "dynamic activations");
+    if (zero != nullptr) return contradicts("has an input_zero_point", "dynamic activations");
+    return absl::OkStatus();
+  }
+  if (scale == nullptr) return contradicts("has no input_scale", "static activations");
+  if (zero == nullptr && !group.activation_symmetric) {
+    return contradicts("has no input_zero_point", "static activations with symmetric false");
+  }
+  if (zero != nullptr && group.activation_symmetric) {
+    return contradicts("has an input_zero_point", "static activations with symmetric true");
+  }
+  out->tensors["input_scale"] = *scale;
+  if (zero != nullptr) out->tensors["input_zero_point"] = *zero;
+  return absl::OkStatus();
 }
 
 std::vector<std::string> CtIntegerSchemes::notes() const {

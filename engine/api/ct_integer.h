@@ -28,8 +28,9 @@ class CtIntegerSchemes {
     bool packed = true;               // else a byte a code
     bool activations = false;         // 8-bit
     bool static_activations = false;  // by a stored scale
-    std::string strategy;             // "" = not said
-    int64_t group_size = 0;           // 0 = not said
+    bool activation_symmetric = true;
+    std::string strategy;    // "" = not said
+    int64_t group_size = 0;  // 0 = not said
     bool symmetric = true;
     std::vector<std::string> names;
     std::vector<ModulePattern> patterns;
@@ -44,7 +45,9 @@ class CtIntegerSchemes {
   absl::StatusOr<StoredLinear> Begin(const HfFolder& folder, const std::string& module, const Group& group) const;
   absl::StatusOr<Codes> Unpack(const HfFolder& folder, const std::string& module, const Group& group,
                                const StoredLinear& out) const;
-  absl::Status AddWords(const Codes& codes, int bits, StoredLinear* out) const;
+  absl::Status AddActivations(const HfFolder& folder, const std::string& module, const Group& group,
+                              StoredLinear* out) const;
+  absl::Status AddWords(const Codes& codes, int bits, int width, StoredLinear* out) const;
   absl::Status AddBytes(const Codes& codes, int bits, StoredLinear* out) const;
 
   std::vector<Group> groups_;

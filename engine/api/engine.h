@@ -221,6 +221,7 @@ struct CalibrationSpec {
   std::string model;  // resolved path
   std::string model_name;
   std::string dataset;        // path; may be empty for methods that need no activations
+  std::string dataset_name;   // what messages and the record call it; "" = the file's name
   std::string dataset_field;  // "" = text
   std::string method = "minmax";
   std::string weight_dtype = "int4", activation_dtype;
@@ -236,7 +237,7 @@ struct CalibrationSpec {
   uint64_t seed = 0;
   std::vector<std::string> exclude;  // glob patterns over module names
   // 8-bit activations: "" and dynamic = a scale for each token, static = one for a layer's input, from the dataset; its
-  // range is cut by the method (percentile, mse, kl).
+  // range is cut by the method (percentile, mse, kl). Integers may have a zero point beside either.
   std::string activation_scheme;
   bool activation_asymmetric = false;
   // KV cache: layers in and out, scales (auto = static where a dataset is given, static, dynamic), zero points for
@@ -245,8 +246,13 @@ struct CalibrationSpec {
   std::string kv_scales;
   bool kv_asymmetric = false;
   int64_t kv_sink_tokens = 0;
-  int64_t max_memory = 0;   // bytes that the calibration may take beside the mapped model; 0 = no cap
-  int tensor_parallel = 1;  // shards that every layer must be cut into without splitting a group
+  int64_t max_memory = 0;          // bytes that the calibration may take beside the mapped model; 0 = no cap
+  int tensor_parallel = 1;         // shards that every layer must be cut into without splitting a group
+  std::string weight_granularity;  // scales of fp8 weights: "" and channel = one a row, tensor, block = 128 x 128
+  std::string fp8_format;          // codes of fp8 weights: "" and e4m3, e5m2
+  bool double_quant = false;       // nf4, fp4: the scales are quantized too
+  bool gptq_asymmetric_correction = false;  // gptq: GPTAQ's correction in place of the least-squares weights
+  bool gptq_f64 = false;                    // methods that solve by GPTQ: its factor and updates in f64
   // "PATTERN=key:value,...", later ones win: bits, group_size, symmetric or exclude of the modules that match.
   std::vector<std::string> overrides;
   std::string format;    // "" = compressed_tensors
@@ -268,10 +274,13 @@ struct CalibrationResult {
   int64_t estimated_bytes = 0, spilled_bytes = 0;
   double estimated_seconds = 0;
   std::vector<LayerResult> layers;
+  std::vector<std::string> notes;  // what to know before trusting it: few tokens, ...
 };
 
 struct ConvertSpec {
   std::string artifact, format, output;
+  // Of a GGUF: linear modules that take another ggml type than the format's, by its name; "" = they keep their floats.
+  std::map<std::string, std::string> types = {};
 };
 struct ConvertResult {
   bool lossless = false;

@@ -34,14 +34,15 @@ struct Fp8Linear {
     }
     const bool activation_ok =
         spec.activation_group_size == -1 || (kRoundsActivations && spec.activation_group_size >= 16);
-    if (!spec.symmetric || spec.act_order || spec.clip_ratio != 0 || spec.double_quant || !activation_ok) {
-      return Refuse(
-          kName, "FIELD_NOT_SUPPORTED",
-          absl::StrCat("symmetric=true, act_order=false, clip_ratio=0, double_quant=false and "
-                       "activation_group_size=-1",
-                       kRoundsActivations ? " or at least 16" : "", " are the only choices, got symmetric=",
-                       spec.symmetric, ", act_order=", spec.act_order, ", clip_ratio=", spec.clip_ratio,
-                       ", double_quant=", spec.double_quant, ", activation_group_size=", spec.activation_group_size));
+    if (!spec.symmetric || spec.act_order || spec.clip_ratio != 0 || spec.double_quant || !activation_ok ||
+        !spec.activation_symmetric) {
+      return Refuse(kName, "FIELD_NOT_SUPPORTED",
+                    absl::StrCat("symmetric=true, act_order=false, clip_ratio=0, double_quant=false, "
+                                 "activation_symmetric=true and activation_group_size=-1",
+                                 kRoundsActivations ? " or at least 16" : "", " are the only choices, got symmetric=",
+                                 spec.symmetric, ", act_order=", spec.act_order, ", clip_ratio=", spec.clip_ratio,
+                                 ", double_quant=", spec.double_quant, ", activation_symmetric=",
+                                 spec.activation_symmetric, ", activation_group_size=", spec.activation_group_size));
     }
     return CheckScaleDType(kName, spec.scale_dtype);
   }
@@ -59,7 +60,9 @@ struct Fp8Linear {
     stored.N = N;
     stored.K = K;
     const Grid grid(spec, N, K);
-    SAGE_ASSIGN_OR_RETURN(Tensor * codes, AddTensor(&stored, "weight", DType::kF8E4M3, {N, K}));
+    const DType dtype = spec.fp8_e5m2 ? DType::kF8E5M2 : DType::kF8E4M3;
+    const float largest = spec.fp8_e5m2 ? kMaxE5M2 : kMaxE4M3;
+    SAGE_ASSIGN_OR_RETURN(Tensor * codes, AddTensor(&stored, "weight", dtype, {N, K}));
     SAGE_ASSIGN_OR_RETURN(Tensor * scales, AddTensor(&stored, "weight_scale", spec.scale_dtype, grid.shape));
     // Largest magnitudes of each row's blocks, then of the blocks: the order does not matter for a maximum.
     std::vector<float> rows(static_cast<size_t>(N * grid.columns)), scale(static_cast<size_t>(grid.count()));
@@ -75,7 +78,7 @@ struct Fp8Linear {
       most = std::max(most, rows[static_cast<size_t>(i)]);
     }
     for (size_t i = 0; i < scale.size(); ++i) {
-      scale[i] = RoundToDType(scale[i] / kMaxE4M3, spec.scale_dtype);
+      scale[i] = RoundToDType(scale[i] / largest, spec.scale_dtype);
       if (scale[i] == 0.0f) scale[i] = MachineEpsilon(spec.scale_dtype);
       if (!std::isfinite(scale[i])) {
         return Refuse(kName, "SCALE_OUT_OF_RANGE",
@@ -86,7 +89,8 @@ struct Fp8Linear {
     }
     SAGE_RETURN_IF_ERROR(ForEachRow(kName, weight, threads, [&](int64_t n, const float* row) {
       for (int64_t k = 0; k < K; ++k) {
-        codes->as<uint8_t>()[n * K + k] = EncodeE4M3(row[k] / scale[static_cast<size_t>(grid.At(n, k))]);
+        const float value = row[k] / scale[static_cast<size_t>(grid.At(n, k))];
+        codes->as<uint8_t>()[n * K + k] = spec.fp8_e5m2 ? EncodeE5M2(value) : EncodeE4M3(value);
       }
       return absl::OkStatus();
     }));

@@ -260,6 +260,7 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> BindGptq(int bits, const StoredLine
       }
     }
   });
+  SAGE_RETURN_IF_ERROR(CheckFinite(stored, "scales", integer.scale));
   // Zeros of 2^(b-1) everywhere: the layer is symmetric whatever the file calls it.
   const bool symmetric = std::all_of(integer.offset.begin(), integer.offset.end(), [](float v) { return v == 0.0f; });
   if (symmetric) integer.offset.clear();

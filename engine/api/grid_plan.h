@@ -14,6 +14,7 @@ inline GridSpec GridOf(const LinearSpec& spec, const LinearStrategyDef& strategy
   grid.group_size = spec.group_size;
   grid.symmetric = spec.symmetric;
   grid.scale_dtype = spec.scale_dtype;
+  grid.clip = spec.clip_ratio;
   return grid;
 }
 

@@ -17,11 +17,15 @@ struct LinearSpec {
   int group_size = -1;   // inputs that share a scale; -1 = one scale a row (per channel)
   bool symmetric = true;
   bool act_order = false;
-  double clip_ratio = 0;            // 0 = off; otherwise the range is cut to (1 - clip_ratio) of the extreme
-  DType scale_dtype = DType::kF32;  // stored precision of scales: F32, F16 or BF16
-  int block_rows = 1;               // outputs that share a scale; -1 = all of them (one scale a tensor)
-  bool double_quant = false;        // the scales are quantized too (nf4, fp4)
-  int activation_group_size = -1;   // inputs that share a dynamic activation scale; -1 = one scale a token
+  double clip_ratio = 0;             // 0 = off; otherwise the range is cut to (1 - clip_ratio) of the extreme
+  DType scale_dtype = DType::kF32;   // stored precision of scales: F32, F16 or BF16
+  int block_rows = 1;                // outputs that share a scale; -1 = all of them (one scale a tensor)
+  bool double_quant = false;         // the scales are quantized too (nf4, fp4)
+  int activation_group_size = -1;    // inputs that share a dynamic activation scale; -1 = one scale a token
+  bool static_activations = false;   // 8-bit activations: one stored scale of the layer's input, not one a token
+  bool activation_symmetric = true;  // 8-bit integer activations without a zero point
+  bool fp8_e5m2 = false;             // codes of fp8 weights are e5m2, not e4m3
+  bool solve_in_f64 = false;         // asked of GPTQ's solver; files say nothing of it
 };
 
 // A linear layer as a checkpoint stores it: named tensors whose meaning the strategy defines. Views point into a map or
@@ -52,6 +56,7 @@ struct IntegerActivations {
   bool eight_bits = false;  // false: 16-bit fixed point by block of inputs
   float scale = 0;          // eight bits, static: value = scale * (code - zero); 0 = a scale for each token
   int zero = 0;
+  bool symmetric = true;  // false: scales for each token come with a zero point for each token
 };
 
 // w[n, k] = scale[n, g] * code[n, k] + offset[n, g], g = k / group_size (G groups, the last may be short), or

@@ -1,11 +1,12 @@
 // Integer weights stored as compressed-tensors "pack-quantized" (reference/quantization.md 1.4): shared by the int
-// strategies with 16-bit activations.
+// strategies with 16-bit activations and by int4_w4a8.
 //
 //   weight_packed      I32 [N, ceil(K b / 32)]  stored = signed code + 2^(b-1), dense bitstream along K, low first
 //   weight_scale       F32/F16/BF16 [N, G]
 //   weight_zero_point  I32 [ceil(N b / 32), G]  asymmetric only; signed zero + 2^(b-1), packed down dimension 0
 //   weight_shape       I64 (older files I32) [2] = N, K
 //   weight_g_idx       I32 [K]                  optional, files only: the group of each input
+//   input_scale        [1], input_zero_point I8 [1]  static 8-bit activations only
 // w = (code - zero) * scale, one f32 product.
 #pragma once
 
@@ -21,7 +22,7 @@
 
 namespace sage::linear_strategies {
 
-template <const char* kName, int kBits>
+template <const char* kName, int kBits, bool kRoundsActivations = false>
 struct PackedLinear {
   static constexpr int kBias = 1 << (kBits - 1);
 
@@ -137,6 +138,8 @@ struct PackedLinear {
         }
       }
     });
+    SAGE_RETURN_IF_ERROR(CheckFinite(stored, "weight_scale", integer.scale));
+    if constexpr (kRoundsActivations) SAGE_RETURN_IF_ERROR(ReadActivations(stored, &integer.activations));
     const int64_t query_group = G == 1 ? -1 : parts.group;
     return backend.BindLinear(QueryOf(kName, stored, query_group, !parts.has_zero, priority), std::move(weight),
                               threads);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "engine/api/awq_scales.h"
 #include "engine/api/grid_plan.h"
 #include "engine/base/status.h"
 #include "engine/solvers/grid_descent.h"
@@ -27,6 +28,7 @@ GptqOptions OptionsOf(const LinearSpec& spec, const LinearStrategyDef& strategy)
   options.weighted_search = true;
   options.search.norm = 2.0;
   options.order = OrderOf(spec, strategy);
+  options.f64 = spec.solve_in_f64;
   return options;
 }
 
@@ -39,9 +41,12 @@ ActOrder OrderOf(const LinearSpec& spec, const LinearStrategyDef& strategy) {
 
 namespace {
 
+// shift: of GPTAQ's correction, or empty. Its codes aim at other outputs than the weights' own, so that descent towards
+// the weights would take the correction back.
 absl::StatusOr<RefinedWeight> Refine(absl::Span<const float> weight, int64_t N, int64_t K, absl::Span<const float> gram,
-                                     const GptqOptions& options, ThreadPool& threads) {
-  SAGE_ASSIGN_OR_RETURN(GptqResult start, SolveGptq(weight, N, K, gram, {}, options, threads));
+                                     absl::Span<const float> shift, const GptqOptions& options, ThreadPool& threads) {
+  SAGE_ASSIGN_OR_RETURN(GptqResult start, SolveGptq(weight, N, K, gram, shift, options, threads));
+  if (!shift.empty()) return RefinedWeight{std::move(start.weight), start.damp};
   GridDescentOptions descent;
   descent.grid = options.grid;
   descent.damp = start.damp;
@@ -62,7 +67,7 @@ absl::StatusOr<double> ChooseDamp(const InputStatistics& input, absl::Span<const
   double best = kDamp, least = std::numeric_limits<double>::infinity();
   for (const double damp : kDamps) {
     options.damp = damp;
-    const absl::StatusOr<RefinedWeight> solved = Refine(rows, count, K, input.halves[0].gram, options, threads);
+    const absl::StatusOr<RefinedWeight> solved = Refine(rows, count, K, input.halves[0].gram, {}, options, threads);
     if (!solved.ok()) continue;  // a half may be too few tokens for a little damping
     const double error = GramError(rows, ValuesOf(solved->weight, count, K), input.halves[1].gram, count, K, threads);
     if (!(error < least)) continue;
@@ -80,10 +85,10 @@ absl::StatusOr<RefinedWeight> SolveRefinedGptq(const InputStatistics& input, con
   const int64_t N = weight.dim(0), K = weight.dim(1);
   GptqOptions options = OptionsOf(spec, strategy);
   SAGE_ASSIGN_OR_RETURN(options.damp, ChooseDamp(input, FloatsOf(weight), N, K, options, threads));
-  return Refine(FloatsOf(weight), N, K, input.gram, options, threads);
+  return Refine(FloatsOf(weight), N, K, input.gram, input.shift, options, threads);
 }
 
-absl::StatusOr<std::vector<float>> ChooseScalesForGptq(const SharedInput& shared, ThreadPool& threads) {
+absl::StatusOr<InputScales> ChooseScalesForGptq(const SharedInput& shared, ThreadPool& threads) {
   const int64_t K = shared.input.K;
   const GptqOptions options = OptionsOf(shared.spec, shared.strategy);
   SAGE_ASSIGN_OR_RETURN(const std::vector<float> energy, RemainingEnergy(shared.input.gram, K, options, threads));
@@ -91,7 +96,7 @@ absl::StatusOr<std::vector<float>> ChooseScalesForGptq(const SharedInput& shared
   for (const TensorView& weight : shared.weights) layers.push_back({FloatsOf(weight), weight.dim(0)});
   SAGE_ASSIGN_OR_RETURN(AwqChoice choice, SearchCompensatedScales(layers, K, shared.input.mean_abs, energy,
                                                                   options.grid, kSteps, threads));
-  return std::move(choice.scales);
+  return ScalesOf(std::move(choice));
 }
 
 absl::StatusOr<LayerPlan> PlanRefinedGptq(const InputStatistics& input, const TensorView& weight,

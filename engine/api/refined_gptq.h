@@ -21,7 +21,7 @@ absl::StatusOr<RefinedWeight> SolveRefinedGptq(const InputStatistics& input, con
                                                const LinearSpec& spec, const LinearStrategyDef& strategy,
                                                ThreadPool& threads);
 // AWQ's candidates of scales, by the error that will be left when GPTQ has made up for what it can.
-absl::StatusOr<std::vector<float>> ChooseScalesForGptq(const SharedInput& shared, ThreadPool& threads);
+absl::StatusOr<InputScales> ChooseScalesForGptq(const SharedInput& shared, ThreadPool& threads);
 // SolveRefinedGptq as a plan.
 absl::StatusOr<LayerPlan> PlanRefinedGptq(const InputStatistics& input, const TensorView& weight,
                                           const LinearSpec& spec, const LinearStrategyDef& strategy,

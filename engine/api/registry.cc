@@ -38,11 +38,55 @@ const LinearStrategyDef* MatchDtypes(std::string_view weight_dtype, int activati
 }
 
 absl::Status UnknownWord(std::string_view what, std::string_view word) {
-  return MakeError(
-      absl::StatusCode::kInvalidArgument, "UNKNOWN_QUANTIZATION",
-      absl::StrCat(std::string(what), ": must be a strategy [", NamesOf(LinearStrategies()),
-                   "], a short word (int4, int8, fp8, nf4, fp4, none) or an artifact, got '", std::string(word), "'"),
-      {{"candidates", NamesOf(LinearStrategies())}});
+  return MakeError(absl::StatusCode::kInvalidArgument, "UNKNOWN_QUANTIZATION",
+                   absl::StrCat(std::string(what), ": must be a strategy [", NamesOf(LinearStrategies()),
+                                "], a short word (int2, int3, int4, int8, fp8, nf4, fp4, none), a composite "
+                                "one (w4a16, w8a8) or an artifact, got '",
+                                std::string(word), "'"),
+                   {{"candidates", NamesOf(LinearStrategies())}});
+}
+
+// "w3a16": the bits of weights and activations that a composite word says; 0 for a word of another form.
+struct Composite {
+  int weight_bits = 0, activation_bits = 0;
+};
+Composite ReadComposite(std::string_view word) {
+  static constexpr int kWeights[] = {2, 3, 4, 8}, kActivations[] = {8, 16};
+  for (const int w : kWeights) {
+    for (const int a : kActivations) {
+      if (word == absl::StrCat("w", w, "a", a)) return {w, a};
+    }
+  }
+  return {};
+}
+
+// Bits of plain activation words beside weights of `weight`; 0 for an unknown one. fp8 activations go with fp8 weights,
+// int8 activations with integer ones.
+int ActivationBits(std::string_view word, std::string_view weight) {
+  if (word == "bf16" || word == "fp16" || word == "f16" || word == "a16" || word == "none") return 16;
+  const bool eight = word == "a8" || (word == "fp8" && weight == "fp8") || (word == "int8" && weight != "fp8");
+  return eight ? 8 : 0;
+}
+
+// Composite words say both; a plain weight word beside one keeps its own bits.
+absl::StatusOr<std::string> ResolveWords(std::string_view what, std::string_view weight_word,
+                                         std::string_view activation_word) {
+  const Composite both = ReadComposite(weight_word), beside = ReadComposite(activation_word);
+  const std::string weight = both.weight_bits > 0 ? absl::StrCat("int", both.weight_bits) : std::string(weight_word);
+  int bits = both.activation_bits > 0 ? both.activation_bits : 16;
+  if (!activation_word.empty()) {
+    const int said = beside.activation_bits > 0 ? beside.activation_bits : ActivationBits(activation_word, weight);
+    if (both.activation_bits > 0 && said != both.activation_bits) bits = 0;  // the words contradict each other
+    if (bits > 0) bits = said;
+  }
+  for (const LinearStrategyDef* def : LinearStrategies()) {
+    if (def->name == weight && activation_word.empty()) return std::string(def->name);
+  }
+  const LinearStrategyDef* def = bits > 0 ? MatchDtypes(weight, bits) : nullptr;
+  if (def != nullptr) return std::string(def->name);
+  return UnknownWord(what, activation_word.empty()
+                               ? std::string(weight_word)
+                               : absl::StrCat(std::string(weight_word), " + ", std::string(activation_word)));
 }
 
 }  // namespace
@@ -73,39 +117,11 @@ absl::StatusOr<std::string> ResolveKvStrategy(std::string_view word) {
 
 absl::StatusOr<std::string> ResolveLinearStrategy(std::string_view word) {
   if (word.empty() || word == "none") return std::string();
-  for (const LinearStrategyDef* def : LinearStrategies()) {
-    if (def->name == word) return std::string(def->name);
-  }
-  const LinearStrategyDef* def = MatchDtypes(word, 16);
-  if (def == nullptr) return UnknownWord("quantization", word);
-  return std::string(def->name);
+  return ResolveWords("quantization", word, "");
 }
 
 absl::StatusOr<std::string> ResolveLinearStrategy(std::string_view weight_dtype, std::string_view activation_dtype) {
-  int activation_bits = 16;
-  std::string weight(weight_dtype);
-  // Composite words ("w8a16", "w4a8") say both; a plain weight word beside them keeps its own bits.
-  for (const std::string_view word : {weight_dtype, activation_dtype}) {
-    const size_t a = word.find('a');
-    if (word.size() >= 4 && word[0] == 'w' && a != word.npos && a > 1) {
-      activation_bits = word.substr(a + 1) == "8" ? 8 : word.substr(a + 1) == "16" ? 16 : 0;
-      if (word.data() == weight_dtype.data()) weight = word.substr(1, a - 1) == "8" ? "int8" : "int4";
-    } else if (word.data() == activation_dtype.data() && !word.empty()) {
-      // fp8 activations go with fp8 weights, int8 activations with integer ones.
-      const bool eight = word == "a8" || (word == "fp8" && weight == "fp8") || (word == "int8" && weight != "fp8");
-      const bool sixteen = word == "bf16" || word == "fp16" || word == "f16" || word == "a16" || word == "none";
-      activation_bits = eight ? 8 : sixteen ? 16 : 0;
-    }
-  }
-  for (const LinearStrategyDef* def : LinearStrategies()) {
-    if (def->name == weight && activation_dtype.empty()) return std::string(def->name);
-  }
-  const LinearStrategyDef* def = MatchDtypes(weight, activation_bits);
-  if (def == nullptr) {
-    return UnknownWord("weight_dtype and activation_dtype",
-                       absl::StrCat(std::string(weight_dtype), " + ", std::string(activation_dtype)));
-  }
-  return std::string(def->name);
+  return ResolveWords("weight_dtype and activation_dtype", weight_dtype, activation_dtype);
 }
 
 absl::StatusOr<Tensor> Dequantize(const StoredLinear& stored) {

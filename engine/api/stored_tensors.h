@@ -2,6 +2,7 @@
 // outside.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -40,14 +41,24 @@ inline absl::Status CheckScaleDType(std::string_view strategy, DType dtype) {
                 absl::StrCat("scale_dtype must be F32, F16 or BF16, got ", std::string(DTypeName(dtype))));
 }
 
+// For formats that know no other precision.
+inline absl::Status CheckWholeScales(std::string_view strategy, DType dtype) {
+  if (dtype == DType::kF32) return absl::OkStatus();
+  return Refuse(
+      strategy, "BAD_SCALE_DTYPE",
+      absl::StrCat("scale_dtype must be F32, the precision of the file format, got ", std::string(DTypeName(dtype))));
+}
+
 // For strategies that know none of these fields.
 inline absl::Status RefuseFloatFields(std::string_view strategy, const LinearSpec& spec) {
-  if (spec.block_rows == 1 && !spec.double_quant && spec.activation_group_size == -1) return absl::OkStatus();
+  if (spec.block_rows == 1 && !spec.double_quant && spec.activation_group_size == -1 && !spec.fp8_e5m2) {
+    return absl::OkStatus();
+  }
   return Refuse(strategy, "FIELD_NOT_SUPPORTED",
-                absl::StrCat("block_rows=1, double_quant=false and activation_group_size=-1 are the only choices, got "
-                             "block_rows=",
+                absl::StrCat("block_rows=1, double_quant=false, activation_group_size=-1 and fp8_e5m2=false are the "
+                             "only choices, got block_rows=",
                              spec.block_rows, ", double_quant=", spec.double_quant,
-                             ", activation_group_size=", spec.activation_group_size));
+                             ", activation_group_size=", spec.activation_group_size, ", fp8_e5m2=", spec.fp8_e5m2));
 }
 
 // The named tensor when it has one of the dtypes, exactly the shape, and all of its bytes.
@@ -98,6 +109,14 @@ inline float LoadFloat(const TensorView& view, int64_t i) {
 
 inline void LoadFloats(const TensorView& view, int64_t begin, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = LoadFloat(view, begin + i);
+}
+
+// A scale that is no number makes every product of its group none: said when the layer is bound, not at a forward.
+inline absl::Status CheckFinite(const StoredLinear& stored, const char* tensor, const std::vector<float>& values) {
+  const auto at = std::find_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
+  if (at == values.end()) return absl::OkStatus();
+  return Refuse(stored.spec.strategy, "NON_FINITE_TENSOR",
+                absl::StrCat("'", tensor, "' must be finite, got ", *at, " among its ", values.size(), " values"));
 }
 
 inline absl::Status CheckWeight(std::string_view strategy, const TensorView& weight) {
@@ -191,7 +210,32 @@ inline absl::StatusOr<LinearWeight> BeginWeight(const StoredLinear& stored, std:
   }
   weight.bias.resize(static_cast<size_t>(stored.N));
   LoadFloats(stored.bias, 0, stored.N, weight.bias.data());
+  SAGE_RETURN_IF_ERROR(CheckFinite(stored, "bias", weight.bias));
   return weight;
+}
+
+// 8-bit integer activations: by token, or by the stored input_scale (and input_zero_point).
+inline absl::Status ReadActivations(const StoredLinear& stored, IntegerActivations* out) {
+  out->eight_bits = true;
+  out->symmetric = stored.spec.activation_symmetric;
+  const auto scale = stored.tensors.find("input_scale");
+  if (scale == stored.tensors.end()) return absl::OkStatus();
+  const TensorView& view = scale->second;
+  const std::string& name = stored.spec.strategy;
+  if (!IsFloat(view.dtype) || view.bytes != DTypeSize(view.dtype)) {
+    return Refuse(name, "BAD_TENSOR", absl::StrCat("input_scale must be one float, got ", ShapeText(view.shape)));
+  }
+  out->scale = LoadFloat(view, 0);
+  if (!std::isfinite(out->scale) || out->scale <= 0) {
+    return Refuse(name, "BAD_TENSOR", absl::StrCat("input_scale must be positive, got ", out->scale));
+  }
+  const auto zero = stored.tensors.find("input_zero_point");
+  if (zero == stored.tensors.end()) return absl::OkStatus();
+  if (zero->second.dtype != DType::kI8 || zero->second.bytes != 1) {
+    return Refuse(name, "BAD_TENSOR", "input_zero_point must be one I8");
+  }
+  out->zero = *zero->second.as<int8_t>();
+  return absl::OkStatus();
 }
 
 inline LinearKernelQuery QueryOf(std::string_view strategy, const StoredLinear& stored, int64_t group_size,

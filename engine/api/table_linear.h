@@ -44,7 +44,7 @@ struct TableLinear {
                        spec.symmetric, ", act_order=", spec.act_order, ", clip_ratio=", spec.clip_ratio,
                        ", block_rows=", spec.block_rows, ", activation_group_size=", spec.activation_group_size));
     }
-    return absl::OkStatus();
+    return CheckWholeScales(kName, spec.scale_dtype);
   }
 
   static absl::StatusOr<StoredLinear> Quantize(const TensorView& weight, const LinearSpec& spec, const LayerPlan& plan,

@@ -40,6 +40,7 @@ const CalibratorDef kAutoround = {
     .choose_scales = ChooseScalesForGptq,
     .solve = Solve,
     .compensates = true,
+    .solves_by_gptq = true,
     .integer_grid = true,
 };
 

@@ -11,6 +11,7 @@ const CalibratorDef kAwqGptq = {
     .choose_scales = ChooseScalesForGptq,
     .solve = PlanRefinedGptq,
     .compensates = true,
+    .solves_by_gptq = true,
     .integer_grid = true,
 };
 

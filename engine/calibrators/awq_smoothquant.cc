@@ -40,11 +40,11 @@ absl::StatusOr<double> ErrorOf(const SharedInput& shared, const std::vector<floa
   return total;
 }
 
-absl::StatusOr<std::vector<float>> ChooseScales(const SharedInput& shared, ThreadPool& threads) {
-  SAGE_ASSIGN_OR_RETURN(std::vector<float> awq, ChooseAwqScales(shared, threads));
-  SAGE_ASSIGN_OR_RETURN(std::vector<float> smooth, ChooseSmoothScales(shared, threads));
-  SAGE_ASSIGN_OR_RETURN(const double awq_error, ErrorOf(shared, awq, threads));
-  SAGE_ASSIGN_OR_RETURN(const double smooth_error, ErrorOf(shared, smooth, threads));
+absl::StatusOr<InputScales> ChooseScales(const SharedInput& shared, ThreadPool& threads) {
+  SAGE_ASSIGN_OR_RETURN(InputScales awq, ChooseAwqScales(shared, threads));
+  SAGE_ASSIGN_OR_RETURN(InputScales smooth, ChooseSmoothScales(shared, threads));
+  SAGE_ASSIGN_OR_RETURN(const double awq_error, ErrorOf(shared, awq.values, threads));
+  SAGE_ASSIGN_OR_RETURN(const double smooth_error, ErrorOf(shared, smooth.values, threads));
   return awq_error <= smooth_error ? std::move(awq) : std::move(smooth);
 }
 

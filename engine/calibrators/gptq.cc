@@ -12,6 +12,7 @@ const CalibratorDef kGptq = {
     .needs_activations = true,
     .solve = PlanRefinedGptq,
     .compensates = true,
+    .solves_by_gptq = true,
     .integer_grid = true,
 };
 

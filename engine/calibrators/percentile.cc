@@ -1,7 +1,8 @@
 // Ranges cut to a percentile of the row's |weights|: 100 * (1 - clip_ratio), or 99.99 where clip_ratio is 0.
 //
 // Source: histogram percentile of quantization.md 2.4, over a row in place of an activation; groups keep their own
-// extremes below that limit.
+// extremes below that limit. Between two ranks the limit is interpolated (as numpy's percentile), so that rows of fewer
+// than 10000 inputs are cut too.
 #include <algorithm>
 #include <cmath>
 
@@ -12,13 +13,17 @@
 namespace sage::calibrators {
 namespace {
 
-// The value below which `share` of the row's |w| lie (nearest rank).
+// The value below which `share` of the row's |w| lie.
 float RowLimit(const float* row, int64_t K, double share, std::vector<float>& scratch) {
   scratch.resize(static_cast<size_t>(K));
   for (int64_t k = 0; k < K; ++k) scratch[static_cast<size_t>(k)] = std::fabs(row[k]);
-  const auto rank = std::clamp<int64_t>(static_cast<int64_t>(std::ceil(share * static_cast<double>(K))), 1, K);
-  std::nth_element(scratch.begin(), scratch.begin() + (rank - 1), scratch.end());
-  return scratch[static_cast<size_t>(rank - 1)];
+  const double place = share * static_cast<double>(K - 1);
+  const auto below = static_cast<int64_t>(place);
+  std::nth_element(scratch.begin(), scratch.begin() + below, scratch.end());
+  const float low = scratch[static_cast<size_t>(below)];
+  if (below + 1 >= K) return low;
+  const float high = *std::min_element(scratch.begin() + below + 1, scratch.end());
+  return low + static_cast<float>(place - static_cast<double>(below)) * (high - low);
 }
 
 absl::StatusOr<LayerPlan> Solve(const InputStatistics&, const TensorView& weight, const LinearSpec& spec,
@@ -34,8 +39,10 @@ absl::StatusOr<LayerPlan> Solve(const InputStatistics&, const TensorView& weight
       for (int64_t k = 0; k < K; ++k) clipped[static_cast<size_t>(n * K + k)] = std::clamp(row[k], -limit, limit);
     }
   });
-  SAGE_ASSIGN_OR_RETURN(GridWeight grid, RoundToNearest(clipped, N, K, GridOf(spec, strategy), threads));
-  return PlanOf(std::move(grid), spec.symmetric);
+  GridSpec grid = GridOf(spec, strategy);
+  grid.clip = 0;  // clip_ratio is the percentile
+  SAGE_ASSIGN_OR_RETURN(GridWeight rounded, RoundToNearest(clipped, N, K, grid, threads));
+  return PlanOf(std::move(rounded), spec.symmetric);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ const CalibratorDef kQat = {
     .choose_scales = ChooseScalesForGptq,
     .solve = PlanRefinedGptq,
     .compensates = true,
+    .solves_by_gptq = true,
     .training = &kTraining,
     .integer_grid = true,
 };

@@ -21,6 +21,7 @@
 #include "engine/api/hf_checkpoint.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
+#include "engine/quant/packing.h"
 #include "engine/tensor/float_convert.h"
 
 namespace sage::checkpoint_formats {
@@ -44,7 +45,7 @@ class AscendCheckpoint final : public HfCheckpoint {
   absl::StatusOr<std::string> TypeOf(const std::string& tensor) const;
   absl::Status AddScale(const std::string& module, StoredLinear* out) const;
   absl::Status AddZeros(const std::string& module, int bits, StoredLinear* out) const;
-  absl::Status AddWords(const TensorView& weight, StoredLinear* out) const;
+  absl::Status AddWords(const int8_t* codes, int bits, StoredLinear* out) const;
   absl::Status AddStatic(const std::string& module, StoredLinear* out) const;
   absl::Status AddNibbles(const TensorView& weight, StoredLinear* out) const;
   absl::StatusOr<std::vector<float>> Floats(const std::string& name, int64_t count) const;
@@ -138,12 +139,15 @@ absl::Status AscendCheckpoint::AddZeros(const std::string& module, int bits, Sto
   return absl::OkStatus();
 }
 
-// Four codes are a word of int8_w8a16: the bytes stay, only their sign bit turns; zeros are packed down the rows.
-absl::Status AscendCheckpoint::AddWords(const TensorView& weight, StoredLinear* out) const {
-  const int64_t N = out->N, K = out->K, row = (K + 3) / 4 * 4;
-  SAGE_ASSIGN_OR_RETURN(Tensor * packed, Own("weight_packed", DType::kI32, {N, row / 4}, out));
-  for (int64_t i = 0; i < N * K; ++i) {
-    packed->as<uint8_t>()[i / K * row + i % K] = static_cast<uint8_t>(weight.as<uint8_t>()[i] ^ 0x80);
+// Signed codes [N, K] of `bits` bits as the words of pack-quantized; zeros are packed down the rows.
+absl::Status AscendCheckpoint::AddWords(const int8_t* codes, int bits, StoredLinear* out) const {
+  const int64_t N = out->N, K = out->K, row = PackedWords(K, bits);
+  const int half = 1 << (bits - 1);
+  SAGE_ASSIGN_OR_RETURN(Tensor * packed, Own("weight_packed", DType::kI32, {N, row}, out));
+  std::vector<uint8_t> line(static_cast<size_t>(K));
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t k = 0; k < K; ++k) line[static_cast<size_t>(k)] = static_cast<uint8_t>(codes[n * K + k] + half);
+    PackCodes(line.data(), K, bits, packed->as<uint32_t>() + n * row);
   }
   SAGE_ASSIGN_OR_RETURN(Tensor * shape, Own("weight_shape", DType::kI64, {2}, out));
   shape->as<int64_t>()[0] = N;
@@ -152,11 +156,10 @@ absl::Status AscendCheckpoint::AddWords(const TensorView& weight, StoredLinear* 
   if (it == out->tensors.end()) return absl::OkStatus();
   const TensorView zeros = it->second;
   const int64_t G = zeros.dim(1);
-  SAGE_ASSIGN_OR_RETURN(Tensor * words, Own("weight_zero_point", DType::kI32, {(N + 3) / 4, G}, out));
-  for (int64_t i = 0; i < N * G; ++i) {
-    const int64_t n = i / G, g = i % G;
-    words->as<uint8_t>()[4 * (n / 4 * G + g) + n % 4] = static_cast<uint8_t>(zeros.as<uint8_t>()[i] ^ 0x80);
-  }
+  std::vector<uint8_t> up(static_cast<size_t>(N * G));
+  for (size_t i = 0; i < up.size(); ++i) up[i] = static_cast<uint8_t>(zeros.as<int8_t>()[i] + half);
+  SAGE_ASSIGN_OR_RETURN(Tensor * words, Own("weight_zero_point", DType::kI32, {PackedWords(N, bits), G}, out));
+  PackCodesByColumn(up.data(), N, G, bits, words->as<uint32_t>());
   return absl::OkStatus();
 }
 
@@ -211,14 +214,14 @@ absl::Status AscendCheckpoint::AddStatic(const std::string& module, StoredLinear
 }
 
 absl::Status AscendCheckpoint::AddNibbles(const TensorView& weight, StoredLinear* out) const {
-  SAGE_ASSIGN_OR_RETURN(Tensor * codes, Own("weight", DType::kI8, {out->N, out->K}, out));
+  std::vector<int8_t> codes(static_cast<size_t>(out->N * out->K));
   for (int64_t i = 0; i < weight.elements(); ++i) {
     const uint8_t byte = weight.as<uint8_t>()[i];
-    const int64_t at = i / out->K * 2 * out->K + i % out->K;
-    codes->as<int8_t>()[at] = static_cast<int8_t>(static_cast<int8_t>(byte << 4) >> 4);
-    codes->as<int8_t>()[at + out->K] = static_cast<int8_t>(static_cast<int8_t>(byte) >> 4);
+    const size_t at = static_cast<size_t>(i / out->K * 2 * out->K + i % out->K);
+    codes[at] = static_cast<int8_t>(static_cast<int8_t>(byte << 4) >> 4);
+    codes[at + static_cast<size_t>(out->K)] = static_cast<int8_t>(static_cast<int8_t>(byte) >> 4);
   }
-  return absl::OkStatus();
+  return AddWords(codes.data(), 4, out);
 }
 
 absl::StatusOr<StoredLinear> AscendCheckpoint::GetLinear(std::string_view module) const {
@@ -254,7 +257,7 @@ absl::StatusOr<StoredLinear> AscendCheckpoint::GetLinear(std::string_view module
   if (four) {
     SAGE_RETURN_IF_ERROR(AddNibbles(weight, &out));
   } else if (type == "W8A16") {
-    SAGE_RETURN_IF_ERROR(AddWords(weight, &out));
+    SAGE_RETURN_IF_ERROR(AddWords(weight.as<int8_t>(), 8, &out));
   } else {
     out.tensors["weight"] = weight;
   }

@@ -28,7 +28,17 @@ class BitsandbytesCheckpoint final : public HfCheckpoint {
   absl::StatusOr<StoredLinear> GetTable(const std::string& module, const std::string& type,
                                         const TensorView& state) const;
   absl::StatusOr<StoredLinear> GetInt8(const std::string& module) const;
+  absl::Status CheckLoads(const std::string& module, const char* key, const char* tensors) const;
 };
+
+// load_in_8bit beside 4-bit tensors, or the other way round: one of the two is wrong, and nobody can say which.
+absl::Status BitsandbytesCheckpoint::CheckLoads(const std::string& module, const char* key, const char* tensors) const {
+  const auto quantization = config().find("quantization_config");
+  if (quantization == config().end() || !quantization->is_object()) return absl::OkStatus();
+  SAGE_ASSIGN_OR_RETURN(const bool says, JsonBool(*quantization, key, false));
+  if (!says) return absl::OkStatus();
+  return Bad(module, absl::StrCat("has ", tensors, ", and quantization_config says ", key, " true"));
+}
 
 absl::StatusOr<StoredLinear> BitsandbytesCheckpoint::GetLinear(std::string_view module) const {
   const std::string name(module);
@@ -43,6 +53,7 @@ absl::StatusOr<StoredLinear> BitsandbytesCheckpoint::GetLinear(std::string_view 
 absl::StatusOr<StoredLinear> BitsandbytesCheckpoint::GetTable(const std::string& module, const std::string& type,
                                                               const TensorView& state) const {
   if (state.dtype != DType::kU8) return Bad(module, "quant_state must be U8");
+  SAGE_RETURN_IF_ERROR(CheckLoads(module, "load_in_8bit", "a 4-bit quant_state"));
   const auto record = ParseBnbState({state.as<char>(), state.bytes});
   if (!record.ok()) return Annotate(record.status(), absl::StrCat(path(), ": ", module));
   StoredLinear out;
@@ -72,6 +83,7 @@ absl::StatusOr<StoredLinear> BitsandbytesCheckpoint::GetTable(const std::string&
 }
 
 absl::StatusOr<StoredLinear> BitsandbytesCheckpoint::GetInt8(const std::string& module) const {
+  SAGE_RETURN_IF_ERROR(CheckLoads(module, "load_in_4bit", "8-bit codes (SCB)"));
   StoredLinear out;
   SAGE_ASSIGN_OR_RETURN(out.tensors["weight"], folder().Get(module + ".weight"));
   SAGE_ASSIGN_OR_RETURN(out.tensors["SCB"], folder().Get(module + ".SCB"));

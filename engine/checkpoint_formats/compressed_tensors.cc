@@ -87,6 +87,12 @@ absl::Status CompressedTensorsCheckpoint::ReadConfig() {
     return Bad("quantization_config", "config_groups must be an object");
   for (const auto& [name, group] : groups->items()) {
     if (!group.is_object()) return Bad(name, "must be an object");
+    const auto outputs = group.find("output_activations");
+    if (outputs != group.end() && !outputs->is_null()) {
+      return MakeError(absl::StatusCode::kUnimplemented, "ACTIVATION_QUANTIZATION_NOT_SUPPORTED",
+                       absl::StrCat(folder_->path(), ": ", name.substr(0, 120),
+                                    ": output_activations must be null, got ", DumpJson(*outputs).substr(0, 160)));
+    }
     const auto weights = group.find("weights");
     if (weights == group.end() || !weights->is_object()) continue;
     SAGE_ASSIGN_OR_RETURN(const std::string type, JsonString(*weights, "type", "int"));

@@ -1,5 +1,6 @@
 // Loads a decoder: checks every tensor against the architecture's list, quantizes where asked, binds kernels.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 
@@ -124,6 +125,11 @@ class DecoderLoader {
     std::vector<float> values(static_cast<size_t>(size));
     const absl::Status status = ToFloat(view, values.data());
     if (!status.ok()) return Annotate(status, name);
+    for (const float value : values) {
+      if (std::isfinite(value)) continue;
+      return MakeError(absl::StatusCode::kInvalidArgument, "NON_FINITE_TENSOR",
+                       absl::StrCat(name, ": values must be finite, got ", value));
+    }
     const size_t bytes = values.size() * sizeof(float);
     SAGE_ASSIGN_OR_RETURN(*out, backend_.memory().Allocate(bytes));
     backend_.memory().Upload(out->as<void>(), values.data(), bytes);

@@ -27,6 +27,7 @@ absl::Status Check(const LinearSpec& spec, int64_t N, int64_t K) {
                   absl::StrCat("symmetric=true, act_order=false and clip_ratio=0 are the only choices, got symmetric=",
                                spec.symmetric, ", act_order=", spec.act_order, ", clip_ratio=", spec.clip_ratio));
   }
+  SAGE_RETURN_IF_ERROR(CheckWholeScales(kName, spec.scale_dtype));
   return RefuseFloatFields(kName, spec);
 }
 

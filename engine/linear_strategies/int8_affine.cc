@@ -136,6 +136,9 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(const StoredLinear& stored, st
   integer.codes_signed = true;
   integer.group_size = stored.spec.group_size;
   SAGE_RETURN_IF_ERROR(FillInteger(stored, parts, threads, integer));
+  const char* from = parts.type == nullptr ? "scale" : "blocks";
+  SAGE_RETURN_IF_ERROR(CheckFinite(stored, from, integer.scale));
+  SAGE_RETURN_IF_ERROR(CheckFinite(stored, parts.type == nullptr ? "offset" : from, integer.offset));
   // The same arithmetic as int8_w8a16, so its kernels serve it.
   return backend.BindLinear(QueryOf("int8_w8a16", stored, integer.group_size, integer.offset.empty(), priority),
                             std::move(weight), threads);

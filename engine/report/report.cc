@@ -138,7 +138,7 @@ absl::Status ReportRun::Prepare() {
   if (spec_.dataset.empty()) {
     return MakeError(absl::StatusCode::kInvalidArgument, "DATASET_NEEDED", "report: a dataset must be given");
   }
-  SAGE_ASSIGN_OR_RETURN(dataset_, ReadDataset(spec_.dataset, ""));
+  SAGE_ASSIGN_OR_RETURN(dataset_, ReadDataset(spec_.dataset, "", spec_.dataset_name));
   absl::StatusOr<TokenizerFiles> files = LoadTokenizer(spec_.artifact);
   if (!files.ok()) files = LoadTokenizer(reference_path_);
   if (files.ok()) {

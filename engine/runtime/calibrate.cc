@@ -35,6 +35,7 @@ struct LinearRecord {
   double output_error = 0;  // ||x dW|| / ||x W|| over the calibration tokens; 0 without activations or after training
   double compensation = 0;  // share taken of the correction for the layers before it; 0 without
   std::string folded_into;  // where its input's scales went; empty without
+  std::string folded_by;    // how those were chosen
   // Training of its block: mean squared error relative to the unquantized output on held-out texts; 0 without.
   double block_error_before = 0, block_error = 0;
 };
@@ -58,7 +59,8 @@ Json ToJson(const LinearRecord& record) {
           {"bytes", record.result.bytes},        {"parameters", record.parameters},
           {"quantized", record.quantized},       {"output_error", record.output_error},
           {"compensation", record.compensation}, {"folded_into", record.folded_into},
-          {"block_error", record.block_error},   {"block_error_before", record.block_error_before}};
+          {"block_error", record.block_error},   {"block_error_before", record.block_error_before},
+          {"folded_by", record.folded_by}};
 }
 
 absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
@@ -73,6 +75,7 @@ absl::StatusOr<LinearRecord> LinearFromJson(const Json& json) {
   SAGE_ASSIGN_OR_RETURN(record.output_error, JsonDouble(json, "output_error", 0));
   SAGE_ASSIGN_OR_RETURN(record.compensation, JsonDouble(json, "compensation", 0));
   SAGE_ASSIGN_OR_RETURN(record.folded_into, JsonString(json, "folded_into", ""));
+  SAGE_ASSIGN_OR_RETURN(record.folded_by, JsonString(json, "folded_by", ""));
   SAGE_ASSIGN_OR_RETURN(record.block_error, JsonDouble(json, "block_error", 0));
   SAGE_ASSIGN_OR_RETURN(record.block_error_before, JsonDouble(json, "block_error_before", 0));
   return record;
@@ -122,6 +125,7 @@ class Calibration {
   void AddStored(const LinearSlot& slot, const std::shared_ptr<StoredLinear>& stored, double error, ShardProgress& out,
                  std::vector<NamedTensor>& tensors);
   absl::Status AddCalibrated(int64_t shard, ShardProgress& out, std::vector<NamedTensor>& tensors);
+  void NoteFewTokens(const std::vector<std::vector<int32_t>>& samples);
   absl::Status OpenStream(const CancelToken& cancel, const ProgressFn& progress);
   Json Manifest(const Json& side_files) const;
 
@@ -136,6 +140,7 @@ class Calibration {
   CalibrationEstimate estimate_;
   double estimated_seconds_ = 0;
   bool resumed_ = false;
+  std::vector<std::string> notes_;
 };
 
 absl::Status Calibration::Estimate() {
@@ -172,6 +177,10 @@ void Calibration::LoadProgress() {
     done_.push_back(*std::move(shard));
   }
   resumed_ = !done_.empty();
+  if (!resumed_) return;
+  for (const Json& note : json->value("notes", Json::array())) {
+    if (note.is_string()) notes_.push_back(note.get<std::string>());
+  }
 }
 
 absl::Status Calibration::SaveProgress() const {
@@ -184,7 +193,8 @@ absl::Status Calibration::SaveProgress() const {
                       {"source_bytes", shard.source_bytes},
                       {"kv", shard.kv}});
   }
-  const Json out = {{"spec_hash", plan_.spec_hash}, {"output", spec_.output}, {"shards", std::move(shards)}};
+  const Json out = {
+      {"spec_hash", plan_.spec_hash}, {"output", spec_.output}, {"notes", notes_}, {"shards", std::move(shards)}};
   return WriteFileAtomic(progress_path(), DumpJson(out));
 }
 
@@ -235,6 +245,7 @@ absl::Status Calibration::AddCalibrated(int64_t shard, ShardProgress& out, std::
       out.linears.back().output_error = layer.output_error[slot.name];
       out.linears.back().compensation = layer.strength[slot.name];
       out.linears.back().folded_into = layer.notes[slot.name];
+      out.linears.back().folded_by = layer.folded_by[slot.name];
       if (layer.training.has_value()) {
         out.linears.back().block_error = layer.training->loss;
         out.linears.back().block_error_before = layer.training->start_loss;
@@ -250,10 +261,11 @@ absl::Status Calibration::AddCalibrated(int64_t shard, ShardProgress& out, std::
 
 // Reads and cuts the dataset, and brings its states behind the layers that are finished.
 absl::Status Calibration::OpenStream(const CancelToken& cancel, const ProgressFn& progress) {
-  SAGE_ASSIGN_OR_RETURN(const Dataset dataset, ReadDataset(spec_.dataset, spec_.dataset_field));
+  SAGE_ASSIGN_OR_RETURN(const Dataset dataset, ReadDataset(spec_.dataset, spec_.dataset_field, spec_.dataset_name));
   const absl::StatusOr<TokenizerFiles> files = LoadTokenizer(plan_.source->checkpoint().path());
   SAGE_ASSIGN_OR_RETURN(auto samples, ChooseSamples(dataset, files.ok() ? &*files : nullptr, spec_.samples,
                                                     spec_.sequence_length, spec_.seed));
+  NoteFewTokens(samples);
   if (plan_.calibrator->compensates) {
     SAGE_ASSIGN_OR_RETURN(streams_.full, LayerStream::Create(*plan_.source, samples, threads_, cancel, SpillFolder()));
   }
@@ -270,6 +282,19 @@ absl::Status Calibration::OpenStream(const CancelToken& cancel, const ProgressFn
     SAGE_RETURN_IF_ERROR(streams_.full->Run(source, layer));
   }
   return absl::OkStatus();
+}
+
+// Fewer tokens than a layer has inputs leave directions that only the damping decides.
+void Calibration::NoteFewTokens(const std::vector<std::vector<int32_t>>& samples) {
+  int64_t tokens = 0, widest = 0;
+  for (const std::vector<int32_t>& sample : samples) tokens += static_cast<int64_t>(sample.size());
+  for (const LinearSlot& slot : plan_.source->linears()) {
+    if (plan_.Quantizes(slot)) widest = std::max(widest, slot.K);
+  }
+  if (!plan_.calibrator->solves_by_gptq || tokens >= widest || !notes_.empty()) return;  // said before a stop
+  notes_.push_back(absl::StrCat("dataset: ", tokens, " tokens for layers of up to ", widest,
+                                " inputs are few: ", std::string(plan_.calibrator->name),
+                                " knows some directions by its damping alone; give more or longer samples"));
 }
 
 absl::Status Calibration::AddDense(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {
@@ -363,6 +388,7 @@ Json Calibration::Manifest(const Json& side_files) const {
             {"samples", spec_.samples},
             {"sequence_length", spec_.sequence_length},
             {"seed", spec_.seed},
+            {"notes", notes_},
             {"layers", std::move(layers)}}},
           {"kernel_bindings", std::move(bindings)},
           {"kv_quant_plan", plan_.kv.Manifest(kv)},
@@ -419,6 +445,9 @@ absl::StatusOr<CalibrationResult> ResultOf(const CalibrationSpec& spec, const Js
   SAGE_ASSIGN_OR_RETURN(result.source_bytes, JsonInt(totals, "source_bytes", 0));
   SAGE_ASSIGN_OR_RETURN(result.bits_per_weight, JsonDouble(totals, "bits_per_weight", 0));
   const Json record = manifest.value("calibration_record", Json::object());
+  for (const Json& note : record.value("notes", Json::array())) {
+    if (note.is_string()) result.notes.push_back(note.get<std::string>());
+  }
   for (const Json& entry : record.value("layers", Json::array())) {
     SAGE_ASSIGN_OR_RETURN(LinearRecord linear, LinearFromJson(entry));
     result.layers.push_back(std::move(linear.result));

@@ -112,6 +112,21 @@ absl::StatusOr<LinearChoice> Resolve(const LinearOverride& by, const Calibration
   return out;
 }
 
+// For an override that matches no quantized module: true when it says that of its modules, false when it matches none
+// at all. OVERRIDE_HAS_NO_EFFECT when it asks for something else.
+absl::StatusOr<bool> OnlyExcludes(const LinearOverride& by, const std::vector<LinearSlot>& all) {
+  for (const LinearSlot& slot : all) {
+    if (!GlobMatch(by.pattern, slot.name)) continue;
+    if (by.exclude.value_or(false) && !by.bits && !by.group_size && !by.symmetric) return true;
+    return MakeError(
+        absl::StatusCode::kInvalidArgument, "OVERRIDE_HAS_NO_EFFECT",
+        absl::StrCat(
+            "override '", by.text, "': names only modules that keep their stored weights, such as ", slot.name,
+            slot.layer < 0 ? " (head_quantization of an engine quantizes the head when it starts)" : " (excluded)"));
+  }
+  return false;
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<LinearOverride>> ParseOverrides(const std::vector<std::string>& texts) {
@@ -149,27 +164,62 @@ std::vector<LinearSlot> WithoutOwnGroupSize(const std::vector<LinearOverride>& o
   return out;
 }
 
+absl::StatusOr<std::vector<std::string>> ResolveExclude(const std::vector<LinearSlot>& slots,
+                                                        const std::vector<std::string>& patterns) {
+  std::vector<bool> used(patterns.size(), false);
+  std::vector<std::string> ignored;
+  for (const LinearSlot& slot : slots) {
+    bool out = slot.layer < 0;
+    for (size_t i = 0; i < patterns.size(); ++i) {
+      if (!GlobMatch(patterns[i], slot.name)) continue;
+      out = true;
+      used[i] = true;
+    }
+    if (out) ignored.push_back(slot.name);
+  }
+  for (size_t i = 0; i < patterns.size(); ++i) {
+    if (used[i] || GlobMatch(patterns[i], "lm_head") || GlobMatch(patterns[i], "model.embed_tokens")) continue;
+    return MakeError(
+        absl::StatusCode::kInvalidArgument, "PATTERN_MATCHES_NOTHING",
+        absl::StrCat("exclude: must name a linear module such as ", slots.front().name, ", got '", patterns[i], "'"));
+  }
+  return ignored;
+}
+
+absl::StatusOr<std::map<std::string, LinearOverride>> MergeOverrides(const std::vector<LinearOverride>& overrides,
+                                                                     const std::vector<LinearSlot>& slots,
+                                                                     const std::vector<LinearSlot>& all) {
+  std::map<std::string, LinearOverride> out;
+  std::vector<bool> used(overrides.size());
+  for (const LinearSlot& slot : slots) {
+    std::optional<LinearOverride> merged = Merged(overrides, slot.name, &used);
+    if (merged.has_value()) out[slot.name] = *std::move(merged);
+  }
+  for (size_t i = 0; i < overrides.size(); ++i) {
+    if (used[i]) continue;
+    SAGE_ASSIGN_OR_RETURN(const bool excludes, OnlyExcludes(overrides[i], all));
+    if (excludes) continue;
+    return MakeError(absl::StatusCode::kInvalidArgument, "PATTERN_MATCHES_NOTHING",
+                     absl::StrCat("override '", overrides[i].text, "': the pattern must name a linear module such as ",
+                                  all.front().name));
+  }
+  return out;
+}
+
 absl::StatusOr<std::map<std::string, LinearChoice, std::less<>>> ResolveOverrides(
     const std::vector<LinearOverride>& overrides, const CalibrationPlan& plan, const std::vector<LinearSlot>& slots) {
   std::map<std::string, LinearChoice, std::less<>> out;
-  std::vector<bool> used(overrides.size());
+  SAGE_ASSIGN_OR_RETURN(const auto merged, MergeOverrides(overrides, slots, plan.source->linears()));
   for (const LinearSlot& slot : slots) {
-    const std::optional<LinearOverride> merged = Merged(overrides, slot.name, &used);
-    if (!merged.has_value()) continue;
-    absl::StatusOr<LinearChoice> choice = Resolve(*merged, plan, slot);
-    if (!choice.ok()) return Annotate(choice.status(), absl::StrCat("override '", merged->text, "': ", slot.name));
+    const auto by = merged.find(slot.name);
+    if (by == merged.end()) continue;
+    absl::StatusOr<LinearChoice> choice = Resolve(by->second, plan, slot);
+    if (!choice.ok()) return Annotate(choice.status(), absl::StrCat("override '", by->second.text, "': ", slot.name));
     if (choice->strategy == plan.strategy && choice->linear.group_size == plan.linear.group_size &&
         choice->linear.symmetric == plan.linear.symmetric) {
       continue;
     }
     out[slot.name] = *std::move(choice);
-  }
-  for (const LinearSlot& slot : plan.source->linears()) Merged(overrides, slot.name, &used);  // excluded ones count
-  for (size_t i = 0; i < overrides.size(); ++i) {
-    if (used[i]) continue;
-    return MakeError(absl::StatusCode::kInvalidArgument, "PATTERN_MATCHES_NOTHING",
-                     absl::StrCat("override '", overrides[i].text, "': the pattern must name a linear module such as ",
-                                  plan.source->linears().front().name));
   }
   return out;
 }

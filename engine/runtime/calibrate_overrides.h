@@ -23,6 +23,15 @@ absl::StatusOr<std::vector<LinearOverride>> ParseOverrides(const std::vector<std
 // (lm_head stays).
 void ExcludeOverridden(const std::vector<LinearOverride>& overrides, const std::vector<LinearSlot>& slots,
                        std::vector<std::string>* ignored);
+// Modules that keep their floats: those outside the layers and those that a glob of `patterns` names.
+// PATTERN_MATCHES_NOTHING for a pattern that names none.
+absl::StatusOr<std::vector<std::string>> ResolveExclude(const std::vector<LinearSlot>& slots,
+                                                        const std::vector<std::string>& patterns);
+// What all overrides that match a module of `slots` say together. Each must change one of them: the errors are
+// PATTERN_MATCHES_NOTHING, and OVERRIDE_HAS_NO_EFFECT for one that names modules of `all` only.
+absl::StatusOr<std::map<std::string, LinearOverride>> MergeOverrides(const std::vector<LinearOverride>& overrides,
+                                                                     const std::vector<LinearSlot>& slots,
+                                                                     const std::vector<LinearSlot>& all);
 // The modules of `slots` for which no override gives a group size.
 std::vector<LinearSlot> WithoutOwnGroupSize(const std::vector<LinearOverride>& overrides,
                                             const std::vector<LinearSlot>& slots);

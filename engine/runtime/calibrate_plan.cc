@@ -19,6 +19,8 @@
 namespace sage {
 namespace {
 
+constexpr int kFp8Block = 128;  // rows and inputs that share a scale, as DeepSeek and llm-compressor have it
+
 absl::Status Invalid(std::string_view reason, const std::string& message,
                      const std::map<std::string, std::string>& metadata = {}) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, message, metadata);
@@ -48,27 +50,6 @@ absl::Status CheckNumbers(const CalibrationSpec& spec) {
   }
   if (spec.exclude.size() > 1000) return Invalid("TOO_MANY_PATTERNS", "exclude: at most 1000 patterns");
   return absl::OkStatus();
-}
-
-absl::StatusOr<std::vector<std::string>> ResolveExclude(const std::vector<LinearSlot>& slots,
-                                                        const std::vector<std::string>& patterns) {
-  std::vector<bool> used(patterns.size(), false);
-  std::vector<std::string> ignored;
-  for (const LinearSlot& slot : slots) {
-    bool out = slot.layer < 0;
-    for (size_t i = 0; i < patterns.size(); ++i) {
-      if (!GlobMatch(patterns[i], slot.name)) continue;
-      out = true;
-      used[i] = true;
-    }
-    if (out) ignored.push_back(slot.name);
-  }
-  for (size_t i = 0; i < patterns.size(); ++i) {
-    if (used[i] || GlobMatch(patterns[i], "lm_head") || GlobMatch(patterns[i], "model.embed_tokens")) continue;
-    return Invalid("PATTERN_MATCHES_NOTHING", absl::StrCat("exclude: must name a linear module such as ",
-                                                           slots.front().name, ", got '", patterns[i], "'"));
-  }
-  return ignored;
 }
 
 std::string CommonGroupSizes(const std::vector<LinearSlot>& slots) {
@@ -130,12 +111,22 @@ absl::StatusOr<int> AutomaticGroupSize(const LinearStrategyDef& strategy, Linear
 // Scales keep the model's dtype where the strategy's files can; some hold f16 only.
 absl::StatusOr<DType> ResolveScaleDType(const std::string& word, const CalibrationPlan& plan, const LinearSlot& slot) {
   SAGE_ASSIGN_OR_RETURN(const DType wanted, ScaleDType(word, plan.source->float_dtype()));
-  if (!word.empty() && word != "auto") return wanted;
-  LinearSpec probe = plan.linear;
-  for (const DType dtype : {wanted, DType::kF16, DType::kF32}) {
+  const auto held = [&](DType dtype) {
+    LinearSpec probe = plan.linear;
     probe.group_size = -1;
     probe.scale_dtype = dtype;
-    if (GetErrorReason(plan.strategy->check(probe, slot.N, slot.K)).reason != "BAD_SCALE_DTYPE") return dtype;
+    return GetErrorReason(plan.strategy->check(probe, slot.N, slot.K)).reason != "BAD_SCALE_DTYPE";
+  };
+  if (!word.empty() && word != "auto") {
+    // F32 stands for F16 where a file holds nothing else.
+    if (wanted == DType::kF32 && held(DType::kF16) && !held(DType::kBF16)) {
+      return Invalid("BAD_SCALE_DTYPE", absl::StrCat("scale_precision: ", std::string(plan.strategy->name),
+                                                     " stores F16 scales only, got '", word, "'"));
+    }
+    return wanted;
+  }
+  for (const DType dtype : {wanted, DType::kF16, DType::kF32}) {
+    if (held(dtype)) return dtype;
   }
   return wanted;
 }
@@ -219,13 +210,60 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
     return Invalid("ACT_ORDER_NEEDS_GPTQ",
                    absl::StrCat("act_order: is an order of gptq's, got method ", std::string(plan.calibrator->name)));
   }
+  if (spec.gptq_asymmetric_correction && plan.calibrator->name != "gptq") {
+    return Invalid("CORRECTION_NEEDS_GPTQ", absl::StrCat("gptq_asymmetric_correction: goes with method gptq, got ",
+                                                         std::string(plan.calibrator->name)));
+  }
+  if (spec.gptq_f64 && !plan.calibrator->solves_by_gptq) {
+    return Invalid("F64_NEEDS_GPTQ", absl::StrCat("gptq_f64: goes with gptq, awq+gptq, autoround and qat, got method ",
+                                                  std::string(plan.calibrator->name)));
+  }
+  return absl::OkStatus();
+}
+
+// Scales and codes that only some strategies know: refused elsewhere, never ignored.
+absl::Status PlanVariant(const CalibrationSpec& spec, CalibrationPlan& plan) {
+  const bool fp8 = plan.strategy->weight_dtype == "fp8";
+  const std::string name(plan.strategy->name), &grain = spec.weight_granularity, &codes = spec.fp8_format;
+  if (!grain.empty() && grain != "tensor" && grain != "channel" && grain != "block") {
+    return Invalid("BAD_WEIGHT_GRANULARITY",
+                   absl::StrCat("weight_granularity: must be tensor, channel or block, got '", grain, "'"));
+  }
+  if (!codes.empty() && codes != "e4m3" && codes != "e5m2") {
+    return Invalid("BAD_FP8_FORMAT", absl::StrCat("fp8_format: must be e4m3 or e5m2, got '", codes, "'"));
+  }
+  if (!fp8 && !(grain.empty() && codes.empty())) {
+    return Invalid("FIELD_NOT_SUPPORTED", absl::StrCat(grain.empty() ? "fp8_format" : "weight_granularity",
+                                                       ": belongs to fp8 weights (group_size says it of integers), "
+                                                       "got ",
+                                                       name));
+  }
+  if (spec.double_quant && plan.strategy->weight_dtype != "nf4" && plan.strategy->weight_dtype != "fp4") {
+    return Invalid("FIELD_NOT_SUPPORTED", absl::StrCat("double_quant: belongs to nf4 and fp4, got ", name));
+  }
+  plan.linear.double_quant = spec.double_quant;
+  plan.linear.fp8_e5m2 = codes == "e5m2";
+  plan.linear.solve_in_f64 = spec.gptq_f64;
+  plan.gptq_correction = spec.gptq_asymmetric_correction;
+  if (grain == "tensor") plan.linear.block_rows = -1;
+  if (grain != "block") return absl::OkStatus();
+  if (spec.group_size != 0 && spec.group_size != kFp8Block) {
+    return Invalid("GROUP_SIZE_NOT_SUPPORTED", absl::StrCat("group_size: blocks of fp8 are ", kFp8Block, " x ",
+                                                            kFp8Block, ", got ", spec.group_size));
+  }
+  if (plan.linear.static_activations) {
+    return Invalid("FIELD_NOT_SUPPORTED", "activation_scheme: blocks of fp8 go with dynamic activations, got static");
+  }
+  plan.linear.block_rows = plan.linear.group_size = kFp8Block;
+  if (plan.strategy->activation_bits == 8) plan.linear.activation_group_size = kFp8Block;
   return absl::OkStatus();
 }
 
 absl::Status ReadDatasetSummary(const CalibrationSpec& spec, CalibrationPlan& plan) {
   plan.dataset = nullptr;
   if (spec.dataset.empty()) return absl::OkStatus();
-  SAGE_ASSIGN_OR_RETURN(const Dataset dataset, ReadDataset(spec.dataset, spec.dataset_field));
+  SAGE_ASSIGN_OR_RETURN(const Dataset dataset, ReadDataset(spec.dataset, spec.dataset_field, spec.dataset_name));
+  SAGE_RETURN_IF_ERROR(CheckDatasetIds(dataset, plan.source->config().V));
   plan.dataset = {{"name", dataset.name},
                   {"sha256", dataset.sha256},
                   {"kind", dataset.kind},
@@ -254,7 +292,13 @@ Json CanonicalSpec(const CalibrationSpec& spec, const CalibrationPlan& plan) {
           {"samples", spec.samples},
           {"sequence_length", spec.sequence_length},
           {"seed", spec.seed},
-          {"source_sha256", plan.source_sha256}};
+          {"source_sha256", plan.source_sha256},
+          {"variant",
+           {{"block_rows", plan.linear.block_rows},
+            {"fp8_e5m2", plan.linear.fp8_e5m2},
+            {"double_quant", plan.linear.double_quant},
+            {"gptq_correction", plan.gptq_correction},
+            {"gptq_f64", plan.linear.solve_in_f64}}}};
 }
 
 }  // namespace
@@ -289,6 +333,8 @@ absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSp
     if (slot != nullptr) return MustDivide(strategy, slots, asked, *slot);
     return asked;
   }
+  // Others serve 8-bit weights with 8-bit activations by row only.
+  if (strategy.integer_grid && strategy.weight_bits == 8 && strategy.activation_bits == 8) return -1;
   bool grouped = false;  // whether the strategy knows groups at all
   for (const int size : {128, 64, 32}) {
     spec.group_size = size;
@@ -319,11 +365,15 @@ absl::Status PlanActivations(const CalibrationSpec& spec, CalibrationPlan& plan)
     return Invalid("BAD_ACTIVATION_SCHEME",
                    absl::StrCat("activation_scheme: must be dynamic or static, got '", word, "'"));
   }
-  const bool floats = plan.strategy->weight_dtype == "fp8";
-  if (spec.activation_asymmetric && (word != "static" || floats)) {
+  const bool integers = plan.strategy->activation_bits == 8 && plan.strategy->integer_grid;
+  if (spec.activation_asymmetric && (!integers || plan.format->name != "compressed_tensors")) {
     return Invalid("ACTIVATION_ZERO_POINT_NOT_SUPPORTED",
-                   "activation_asymmetric: zero points belong to static integer activations");
+                   absl::StrCat("activation_asymmetric: zero points belong to 8-bit integer activations in "
+                                "compressed_tensors, got ",
+                                std::string(plan.strategy->name), " in ", std::string(plan.format->name)));
   }
+  plan.activation_asymmetric = spec.activation_asymmetric;
+  plan.linear.activation_symmetric = !spec.activation_asymmetric;
   if (word != "static") return absl::OkStatus();
   if (plan.strategy->activation_bits != 8 || plan.format->name != "compressed_tensors") {
     return Invalid("STATIC_ACTIVATIONS_NOT_SUPPORTED",
@@ -334,9 +384,7 @@ absl::Status PlanActivations(const CalibrationSpec& spec, CalibrationPlan& plan)
     return Invalid("DATASET_NEEDED", "dataset: must be given, static activation scales come from what layers read");
   }
   plan.static_activations = true;
-  plan.activation_asymmetric = spec.activation_asymmetric;
-  plan.quantization_config["config_groups"]["group_0"]["input_activations"] =
-      CompressedTensorsStaticActivations(floats, !spec.activation_asymmetric);
+  plan.linear.static_activations = true;
   return absl::OkStatus();
 }
 
@@ -356,12 +404,16 @@ absl::Status PlanLinears(const CalibrationSpec& spec, CalibrationPlan& plan) {
   plan.linear.act_order = spec.act_order && plan.strategy->stores_g_idx;
   plan.act_order = spec.act_order;
   plan.linear.clip_ratio = spec.clip_ratio;
+  SAGE_RETURN_IF_ERROR(PlanActivations(spec, plan));
+  SAGE_RETURN_IF_ERROR(PlanVariant(spec, plan));
   SAGE_ASSIGN_OR_RETURN(plan.linear.scale_dtype, ResolveScaleDType(spec.scale_precision, plan, slots[0]));
   // The common size need not fit layers that have their own.
   std::vector<LinearSlot> common = WithoutOwnGroupSize(overrides, slots);
   if (common.empty()) common = slots;
-  SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,
-                        ResolveGroupSize(*plan.strategy, plan.linear, common, spec.group_size, spec.group_size_auto));
+  if (plan.linear.group_size == -1) {
+    SAGE_ASSIGN_OR_RETURN(plan.linear.group_size,
+                          ResolveGroupSize(*plan.strategy, plan.linear, common, spec.group_size, spec.group_size_auto));
+  }
   SAGE_ASSIGN_OR_RETURN(plan.overrides, ResolveOverrides(overrides, plan, slots));
   SAGE_RETURN_IF_ERROR(CheckTensorParallel(plan, slots, spec.tensor_parallel));
   slots.erase(std::remove_if(slots.begin(), slots.end(),
@@ -369,10 +421,22 @@ absl::Status PlanLinears(const CalibrationSpec& spec, CalibrationPlan& plan) {
               slots.end());
   SAGE_RETURN_IF_ERROR(CheckAll(*plan.strategy, plan.linear, slots));
   SAGE_ASSIGN_OR_RETURN(plan.quantization_config, MixedQuantizationConfig(plan));
-  SAGE_RETURN_IF_ERROR(PlanActivations(spec, plan));
   const Json scheme = plan.kv.Scheme();
   if (plan.format->name == "compressed_tensors") plan.quantization_config["kv_cache_scheme"] = scheme;
   return absl::OkStatus();
+}
+
+// kl cuts the ranges of static integers that a model computes: without any it would be minmax under another name.
+absl::Status CheckRangeRule(const CalibrationPlan& plan) {
+  if (plan.range.rule != RangeRule::kKl) return absl::OkStatus();
+  const bool activations = plan.static_activations && plan.strategy->weight_dtype != "fp8";
+  const bool cache = plan.kv.calibrates && plan.kv.range.rule == RangeRule::kKl;
+  if (activations || cache) return absl::OkStatus();
+  return Invalid("METHOD_HAS_NO_RANGE",
+                 absl::StrCat("method: kl cuts the ranges of static 8-bit integers, and there are none to cut: give "
+                              "activation_scheme static with int8 activations, or a static int8 kv_quantization; "
+                              "use minmax for ",
+                              std::string(plan.strategy->name), " alone"));
 }
 
 }  // namespace
@@ -391,6 +455,7 @@ absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec) {
   SAGE_ASSIGN_OR_RETURN(plan.kv, PlanKvCalibration(spec, plan.range, plan.source->config().L));
   SAGE_RETURN_IF_ERROR(CheckKnown(spec, plan));
   if (plan.strategy->quantizes) SAGE_RETURN_IF_ERROR(PlanLinears(spec, plan));
+  SAGE_RETURN_IF_ERROR(CheckRangeRule(plan));
   SAGE_RETURN_IF_ERROR(ReadDatasetSummary(spec, plan));
   SAGE_ASSIGN_OR_RETURN(plan.source_sha256, plan.source->checkpoint().Fingerprint());
   plan.spec = CanonicalSpec(spec, plan);

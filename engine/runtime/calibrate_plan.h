@@ -37,6 +37,7 @@ struct CalibrationPlan {
   const CalibratorDef* calibrator = nullptr;
   LinearSpec linear;                // group size resolved
   bool act_order = false;           // asked of the solver; linear.act_order says whether g_idx is stored
+  bool gptq_correction = false;     // GPTAQ's in place of least-squares weights
   RangeSpec range;                  // how static ranges are cut
   bool static_activations = false;  // one scale (and zero point) of each layer's 8-bit input
   bool activation_asymmetric = false;

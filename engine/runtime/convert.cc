@@ -9,17 +9,19 @@
 #include <filesystem>
 #include <map>
 #include <optional>
-#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/api/ct_config.h"
 #include "engine/base/file.h"
 #include "engine/base/map_guard.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_tokenizer.h"
 #include "engine/runtime/ascend_export.h"
+#include "engine/runtime/convert_schemes.h"
 #include "engine/runtime/gguf_export.h"
+#include "engine/runtime/kv_plan.h"
 #include "engine/runtime/operations.h"
 #include "engine/runtime/output_format.h"
 
@@ -36,9 +38,10 @@ struct Target {
   bool ascend = false;
 };
 
-absl::StatusOr<Target> ParseTarget(const std::string& format) {
+absl::StatusOr<Target> ParseTarget(const ConvertSpec& spec) {
+  const std::string& format = spec.format;
   if (IsGgufWord(format)) {
-    SAGE_ASSIGN_OR_RETURN(GgufScheme scheme, ParseGgufScheme(format));
+    SAGE_ASSIGN_OR_RETURN(GgufScheme scheme, ParseGgufScheme(format, spec.types));
     return Target{DType::kF32, false, format, std::move(scheme)};
   }
   if (format == kAscendFormat) return Target{DType::kF32, false, format, {}, true};
@@ -53,12 +56,17 @@ absl::StatusOr<Target> ParseTarget(const std::string& format) {
     }
     known.emplace_back(def->name);
   }
+  if (format == "fp8") return Target{DType::kF32, true, format, {}};
+  known.emplace_back("fp8");
   for (std::string& word : GgufWords()) known.push_back(std::move(word));
   const std::string candidates = absl::StrJoin(known, ", ");
   return MakeError(absl::StatusCode::kUnimplemented, "UNSUPPORTED_OUTPUT_FORMAT",
                    absl::StrCat("format: must be one of [", candidates, "], got '", format, "'"),
                    {{"candidates", candidates}});
 }
+
+// Zeros of AWQ GEMV_FAST: served as they are, in no other file.
+bool HasScaledZeros(const StoredLinear& stored) { return stored.tensors.count("scaled_zeros") > 0; }
 
 struct Difference {
   double max_abs = 0;
@@ -96,8 +104,10 @@ class Conversion {
   }
 
  private:
-  absl::Status CheckPacked();
-  absl::Status ChooseSpec(const LinearStrategyDef& wanted);
+  absl::Status PlanLayers();
+  absl::Status NoteLosses();
+  bool KeepsKvPlan() const;
+  Json KvScheme() const;
   absl::StatusOr<ShardRecord> WriteShardOf(int64_t shard);
   absl::Status AddPacked(const LinearSlot& slot, std::vector<NamedTensor>& tensors) const;
   absl::Status WriteFolder(const CancelToken& cancel, const ProgressFn& progress);
@@ -105,6 +115,7 @@ class Conversion {
   absl::StatusOr<ShardRecord> WriteAscendShard(int64_t shard);
   absl::Status WriteOneGguf(const CancelToken& cancel, const ProgressFn& progress);
   absl::Status CompareShard(const ArtifactSource& written, int64_t shard);
+  absl::Status CompareActivations(const ArtifactSource& written, const LinearSlot& slot);
   void CompareValues(const std::string& name, const float* a, const float* b, int64_t count);
   absl::StatusOr<Json> Manifest() const;
 
@@ -113,11 +124,10 @@ class Conversion {
   std::unique_ptr<ArtifactSource> source_;
   ThreadPool& threads_;
   std::string staged_;
-  std::optional<LinearSpec> packed_;             // what the quantized linears share
-  const CheckpointFormatDef* format_ = nullptr;  // when the target stays quantized
-  const LinearStrategyDef* strategy_ = nullptr;  // of the layers that are written
-  std::vector<std::string> ignored_;
-  std::set<int64_t> whole_rows_;  // inputs of layers with one scale a row
+  std::optional<ConvertedLayers> layers_;  // when quantized layers stay quantized
+  Json quantization_;                      // of the written config.json
+  std::string plain_strategy_;             // of a folder without quantized layers: its dtype, or the format's word
+  Json kv_plan_;                           // of the source's KV cache; null without one
   Difference difference_;
   std::map<std::string, double> changed_;
   std::vector<ShardRecord> files_;
@@ -126,69 +136,53 @@ class Conversion {
   Json description_ = Json::object();  // of an AscendV1 folder
 };
 
-// One config group describes all layers, so they must agree; a layer stored as floats goes to the ignore list.
-absl::Status Conversion::CheckPacked() {
-  for (const LinearSlot& slot : source_->linears()) {
-    SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, source_->Stored(slot));
-    SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(stored.spec.strategy));
-    if (!def->quantizes) {
-      ignored_.push_back(slot.name);
-      continue;
+absl::Status Conversion::PlanLayers() {
+  absl::StatusOr<ConvertedLayers> layers = ConvertedLayers::Plan(*source_, target_.format);
+  if (layers.ok()) {
+    layers_ = *std::move(layers);
+    SAGE_ASSIGN_OR_RETURN(quantization_, layers_->Config());
+    for (const LinearSlot& slot : source_->linears()) {
+      SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, source_->Stored(slot));
+      if (layers_->Of(slot.name) == nullptr || !HasScaledZeros(stored)) continue;
+      notes_.push_back("zeros of AWQ GEMV_FAST are multiplied with their scales and rounded; written as whole codes");
+      break;
     }
-    // One scale a row is also one group of all inputs: then the layers with more say what the group is.
-    const int group = stored.spec.group_size;
-    if (group == -1) whole_rows_.insert(slot.K);
-    const bool only_this = whole_rows_.size() == 1 && *whole_rows_.begin() == group;
-    if (packed_ && packed_->group_size == -1 && only_this) packed_->group_size = group;
-    const bool grouped = packed_ && (packed_->group_size == group || (group == -1 && packed_->group_size == slot.K));
-    const bool same =
-        !packed_ || (grouped && packed_->strategy == stored.spec.strategy &&
-                     packed_->symmetric == stored.spec.symmetric && packed_->act_order == stored.spec.act_order);
-    if (!same) {
-      return MakeError(absl::StatusCode::kUnimplemented, "MIXED_SCHEMES",
-                       absl::StrCat(slot.name, ": all quantized layers must share strategy, group size and symmetry"));
-    }
-    if (!packed_) packed_ = stored.spec;
-    strategy_ = def;
+    return absl::OkStatus();
   }
-  if (!packed_) {
-    return MakeError(absl::StatusCode::kFailedPrecondition, "NOTHING_QUANTIZED",
-                     absl::StrCat(target_.format, ": the source has no quantized layer; use calibrate"));
+  // Plain weights whose only quantized part is the KV cache.
+  const Json scheme = KvScheme();
+  const bool compressed = target_.format == "compressed_tensors";
+  if (GetErrorReason(layers.status()).reason != "NOTHING_QUANTIZED" || kv_plan_.is_null() || !compressed) {
+    return layers.status();
   }
-  SAGE_ASSIGN_OR_RETURN(format_, FindOutputFormat(target_.format, *strategy_));
-  SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* wanted, StrategyIn(*format_, *strategy_));
-  // Another strategy takes the codes only when both are integers of the same grid.
-  if (wanted != strategy_ && !(strategy_->integer_grid && wanted->integer_grid)) {
-    return CannotStore(format_->name, *strategy_);
-  }
-  SAGE_RETURN_IF_ERROR(ChooseSpec(*wanted));
-  strategy_ = wanted;
+  SAGE_ASSIGN_OR_RETURN(const StoredLinear plain, source_->Stored(source_->linears().front()));
+  plain_strategy_ = plain.spec.strategy;
+  if (scheme.is_null()) return absl::OkStatus();  // the plan is in the manifest alone
+  quantization_ = CompressedTensorsKvOnlyConfig(scheme);
   return absl::OkStatus();
 }
 
-// The spec of the rewritten layers; scales take the target's dtype where it cannot hold the source's.
-absl::Status Conversion::ChooseSpec(const LinearStrategyDef& wanted) {
-  if (&wanted == strategy_) return absl::OkStatus();
-  packed_->strategy = std::string(wanted.name);
-  const LinearSlot slot = source_->linears().front();
-  for (const DType dtype : {packed_->scale_dtype, DType::kF16, DType::kF32}) {
-    packed_->scale_dtype = dtype;
-    if (GetErrorReason(wanted.check(*packed_, slot.N, slot.K)).reason != "BAD_SCALE_DTYPE") break;
+// kv_cache_scheme of compressed-tensors for the plan; null where there is no word for it.
+Json Conversion::KvScheme() const {
+  const Json before = source_->checkpoint().config().value("quantization_config", Json());
+  if (before.is_object() && before.contains("kv_cache_scheme") && !before["kv_cache_scheme"].is_null()) {
+    return before["kv_cache_scheme"];
   }
-  for (const LinearSlot& each : source_->linears()) {
-    if (std::find(ignored_.begin(), ignored_.end(), each.name) != ignored_.end()) continue;
-    const absl::Status status = wanted.check(*packed_, each.N, each.K);
-    if (!status.ok()) return Annotate(status, each.name);
-  }
-  return absl::OkStatus();
+  if (kv_plan_.is_null() || kv_plan_.value("scales", "") != "calibrated") return Json();
+  const std::string strategy = kv_plan_.value("strategy", "");
+  if (strategy != "fp8_e4m3" && strategy != "int8_per_token") return Json();
+  return CompressedTensorsKvScheme(strategy == "fp8_e4m3", kv_plan_.value("granularity", "") == "head");
 }
 
 absl::Status Conversion::AddPacked(const LinearSlot& slot, std::vector<NamedTensor>& tensors) const {
   SAGE_ASSIGN_OR_RETURN(StoredLinear taken, source_->Stored(slot));
-  if (taken.spec.strategy != packed_->strategy) {
+  const ConvertedScheme& scheme = *layers_->Of(slot.name);
+  if (taken.spec.strategy != scheme.spec.strategy || HasScaledZeros(taken)) {
     SAGE_ASSIGN_OR_RETURN(const LayerPlan plan, PlanOfStored(taken, threads_));
     SAGE_ASSIGN_OR_RETURN(const Tensor values, Dequantize(taken));
-    SAGE_ASSIGN_OR_RETURN(taken, strategy_->quantize(values.view(), *packed_, plan, threads_));
+    absl::StatusOr<StoredLinear> made = scheme.strategy->quantize(values.view(), scheme.spec, plan, threads_);
+    if (!made.ok()) return Annotate(made.status(), slot.name);
+    taken = *std::move(made);
   }
   const auto stored = std::make_shared<StoredLinear>(std::move(taken));
   for (const auto& [name, view] : stored->tensors) tensors.push_back({slot.name + "." + name, view, stored});
@@ -198,9 +192,10 @@ absl::Status Conversion::AddPacked(const LinearSlot& slot, std::vector<NamedTens
 // Scales and zeros of a layer's KV cache under any producer's name, as they are.
 absl::StatusOr<std::vector<NamedTensor>> Conversion::KvScales(int64_t layer) const {
   std::vector<NamedTensor> out;
-  for (const char* name : {"k_scale", "v_scale", "k_zero_point", "v_zero_point", "kv_scale", "k_proj.k_scale",
-                           "v_proj.v_scale", "k_proj.output_scale", "v_proj.output_scale", "k_proj.kv_cache_scale",
-                           "k_proj.kv_cache_offset", "v_proj.kv_cache_scale", "v_proj.kv_cache_offset"}) {
+  for (const char* name :
+       {"k_scale", "v_scale", "k_zero_point", "v_zero_point", "kv_scale", "k_proj.k_scale", "v_proj.v_scale",
+        "qkv_proj.k_scale", "qkv_proj.v_scale", "k_proj.output_scale", "v_proj.output_scale", "k_proj.kv_cache_scale",
+        "k_proj.kv_cache_offset", "v_proj.kv_cache_scale", "v_proj.kv_cache_offset"}) {
     const std::string full = absl::StrCat("model.layers.", layer, ".self_attn.", name);
     if (!source_->checkpoint().HasTensor(full)) continue;
     SAGE_ASSIGN_OR_RETURN(const TensorView view, source_->checkpoint().GetTensor(full));
@@ -220,7 +215,7 @@ absl::StatusOr<ShardRecord> Conversion::WriteShardOf(int64_t shard) {
                           ConvertFloats(values.name, values.view.as<float>(), values.view.shape, target_.dtype));
   }
   for (const LinearSlot& slot : source_->ShardLinears(shard)) {
-    const bool ignored = std::find(ignored_.begin(), ignored_.end(), slot.name) != ignored_.end();
+    const bool ignored = !layers_.has_value() || layers_->Of(slot.name) == nullptr;
     SAGE_ASSIGN_OR_RETURN(NamedTensor bias, source_->Bias(slot));
     if (target_.packed && !ignored) {
       SAGE_RETURN_IF_ERROR(AddPacked(slot, tensors));
@@ -268,14 +263,43 @@ absl::StatusOr<ShardRecord> Conversion::WriteAscendShard(int64_t shard) {
 }
 
 absl::Status Conversion::Write(const CancelToken& cancel, const ProgressFn& progress) {
-  if (target_.packed) SAGE_RETURN_IF_ERROR(CheckPacked());
-  SAGE_ASSIGN_OR_RETURN(const std::vector<NamedTensor> scales, KvScales(0));
-  if (!scales.empty() && !target_.packed && !target_.ascend) {
-    notes_.push_back(absl::StrCat("scales of the KV cache are not kept: ", target_.format, " has no place for them"));
-  }
+  plain_strategy_ = target_.format;
+  // A plan that cannot be read is one that an engine would refuse too: it is not carried on.
+  const absl::StatusOr<Json> plan = StoredKvPlan(source_->checkpoint(), source_->config().L);
+  if (plan.ok()) kv_plan_ = *plan;
+  if (!plan.ok()) notes_.push_back(absl::StrCat("the KV plan is not kept: ", std::string(plan.status().message())));
+  if (target_.packed) SAGE_RETURN_IF_ERROR(PlanLayers());
+  SAGE_RETURN_IF_ERROR(NoteLosses());
   Discard();  // left by a conversion that died
   SAGE_RETURN_IF_ERROR(MakeDirectories(staged_));
   return target_.gguf ? WriteOneGguf(cancel, progress) : WriteFolder(cancel, progress);
+}
+
+// Folders of quantized layers carry scales under any name; AscendV1 has those of channels (C8) only.
+bool Conversion::KeepsKvPlan() const {
+  if (kv_plan_.is_null()) return false;
+  const bool calibrated = kv_plan_.value("scales", "") == "calibrated";
+  return target_.packed || (target_.ascend && (!calibrated || kv_plan_.value("strategy", "") == "int8_per_channel"));
+}
+
+// What the target has no place for.
+absl::Status Conversion::NoteLosses() {
+  bool activations = false;
+  for (const LinearSlot& slot : source_->linears()) {
+    SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, source_->Stored(slot));
+    SAGE_ASSIGN_OR_RETURN(const StoredActivations own, ActivationsOf(stored));
+    activations = activations || own.bits == 8;
+  }
+  if (activations && !target_.packed && !target_.ascend) {
+    notes_.push_back(absl::StrCat("8-bit activations are not kept: ", target_.format, " computes in floats"));
+  }
+  if (kv_plan_.is_null() || KeepsKvPlan()) return absl::OkStatus();
+  const std::string strategy = kv_plan_.value("strategy", "");
+  if (!IsEightBitKv(strategy)) return absl::OkStatus();
+  notes_.push_back(absl::StrCat("scales of the KV cache are not kept: ", target_.format,
+                                " has no place for the plan of ", strategy,
+                                "; name kv_quantization when an engine starts"));
+  return absl::OkStatus();
 }
 
 absl::Status Conversion::WriteOneGguf(const CancelToken& cancel, const ProgressFn& progress) {
@@ -295,17 +319,10 @@ absl::Status Conversion::WriteFolder(const CancelToken& cancel, const ProgressFn
     SAGE_ASSIGN_OR_RETURN(ShardRecord record, target_.ascend ? WriteAscendShard(shard) : WriteShardOf(shard));
     files_.push_back(std::move(record));
   }
-  Json quantization;
-  if (target_.packed) {
-    SAGE_ASSIGN_OR_RETURN(quantization, format_->write_config(*packed_, *strategy_, ignored_));
-    const Json before = source_->checkpoint().config().value("quantization_config", Json());
-    if (quantization.contains("kv_cache_scheme") && before.is_object() && before.contains("kv_cache_scheme")) {
-      quantization["kv_cache_scheme"] = before["kv_cache_scheme"];
-    }
-    if (!format_->config_file.empty()) {
-      SAGE_RETURN_IF_ERROR(WriteFileAtomic(absl::StrCat(staged_, "/", std::string(format_->config_file)),
-                                           DumpJson(quantization, 2) + "\n"));
-    }
+  if (quantization_.contains("kv_cache_scheme")) quantization_["kv_cache_scheme"] = KvScheme();
+  if (layers_.has_value() && !layers_->format().config_file.empty()) {
+    const std::string name(layers_->format().config_file);
+    SAGE_RETURN_IF_ERROR(WriteFileAtomic(absl::StrCat(staged_, "/", name), DumpJson(quantization_, 2) + "\n"));
   }
   if (target_.ascend) {
     SAGE_RETURN_IF_ERROR(WriteAscendFiles(staged_, description_, files_));
@@ -314,7 +331,7 @@ absl::Status Conversion::WriteFolder(const CancelToken& cancel, const ProgressFn
     return WriteTokenizerFiles(*source_, staged_).status();
   }
   const DType dtype = target_.packed ? source_->float_dtype() : target_.dtype;
-  SAGE_RETURN_IF_ERROR(WriteModelFiles(staged_, *source_, ArtifactConfig(*source_, quantization, dtype), files_));
+  SAGE_RETURN_IF_ERROR(WriteModelFiles(staged_, *source_, ArtifactConfig(*source_, quantization_, dtype), files_));
   return WriteTokenizerFiles(*source_, staged_).status();
 }
 
@@ -325,8 +342,21 @@ void Conversion::CompareValues(const std::string& name, const float* a, const fl
   difference_.Add(difference);
 }
 
+// How a layer's input is rounded is as much a part of what it computes as its weights.
+absl::Status Conversion::CompareActivations(const ArtifactSource& written, const LinearSlot& slot) {
+  SAGE_ASSIGN_OR_RETURN(const StoredLinear before, source_->Stored(slot));
+  SAGE_ASSIGN_OR_RETURN(const StoredLinear after, written.Stored(slot));
+  SAGE_ASSIGN_OR_RETURN(const StoredActivations a, ActivationsOf(before));
+  SAGE_ASSIGN_OR_RETURN(const StoredActivations b, ActivationsOf(after));
+  if (a == b) return absl::OkStatus();
+  difference_.lossless = false;
+  changed_[slot.name + ".input_activations"] = std::abs(static_cast<double>(a.scale) - static_cast<double>(b.scale));
+  return absl::OkStatus();
+}
+
 absl::Status Conversion::CompareShard(const ArtifactSource& written, int64_t shard) {
   for (const LinearSlot& slot : source_->ShardLinears(shard)) {
+    if (target_.packed || target_.ascend) SAGE_RETURN_IF_ERROR(CompareActivations(written, slot));
     SAGE_ASSIGN_OR_RETURN(const Tensor a, source_->Weight(slot, threads_));
     SAGE_ASSIGN_OR_RETURN(const Tensor b, written.Weight(slot, threads_));
     CompareValues(slot.name + ".weight", a.as<float>(), b.as<float>(), slot.N * slot.K);
@@ -379,17 +409,19 @@ absl::StatusOr<Json> Conversion::Manifest() const {
     for (const TensorRecord& tensor : file.tensors) weight_bytes += tensor.bytes;
   }
   SAGE_ASSIGN_OR_RETURN(const Json side_files, HashSideFiles(staged_, files_));
-  return Json{{"format_version", kArtifactFormatVersion},
+  Json out = {{"format_version", kArtifactFormatVersion},
               {"producer", absl::StrCat("sagequant ", kEngineVersion)},
-              {"quantization", strategy_ == nullptr ? target_.format : packed_->strategy},
-              {"checkpoint_format", target_.gguf     ? "gguf"
-                                    : target_.packed ? target_.format
-                                                     : "safetensors"},
+              {"quantization", layers_.has_value() ? layers_->most().spec.strategy : plain_strategy_},
+              {"checkpoint_format", target_.gguf               ? "gguf"
+                                    : layers_                  ? std::string(layers_->format().name)
+                                    : !quantization_.is_null() ? "compressed_tensors"
+                                                               : "safetensors"},
               {"provenance", std::move(provenance)},
               {"spec_hash", kept("spec_hash")},
               {"calibration_record", kept("calibration_record")},
               {"conversion",
                {{"from", from},
+                {"modules", spec_.types},
                 {"format", target_.format},
                 {"lossless", difference_.lossless},
                 {"max_abs_difference", difference_.max_abs},
@@ -399,6 +431,8 @@ absl::StatusOr<Json> Conversion::Manifest() const {
               {"totals", {{"weight_bytes", weight_bytes}}},
               {"files", std::move(files)},
               {"side_files", side_files}};
+  if (KeepsKvPlan()) out["kv_quant_plan"] = kv_plan_;
+  return out;
 }
 
 absl::StatusOr<ConvertResult> Conversion::Publish() {
@@ -417,7 +451,7 @@ absl::StatusOr<ConvertResult> Conversion::Publish() {
 
 absl::StatusOr<ConvertResult> ConvertArtifact(const ConvertSpec& spec, ThreadPool& threads, const CancelToken& cancel,
                                               const ProgressFn& progress) {
-  SAGE_ASSIGN_OR_RETURN(const Target target, ParseTarget(spec.format));
+  SAGE_ASSIGN_OR_RETURN(const Target target, ParseTarget(spec));
   if (spec.output.empty() || spec.output.back() == '/') {
     return MakeError(absl::StatusCode::kInvalidArgument, "BAD_OUTPUT",
                      "output: must name a folder, without '/' at the end");

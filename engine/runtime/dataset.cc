@@ -7,6 +7,7 @@
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/unicode.h"
 
 namespace sage {
 namespace {
@@ -144,17 +145,26 @@ absl::StatusOr<std::string> RenderMessages(const DatasetEntry& entry, const Toke
   return chat.Render(context);
 }
 
-absl::Status CheckIds(const std::vector<int32_t>& ids, const Dataset& dataset, int64_t line,
-                      const TokenizerFiles* files) {
-  if (files == nullptr || files->tokenizer == nullptr) return absl::OkStatus();
+absl::Status CheckIds(const std::vector<int32_t>& ids, const std::string& name, int64_t line, int64_t vocabulary) {
   for (const int32_t id : ids) {
-    if (id >= files->tokenizer->vocab_size()) {
-      return Invalid(
-          dataset.name, line,
-          absl::StrCat("token ids must be below the vocabulary size ", files->tokenizer->vocab_size(), ", got ", id));
-    }
+    if (id < vocabulary) continue;
+    return Invalid(name, line, absl::StrCat("token ids must be below the vocabulary size ", vocabulary, ", got ", id));
   }
   return absl::OkStatus();
+}
+
+// The first line that is no UTF-8; 0 when all are.
+int64_t FirstBadLine(std::string_view content) {
+  if (IsValidUtf8(content)) return 0;
+  int64_t line = 0;
+  for (size_t begin = 0; begin < content.size();) {
+    size_t end = content.find('\n', begin);
+    if (end == content.npos) end = content.size();
+    ++line;
+    if (!IsValidUtf8(content.substr(begin, end - begin))) return line;
+    begin = end + 1;
+  }
+  return line;
 }
 
 absl::Status NeedTokenizer(const Dataset& dataset) {
@@ -188,6 +198,7 @@ absl::StatusOr<Dataset> ParseDataset(std::string_view content, std::string_view 
     return dataset;
   }
   dataset.kind = "text";
+  if (const int64_t line = FirstBadLine(content); line > 0) return Invalid(name, line, "text must be valid UTF-8");
   DatasetEntry entry;
   entry.line = 1;
   entry.text = std::string(content);
@@ -195,9 +206,16 @@ absl::StatusOr<Dataset> ParseDataset(std::string_view content, std::string_view 
   return dataset;
 }
 
-absl::StatusOr<Dataset> ReadDataset(const std::string& path, std::string_view field) {
+absl::StatusOr<Dataset> ReadDataset(const std::string& path, std::string_view field, const std::string& name) {
   SAGE_ASSIGN_OR_RETURN(const std::string content, ReadFile(path));
-  return ParseDataset(content, std::filesystem::path(path).filename().string(), field);
+  return ParseDataset(content, name.empty() ? std::filesystem::path(path).filename().string() : name, field);
+}
+
+absl::Status CheckDatasetIds(const Dataset& dataset, int64_t vocabulary) {
+  for (const DatasetEntry& entry : dataset.entries) {
+    SAGE_RETURN_IF_ERROR(CheckIds(entry.ids, dataset.name, entry.line, vocabulary));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeEntries(const Dataset& dataset, const TokenizerFiles* files) {
@@ -205,7 +223,9 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeEntries(const Dataset&
   std::shared_ptr<const ChatTemplate> chat;
   for (const DatasetEntry& entry : dataset.entries) {
     if (!entry.ids.empty()) {
-      SAGE_RETURN_IF_ERROR(CheckIds(entry.ids, dataset, entry.line, files));
+      if (files != nullptr && files->tokenizer != nullptr) {
+        SAGE_RETURN_IF_ERROR(CheckIds(entry.ids, dataset.name, entry.line, files->tokenizer->vocab_size()));
+      }
       out.push_back(entry.ids);
       continue;
     }

@@ -33,13 +33,16 @@ struct Dataset {
 };
 
 // INVALID_ARGUMENT (DATASET_INVALID) names file, line and rule; `field` chooses the text member of JSONL objects ("" =
-// text).
-absl::StatusOr<Dataset> ReadDataset(const std::string& path, std::string_view field);
+// text). `name` is what the user calls the file, "" = its own name; its ending says the kind.
+absl::StatusOr<Dataset> ReadDataset(const std::string& path, std::string_view field, const std::string& name = "");
 absl::StatusOr<Dataset> ParseDataset(std::string_view content, std::string_view name, std::string_view field);
 
 // Token ids of every entry. Messages go through the model's chat template. `files` may be null when all entries are
 // ids; otherwise FAILED_PRECONDITION (TOKENIZER_NOT_FOUND).
 absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeEntries(const Dataset& dataset, const TokenizerFiles* files);
+
+// DATASET_INVALID names the line of the first id that is not below `vocabulary`.
+absl::Status CheckDatasetIds(const Dataset& dataset, int64_t vocabulary);
 
 // One stream of ids: texts joined by blank lines and tokenised once, so a beginning-of-text id appears at most once, at
 // the very start; entries of ids or messages follow one another.

@@ -38,6 +38,23 @@ absl::StatusOr<GgufScheme> ParseGgufScheme(const std::string& word) {
                    {{"candidates", candidates}});
 }
 
+absl::StatusOr<GgufScheme> ParseGgufScheme(const std::string& word, const std::map<std::string, std::string>& types) {
+  SAGE_ASSIGN_OR_RETURN(GgufScheme out, ParseGgufScheme(word));
+  for (const auto& [module, name] : types) {
+    const GgmlTypeInfo* type = FindGgmlType(name);
+    if (!name.empty() && type == nullptr) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "UNKNOWN_GGML_TYPE",
+                       absl::StrCat("types: ", module, " must name a ggml type, got '", name, "'"));
+    }
+    if (type == nullptr) {
+      out.modules[module] = std::nullopt;
+    } else {
+      out.modules[module] = type->type;
+    }
+  }
+  return out;
+}
+
 GgmlType WantedGgufType(const GgufScheme& scheme, const std::string& kind, int64_t layer, int64_t L) {
   if (!scheme.mix) return scheme.type;
   if (layer < 0) return GgmlType::kQ6_K;

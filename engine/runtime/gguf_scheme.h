@@ -11,6 +11,8 @@
 // becomes Q5_0 and Q6_K becomes Q8_0, and the answer says for which tensors.
 #pragma once
 
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,12 +27,16 @@ struct GgufScheme {
   bool mix = false;    // "gguf_q4_k_m"
   GgmlType type = GgmlType::kF32;
   uint32_t file_type = 0;  // general.file_type
+  // Linear modules that take another type; nullopt: the floats (or blocks) of the source.
+  std::map<std::string, std::optional<GgmlType>> modules = {};
 };
 
 // Every word, for error messages and listings.
 std::vector<std::string> GgufWords();
 bool IsGgufWord(const std::string& word);
 absl::StatusOr<GgufScheme> ParseGgufScheme(const std::string& word);
+// The same with types of single modules, as ConvertSpec::types has them.
+absl::StatusOr<GgufScheme> ParseGgufScheme(const std::string& word, const std::map<std::string, std::string>& types);
 
 // The type that the scheme wants for a linear layer of block `layer` of L ("v_proj", "lm_head", ...; layer < 0
 // outside), before the rule for rows that are no whole blocks. Not for an exact scheme.

@@ -261,9 +261,13 @@ absl::StatusOr<GgufData> GgufTensors::KeptFloats(const Item& item) const {
 absl::StatusOr<GgufData> GgufTensors::EncodeLinear(const Item& item) const {
   const LinearSlot& slot = *item.linear;
   const bool floats = !scheme_.exact && IsFloatType(scheme_.type), head = slot.layer < 0;
-  const GgmlType wanted = WantedGgufType(scheme_, slot.kind, slot.layer, source_.config().L);
+  const auto own = scheme_.modules.find(slot.name);
+  const bool named = own != scheme_.modules.end(), kept_out = named && !own->second.has_value();
+  const GgmlType wanted =
+      named && !kept_out ? *own->second : WantedGgufType(scheme_, slot.kind, slot.layer, source_.config().L);
   if (const GgufTensor* tensor = InSource(item.name)) {
-    if (scheme_.exact || (head && !scheme_.mix && !floats) || (!floats && tensor->type == wanted)) {
+    if (scheme_.exact || kept_out || (head && !scheme_.mix && !floats && !named) ||
+        (!floats && tensor->type == wanted)) {
       return GgufData{tensor->type, {tensor->data, tensor->data + tensor->bytes}, "blocks copied", ""};
     }
   }
@@ -274,7 +278,10 @@ absl::StatusOr<GgufData> GgufTensors::EncodeLinear(const Item& item) const {
   const float* values = weight.as<float>();
   const int64_t count = slot.N * slot.K;
   GgufData out;
-  if (floats) {
+  if (kept_out) {
+    SAGE_ASSIGN_OR_RETURN(out, KeptFloats(item));
+    out.note = "excluded";
+  } else if (floats) {
     out = {scheme_.type, AsType(values, count, scheme_.type), "floats", ""};
   } else if ((dense && scheme_.exact) || (head && !scheme_.mix)) {
     SAGE_ASSIGN_OR_RETURN(out, KeptFloats(item));

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/calibrate_plan.h"
@@ -23,6 +24,7 @@ namespace sage {
 namespace {
 
 constexpr int64_t kMostSinkTokens = 1024;
+constexpr size_t kMostConfigBytes = size_t{16} << 20;
 
 absl::Status Invalid(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, message);
@@ -167,6 +169,32 @@ absl::Status ReadManifestPlan(const std::string& path, const Json& plan, int64_t
   return absl::OkStatus();
 }
 
+// kv_cache_quant_algo of ModelOpt: in quantization_config, or in the hf_quant_config.json of older exports.
+absl::StatusOr<StoredKv> ReadModelOpt(const Checkpoint& checkpoint) {
+  constexpr char kFile[] = "/hf_quant_config.json", kKey[] = "kv_cache_quant_algo";
+  const Json& config = checkpoint.config();
+  Json quantization = config.is_object() ? config.value("quantization_config", Json()) : Json();
+  const std::string path = checkpoint.path() + kFile;
+  if ((!quantization.is_object() || !quantization.contains(kKey)) && FileExists(path)) {
+    SAGE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMostConfigBytes));
+    SAGE_ASSIGN_OR_RETURN(const Json whole, ParseJson(text, path));
+    quantization = whole.is_object() ? whole.value("quantization", Json()) : Json();
+  }
+  StoredKv out;
+  if (!quantization.is_object() || !quantization.contains(kKey) || quantization[kKey].is_null()) return out;
+  SAGE_ASSIGN_OR_RETURN(const std::string algorithm, JsonString(quantization, kKey, ""));
+  if (algorithm.empty() || algorithm == "NONE") return out;
+  if (algorithm != "FP8" && algorithm != "INT8") {
+    return MakeError(
+        absl::StatusCode::kUnimplemented, "KV_SCHEME_NOT_SUPPORTED",
+        absl::StrCat(checkpoint.path(), ": ", kKey, " must be FP8 or INT8, got '", algorithm.substr(0, 60), "'"));
+  }
+  out.strategy = algorithm == "FP8" ? "fp8_e4m3" : "int8_per_token";
+  out.calibrated = HasScale(checkpoint, 0);  // exports without scales mean scales from the data
+  out.source = kKey;
+  return out;
+}
+
 absl::StatusOr<StoredKv> ReadStored(const Checkpoint& checkpoint, int64_t layers) {
   StoredKv out, scheme;
   const Json& config = checkpoint.config();
@@ -189,6 +217,8 @@ absl::StatusOr<StoredKv> ReadStored(const Checkpoint& checkpoint, int64_t layers
     if (!out.strategy.empty()) return out;
   }
   if (!scheme.strategy.empty()) return scheme;
+  SAGE_ASSIGN_OR_RETURN(StoredKv modelopt, ReadModelOpt(checkpoint));
+  if (!modelopt.strategy.empty()) return modelopt;
   for (int64_t l = 0; l < layers; ++l) {
     if (!HasChannelScale(checkpoint, l)) {
       out.wide.push_back(l);
@@ -218,6 +248,20 @@ absl::Status CheckSinkTokens(int64_t sink_tokens) {
   if (sink_tokens >= 0 && sink_tokens <= kMostSinkTokens) return absl::OkStatus();
   return Invalid("OUT_OF_RANGE",
                  absl::StrCat("kv_sink_tokens: must be in [0, ", kMostSinkTokens, "], got ", sink_tokens));
+}
+
+absl::StatusOr<Json> StoredKvPlan(const Checkpoint& checkpoint, int64_t layers) {
+  SAGE_ASSIGN_OR_RETURN(const StoredKv stored, ReadStored(checkpoint, layers));
+  if (stored.strategy.empty()) return Json();
+  const absl::StatusOr<Json> manifest = ReadManifest(checkpoint.path());
+  if (manifest.ok() && manifest->contains("kv_quant_plan")) {
+    const Json& plan = (*manifest)["kv_quant_plan"];
+    if (plan.is_object() && plan.value("strategy", Json()) == Json(stored.strategy)) return plan;
+  }
+  return Json{{"strategy", stored.strategy},
+              {"scales", stored.calibrated ? "calibrated" : "dynamic"},
+              {"layers_16bit", stored.wide},
+              {"sink_tokens", stored.sink_tokens}};
 }
 
 absl::StatusOr<std::vector<int64_t>> ExcludedKvLayers(const std::vector<std::string>& include,

@@ -9,6 +9,7 @@
 #include "engine/api/checkpoint_format.h"
 #include "engine/api/kv_strategy.h"
 #include "engine/api/model.h"
+#include "engine/base/json.h"
 
 namespace sage {
 
@@ -31,6 +32,9 @@ struct KvChoice {
 // (KV_SCHEME_NOT_SUPPORTED) for a scheme of the checkpoint that nobody overrides.
 absl::StatusOr<KvChoice> ChooseKvPlan(const Checkpoint& checkpoint, const DecoderConfig& config, const KvAsked& asked,
                                       int page_tokens);
+
+// The plan that a checkpoint carries, as "kv_quant_plan" of a manifest; null when it has none.
+absl::StatusOr<Json> StoredKvPlan(const Checkpoint& checkpoint, int64_t layers);
 
 // Layers that patterns take out of a KV strategy: those no `include` names (none given: all are named) and those an
 // `exclude` names. A pattern is a glob over "model.layers.3.self_attn", "model.layers.3" and "layers.3".

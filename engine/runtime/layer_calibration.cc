@@ -132,8 +132,17 @@ class LayerWork {
     request.halves = solving;
     request.most_tokens = solved_tokens_;
     absl::StatusOr<InputStatistics> out = CollectStatistics(stream_, out_.weights, full_, request, threads_);
+    if (out.ok() && solving && plan_.gptq_correction) AddShift(*out);
     if (!out.ok()) return Annotate(out.status(), absl::StrCat("model.layers.", layer_));
     return out;
+  }
+
+  // GPTAQ's correction over all tokens. What is added to the hidden states has no shift of its own input: there the
+  // least-squares weights stay.
+  static void AddShift(InputStatistics& input) {
+    if (input.halves[0].shift.empty()) return;
+    input.shift = input.halves[0].shift;
+    for (size_t i = 0; i < input.shift.size(); ++i) input.shift[i] += input.halves[1].shift[i];
   }
 
   // Solves the readers of `place`, whose outputs make the input `product`: that of the next linear, whose scales are
@@ -170,8 +179,7 @@ class LayerWork {
     return SolveReaders(place, input);
   }
 
-  absl::StatusOr<std::vector<float>> ChooseScales(const InputStatistics& input,
-                                                  absl::Span<const std::string_view> kinds) {
+  absl::StatusOr<InputScales> ChooseScales(const InputStatistics& input, absl::Span<const std::string_view> kinds) {
     std::vector<TensorView> weights;
     for (const std::string_view kind : kinds) weights.push_back(Linear(kind).weight.view());
     const LinearChoice choice = plan_.ChoiceOf(ModuleName(layer_, kinds[0]));
@@ -194,7 +202,8 @@ class LayerWork {
     }
     const bool attention = place == LayerInput::kAttention;
     SAGE_ASSIGN_OR_RETURN(const InputStatistics input, Collect(place, false));
-    SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, kinds));
+    SAGE_ASSIGN_OR_RETURN(InputScales chosen, ChooseScales(input, kinds));
+    std::vector<float>& scales = chosen.values;
     for (size_t j = 0; j < norm->size(); ++j) {
       const float before = (*norm)[j], after = RoundToDType(before / scales[j], plan_.source->float_dtype());
       const float exact = before / after;
@@ -205,6 +214,7 @@ class LayerWork {
     for (const std::string_view kind : kinds) {
       MultiplyColumns(Linear(kind).weight, scales);
       out_.notes[ModuleName(layer_, kind)] = attention ? "input_layernorm" : "post_attention_layernorm";
+      out_.folded_by[ModuleName(layer_, kind)] = chosen.how;
     }
     out_.plain[NormName(layer_, attention)] = *norm;
     folded_[static_cast<size_t>(place)] = std::move(scales);
@@ -212,7 +222,7 @@ class LayerWork {
   }
 
   // Query heads that share a kv head read one row of v: their scales must be one.
-  absl::Status ShareOverHeads(const InputStatistics& input, std::vector<float>* scales) {
+  absl::Status ShareOverHeads(const InputStatistics& input, std::vector<float>* scales, std::string* how) {
     const DecoderConfig& c = plan_.source->config();
     const int64_t D = c.D, share = c.H / c.KH;
     if (share == 1) return absl::OkStatus();
@@ -235,6 +245,7 @@ class LayerWork {
     if (GramError(scaled, FloatsOf(weight), input.gram, N, K, threads_) >=
         GramError(plain, FloatsOf(weight), input.gram, N, K, threads_)) {
       scales->assign(scales->size(), 1.0f);
+      *how = "none";
     }
     return absl::OkStatus();
   }
@@ -243,8 +254,9 @@ class LayerWork {
   absl::Status FoldIntoRows(std::string_view producer, LayerInput place, const InputStatistics& input) {
     const std::string_view consumer = ReadersOf(place)[0];
     const bool attention = place == LayerInput::kAttended;
-    SAGE_ASSIGN_OR_RETURN(std::vector<float> scales, ChooseScales(input, {&consumer, 1}));
-    if (attention) SAGE_RETURN_IF_ERROR(ShareOverHeads(input, &scales));
+    SAGE_ASSIGN_OR_RETURN(InputScales chosen, ChooseScales(input, {&consumer, 1}));
+    std::vector<float>& scales = chosen.values;
+    if (attention) SAGE_RETURN_IF_ERROR(ShareOverHeads(input, &scales, &chosen.how));
     MultiplyColumns(Linear(consumer).weight, scales);
     LayerWeights::Linear& rows = Linear(producer);
     const DecoderConfig& c = plan_.source->config();
@@ -259,6 +271,7 @@ class LayerWork {
     }
     if (!rows.bias.empty()) out_.plain[ModuleName(layer_, producer) + ".bias"] = rows.bias;
     out_.notes[ModuleName(layer_, consumer)] = std::string(producer);
+    out_.folded_by[ModuleName(layer_, consumer)] = chosen.how;
     folded_[static_cast<size_t>(place)] = std::move(scales);
     return absl::OkStatus();
   }
@@ -324,8 +337,8 @@ class LayerWork {
 
   // The weights that make up for what the quantized layers before these have changed, in place of their own.
   absl::Status Compensate(absl::Span<const std::string_view> kinds, const InputStatistics& input) {
-    if (full_.stream == nullptr) return absl::OkStatus();
-    std::vector<float> stack;  // of the weights
+    if (full_.stream == nullptr || !input.shift.empty()) return absl::OkStatus();  // a shift is the solver's own way
+    std::vector<float> stack;                                                      // of the weights
     std::vector<std::string_view> stacked;
     std::vector<int64_t> rows;
     const int64_t K = input.K;

@@ -27,6 +27,7 @@ struct CalibratedLayer {
   std::map<std::string, double> output_error;                   // ||x dW|| / ||x W|| over all tokens
   std::map<std::string, std::vector<float>> plain;              // norms and biases that folding changed, by name
   std::map<std::string, double> strength;                       // share of the correction taken, where there is one
+  std::map<std::string, std::string> folded_by;                 // how those scales were chosen
   std::map<std::string, std::string> notes;                     // by module: what was folded into it
   std::vector<NamedTensor> kv_scales;                           // static scales of the KV cache
   // Block training: mean squared error relative to the size of the unquantized output, on held-out texts.

@@ -81,7 +81,7 @@ class Pass {
   }
 
   InputStatistics Take() {
-    InputStatistics out = {K_, begin_, {}, magnitude_.Mean(), magnitude_.Max(), std::move(sample_), {}};
+    InputStatistics out = {K_, begin_, {}, magnitude_.Mean(), magnitude_.Max(), std::move(sample_), {}, {}};
     out.gram = sums_[0].gram.Matrix<float>(threads_);
     if (!halves_wanted_) return out;
     for (size_t i = 0; i < 2; ++i) {

@@ -47,6 +47,10 @@ bool FormatHolds(const CheckpointFormatDef& format, const LinearStrategyDef& str
 absl::StatusOr<const CheckpointFormatDef*> FindOutputFormat(const std::string& word,
                                                             const LinearStrategyDef& strategy) {
   std::vector<std::string> written;
+  if (word == "fp8") {  // what others call compressed-tensors' float-quantized
+    if (strategy.weight_dtype != "fp8") return CannotStore(word, strategy);
+    return FindOutputFormat("compressed_tensors", strategy);
+  }
   for (const CheckpointFormatDef* def : CheckpointFormats()) {
     if (def->write_config == nullptr) continue;
     written.emplace_back(def->name);

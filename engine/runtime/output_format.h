@@ -8,7 +8,8 @@
 
 namespace sage {
 
-// The written format of that name ("compressed-tensors" is compressed_tensors); "" is the one that holds the tensors of
+// The written format of that name ("compressed-tensors" is compressed_tensors, "fp8" too where the
+// weights are fp8); "" is the one that holds the tensors of
 // `strategy`. UNIMPLEMENTED (UNSUPPORTED_OUTPUT_FORMAT) lists the formats.
 absl::StatusOr<const CheckpointFormatDef*> FindOutputFormat(const std::string& word, const LinearStrategyDef& strategy);
 

@@ -252,10 +252,10 @@ class Solver {
 
   void FindGrid(const float* values, int64_t first, int64_t n, int64_t g) {
     const GridSpec& spec = options_.grid;
-    const IntegerGrid grid = options_.search_grid
-                                 ? SearchGrid(values, importance_.empty() ? nullptr : importance_.data() + first,
-                                              width_, spec, options_.search)
-                                 : GridFromWeights(values, width_, spec.bits, spec.symmetric, spec.scale_dtype, 0);
+    const IntegerGrid grid =
+        options_.search_grid ? SearchGrid(values, importance_.empty() ? nullptr : importance_.data() + first, width_,
+                                          spec, options_.search)
+                             : GridFromWeights(values, width_, spec.bits, spec.symmetric, spec.scale_dtype, spec.clip);
     grids_[n * G_ + g] = grid;
     if (!std::isfinite(grid.scale)) bad_row_.store(n);
   }

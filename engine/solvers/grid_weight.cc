@@ -36,6 +36,9 @@ absl::Status CheckGridProblem(std::string_view who, absl::Span<const float> weig
     return Invalid("BAD_SCALE_DTYPE", absl::StrCat(name, ": scale_dtype must be F32, F16 or BF16, got ",
                                                    std::string(DTypeName(spec.scale_dtype))));
   }
+  if (!(spec.clip >= 0 && spec.clip < 1)) {
+    return Invalid("BAD_CLIP_RATIO", absl::StrCat(name, ": clip must be in [0, 1), got ", spec.clip));
+  }
   for (size_t i = 0; i < weight.size(); ++i) {
     if (!std::isfinite(weight[i])) {
       return Invalid("NON_FINITE_WEIGHT",
@@ -97,7 +100,7 @@ absl::StatusOr<GridWeight> RoundToNearest(absl::Span<const float> weight, int64_
   threads.ParallelFor(N * G, 16, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) {
       const float* values = weight.data() + at * width;
-      const IntegerGrid grid = GridFromWeights(values, width, spec.bits, spec.symmetric, spec.scale_dtype, 0);
+      const IntegerGrid grid = GridFromWeights(values, width, spec.bits, spec.symmetric, spec.scale_dtype, spec.clip);
       if (!std::isfinite(grid.scale)) {
         overflow.store(at);
         return;

@@ -19,6 +19,7 @@ struct GridSpec {
   int64_t group_size = -1;  // inputs that share a scale, a divisor of K; -1 = one scale a row
   bool symmetric = true;
   DType scale_dtype = DType::kF32;  // stored precision: F32, F16 or BF16
+  double clip = 0;  // ranges begin at (1 - clip) of the weights' extremes, 0..1; searches go on from there
 };
 
 // w[n, k] = scale[n, g] * (code[n, k] - zero[n, g]) with g = k / group_size, or g_idx[k] where g_idx is given.

@@ -423,6 +423,7 @@ class ClipBatch {
   float Limit(const float* w, int t) const {
     float most = 0;
     for (int64_t i = 0; i < width_; ++i) most = std::max(most, std::fabs(w[i]));
+    if (spec_.clip > 0) most *= static_cast<float>(1.0 - spec_.clip);
     return most * (1.0f - static_cast<float>(t) / static_cast<float>(kClipSteps));
   }
 

@@ -42,13 +42,15 @@ IntegerGrid SearchGrid(const float* weights, const float* importance, int64_t co
     min = std::min(min, weights[i]);
     max = std::max(max, weights[i]);
   }
-  IntegerGrid best = GridFromRange(min, max, spec.bits, spec.symmetric, spec.scale_dtype, 0);
+  IntegerGrid best = GridFromRange(min, max, spec.bits, spec.symmetric, spec.scale_dtype, spec.clip);
   if (!std::isfinite(best.scale)) return best;
   double least =
       ErrorOnGrid(weights, importance, count, best, spec.bits, search.norm, std::numeric_limits<double>::infinity());
   for (int t = 1; t < std::min(search.steps, search.grid); ++t) {
-    const IntegerGrid grid = GridFromRange(min, max, spec.bits, spec.symmetric, spec.scale_dtype,
-                                           static_cast<double>(t) / static_cast<double>(search.grid));
+    const double left = 1.0 - static_cast<double>(t) / static_cast<double>(search.grid);
+    const double clip =
+        spec.clip == 0 ? static_cast<double>(t) / static_cast<double>(search.grid) : 1.0 - (1.0 - spec.clip) * left;
+    const IntegerGrid grid = GridFromRange(min, max, spec.bits, spec.symmetric, spec.scale_dtype, clip);
     const double error = ErrorOnGrid(weights, importance, count, grid, spec.bits, search.norm, least);
     if (error < least) {
       least = error;

@@ -8,7 +8,8 @@
 
 namespace sage {
 
-// Both ends of a range are cut to (1 - t / grid) of their extreme for t in [0, steps); the error is the sum of
+// Both ends of a range are cut to (1 - t / grid) of their extreme (of what GridSpec::clip leaves of it) for t in [0,
+// steps); the error is the sum of
 // importance * |w - q|^norm. The first of equals wins, so the whole range is preferred.
 struct ShrinkSearch {
   int grid = 100;

@@ -92,6 +92,9 @@ class Service final : public pb::QuantizationService::CallbackService {
         response->set_target(request.output());
         return absl::OkStatus();
       }
+      if (request.dataset_name().empty()) {
+        request.set_dataset_name(request.dataset().substr(request.dataset().rfind('/') + 1));
+      }
       SAGE_RETURN_IF_ERROR(StoreDatasetContent(daemon_.paths().data_dir(), request.mutable_dataset(),
                                                request.mutable_dataset_content()));
       SAGE_ASSIGN_OR_RETURN(record, daemon_.operations().Start("calibrate", request.output(),

@@ -126,6 +126,43 @@ def test_every_pair(daemon, source):
             assert made["types"]["blk.0.attn_q.weight"] == ("q8_0" if fmt == "gguf_q6_k" else fmt[5:])
 
 
+@pytest.mark.parametrize("arguments,reason", [
+    (["--weight-dtype", "w5a16"], "UNKNOWN_QUANTIZATION"),
+    (["--weight-dtype", "w4a4"], "UNKNOWN_QUANTIZATION"),
+    (["--weight-dtype", "nf4", "--scale-precision", "bf16"], "BAD_SCALE_DTYPE"),
+    (["--exclude", "*.o_proj", "--override", "*.o_proj=bits:8"], "OVERRIDE_HAS_NO_EFFECT"),
+    (["--weight-granularity", "tensor"], "FIELD_NOT_SUPPORTED"),
+    (["--fp8-format", "e5m2"], "FIELD_NOT_SUPPORTED"),
+    (["--double-quant"], "FIELD_NOT_SUPPORTED"),
+    (["--gptq-f64"], "F64_NEEDS_GPTQ"),
+    (["--gptq-asymmetric-correction"], "CORRECTION_NEEDS_GPTQ"),
+    (["--format", "gguf_q4_k", "--clip-ratio", "0.2"], "FIELD_NOT_SUPPORTED"),
+    (["--format", "fp8"], "UNSUPPORTED_OUTPUT_FORMAT"),
+])
+def test_words_that_cannot_act_are_refused(daemon, arguments, reason):
+    code, error = daemon.fails("quant", "calibrate", "--model", "stories260K", "--group-size", "-1", "--output", "refused", *arguments)
+    assert (code in (1, 2), error["reason"]) == (True, reason), error
+
+
+@pytest.mark.parametrize("name,arguments", [
+    ("tensor", ["--weight-dtype", "fp8", "--activation-dtype", "fp8", "--weight-granularity", "tensor", "--format", "fp8"]),
+    ("block", ["--weight-dtype", "fp8", "--activation-dtype", "fp8", "--weight-granularity", "block"]),
+    ("e5m2", ["--weight-dtype", "fp8", "--fp8-format", "e5m2"]),
+    ("double", ["--weight-dtype", "nf4", "--double-quant"]),
+    ("zeros", ["--weight-dtype", "w8a8", "--activation-asymmetric"]),
+])
+def test_variants_are_written_and_served(daemon, tmp_path, name, arguments):
+    made = daemon.json("quant", "calibrate", "--model", "stories260K", "--output", "variant-" + name, *arguments)
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps([1, 40, 30, 20, 10, 50, 60, 31, 22, 13, 45, 3, 8, 19]))
+    scores = []
+    for target in ("stories260K", made["artifact"]):
+        engine = daemon.json("llm", "engine", "start", target, "--kv-quant", "f32")["engine_id"]
+        scores.append(daemon.json("llm", "score", "--engine", engine, "--ids-file", str(ids))["nll"])
+        daemon.json("llm", "engine", "stop", engine)
+    assert scores[0] != scores[1] and scores[0] == pytest.approx(scores[1], rel=0.1)
+
+
 def test_gguf_is_served_like_its_source(daemon, tmp_path):
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps([1, 40, 30, 20, 10, 50, 60, 31, 22, 13, 45, 3, 8, 19]))

@@ -48,6 +48,11 @@ class QuantConfig:
     scale_precision: ScalePrecision = ""  # "" = the model's dtype
     act_order: bool = False  # gptq: columns by falling importance
     rotate: bool = False  # hidden states and values turned by Hadamard matrices, folded into the weights
+    weight_granularity: str = ""  # scales of fp8 weights: channel, tensor, block; "" = channel
+    fp8_format: str = ""  # codes of fp8 weights: e4m3, e5m2; "" = e4m3
+    double_quant: bool = False  # nf4, fp4: the scales are quantized too
+    gptq_asymmetric_correction: bool = False  # gptq: GPTAQ's correction in place of least-squares weights
+    gptq_f64: bool = False  # methods that solve by GPTQ: its factor and updates in f64
     exclude: Tuple[str, ...] = ()  # glob patterns over module names that stay as they are
 
     def get_available_backends(self, **connection: Any) -> List[str]:
@@ -72,7 +77,8 @@ class QuantConfig:
             method="qat" if self.enable_qat else self.calibration, weight_dtype=self.weight_dtype, activation_dtype=self.activation_dtype,
             kv_dtype="" if self.kv_cache_dtype == "none" else self.kv_cache_dtype, group_size=self.group_size,
             group_size_auto=self.group_size == 0, asymmetric=not self.symmetric, act_order=self.act_order,
-            rotate=self.rotate,
+            rotate=self.rotate, weight_granularity=self.weight_granularity, fp8_format=self.fp8_format, double_quant=self.double_quant,
+            gptq_asymmetric_correction=self.gptq_asymmetric_correction, gptq_f64=self.gptq_f64,
             clip_ratio=self.clip_ratio, scale_precision=_SCALE[self.scale_precision], exclude=list(self.exclude),
             priority=_PRIORITY[self.priority])
 

@@ -138,7 +138,8 @@ absl::Status PanelLinear::Allocate(bool offset) {
 // Quads for 8-bit activations where the tier has exact products of bytes, else pairs for int16.
 void PanelLinear::ChooseLayout(bool nibbles) {
   const bool eight = form_.activations.eight_bits;
-  form_.bytes = eight && (nibbles || tier_.int8_quads);
+  // Products of bytes know one zero point for all rows; int16 codes have theirs taken off already.
+  form_.bytes = eight && (nibbles || tier_.int8_quads) && !form_.has_token_zeros();
   if (form_.bytes) {
     layout_ = nibbles ? PanelLayout::kNibbleQuads : PanelLayout::kInt8Quads;
     form_.row_bytes = (form_.block + 7) / 8 * 8;
@@ -149,7 +150,7 @@ void PanelLinear::ChooseLayout(bool nibbles) {
   if (eight) {
     form_.name =
         absl::StrCat(form_.bytes ? "int8 " : "int8 wide ", absl::Hex(std::bit_cast<uint32_t>(form_.activations.scale)),
-                     " ", form_.activations.zero, " ", form_.name);
+                     " ", form_.activations.zero, form_.has_token_zeros() ? " by token " : " ", form_.name);
   }
 }
 

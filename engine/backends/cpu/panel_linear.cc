@@ -2,8 +2,10 @@
 #include "engine/backends/cpu/panel_linear.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "engine/backends/cpu/split_outputs.h"
+#include "engine/quant/integer_grid.h"
 
 namespace sage::cpu {
 namespace {
@@ -11,9 +13,30 @@ namespace {
 // Below this many values one thread quantizes alone: about two microseconds.
 constexpr int64_t kInlineValues = 6 * 1024;
 
+// One row with its own scale and zero point, the grid of compressed-tensors. A row that is not finite takes the other
+// way, which makes its outputs NaN.
+IntegerGrid GridOfRow(const float* row, int64_t inputs) {
+  float low = 0, high = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < inputs; ++i) {
+    low = std::min(low, row[i]);
+    high = std::max(high, row[i]);
+    finite = finite && std::isfinite(row[i]);
+  }
+  IntegerGrid none;
+  none.scale = 0;
+  if (!finite) return none;
+  const IntegerGrid grid = GridFromRange(low, high, 8, /*symmetric=*/false, DType::kF32, 0);
+  return std::isfinite(grid.scale) ? grid : none;
+}
+
 void QuantizeOne(const float* row, int64_t inputs, const RowForm& form, const TierFns& tier, const RowCodes& to) {
   if (!form.activations.eight_bits) return tier.quantize_row(row, inputs, form.block, to);
   const auto quantize = form.bytes ? tier.quantize_row8 : tier.quantize_row8_wide;
+  if (form.has_token_zeros()) {
+    const IntegerGrid grid = GridOfRow(row, inputs);
+    return quantize(row, inputs, form.block, grid.scale, grid.zero, to);
+  }
   quantize(row, inputs, form.block, form.activations.scale, form.activations.zero, to);
 }
 

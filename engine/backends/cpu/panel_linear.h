@@ -22,6 +22,8 @@ struct RowForm {
   // Equal for equal orders, so that q, k and v with one order share a form and different orders never do.
   std::string name = "int16";
   IntegerActivations activations;
+
+  bool has_token_zeros() const { return activations.eight_bits && !activations.symmetric && activations.scale == 0; }
 };
 
 // A bound layer over packed panels. Weights come in by one of the Pack functions.

@@ -1,4 +1,4 @@
-// The words of the wire and the CLI for float-coded weights.
+// The words of the wire and the CLI for linear layers.
 #include "engine/api/linear_strategy.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
@@ -40,6 +40,29 @@ TEST(ResolveFloatWords, NoSuchCombination) {
     const auto got = ResolveLinearStrategy(weight, activation);
     EXPECT_EQ(GetErrorReason(got.status()).reason, "UNKNOWN_QUANTIZATION") << weight << " + " << activation;
   }
+}
+
+// A composite word means the bits it says, as one word and as a weight word, or nothing.
+TEST(ResolveWords, CompositesSayBothWidths) {
+  const std::pair<const char*, const char*> known[] = {{"w2a16", "gptq_w2a16"}, {"w3a16", "gptq_w3a16"},
+                                                       {"w4a16", "int4_w4a16"}, {"w8a16", "int8_w8a16"},
+                                                       {"w4a8", "int4_w4a8"},   {"w8a8", "int8_w8a8"}};
+  for (const auto& [word, strategy] : known) {
+    EXPECT_EQ(ResolveLinearStrategy(word).value(), strategy) << word;
+    EXPECT_EQ(ResolveLinearStrategy(word, "").value(), strategy) << word;
+  }
+  for (const char* word : {"w5a16", "w6a16", "w16a16", "wxa8", "wa8", "w4a", "w4a4", "w2a8", "w3a8", "w48a16", "w04a16",
+                           "w4a160", "W4A16", "a8", "w4"}) {
+    EXPECT_EQ(GetErrorReason(ResolveLinearStrategy(word).status()).reason, "UNKNOWN_QUANTIZATION") << word;
+    EXPECT_EQ(GetErrorReason(ResolveLinearStrategy(word, "").status()).reason, "UNKNOWN_QUANTIZATION") << word;
+  }
+  EXPECT_EQ(ResolveLinearStrategy("int4", "w8a16").value(), "int4_w4a16");
+  EXPECT_EQ(ResolveLinearStrategy("w8a8", "int8").value(), "int8_w8a8");
+  EXPECT_EQ(ResolveLinearStrategy("").value(), "");
+  EXPECT_EQ(ResolveLinearStrategy("none").value(), "");
+  // Two words that contradict each other.
+  EXPECT_EQ(GetErrorReason(ResolveLinearStrategy("w8a16", "int8").status()).reason, "UNKNOWN_QUANTIZATION");
+  EXPECT_EQ(GetErrorReason(ResolveLinearStrategy("w4a8", "w4a16").status()).reason, "UNKNOWN_QUANTIZATION");
 }
 
 }  // namespace

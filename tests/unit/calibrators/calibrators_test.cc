@@ -71,7 +71,7 @@ double OutputErrorOf(const CalibratorDef& def, const Problem& problem, const Lin
     const TensorView weights[] = {view};
     auto chosen = def.choose_scales({input, weights, spec, strategy}, threads);
     EXPECT_TRUE(chosen.ok()) << chosen.status();
-    scales = *chosen;
+    scales = chosen->values;
     EXPECT_EQ(scales.size(), static_cast<size_t>(kK));
     for (int64_t i = 0; i < kK; ++i) {
       EXPECT_GT(scales[static_cast<size_t>(i)], 0);

@@ -238,7 +238,18 @@ TEST(CompressedTensorsIntegers, ContradictionsAreRefusedByTensorAndRule) {
        },
        "input_activations must be 8-bit"},
   };
-  for (const Case& c : cases) {
+  const Case more[] = {
+      {"symmetric with zeros", [](WrittenFolder&, Json& g) { g["weights"]["symmetric"] = true; },
+       "has a weight_zero_point, and group_0 says symmetric true"},
+      {"outputs are quantized",
+       [](WrittenFolder&, Json& g) {
+         g["output_activations"] = {{"num_bits", 8}, {"type", "int"}};
+       },
+       "output_activations must be null"},
+  };
+  std::vector<Case> all(std::begin(cases), std::end(cases));
+  all.insert(all.end(), std::begin(more), std::end(more));
+  for (const Case& c : all) {
     const Layer layer(8, 64, 2, 4, true);
     WrittenFolder folder;
     PutPacked(layer, kModule, true, folder);
@@ -266,6 +277,53 @@ TEST(CompressedTensorsIntegers, BytesOutOfRangeAreRefused) {
   const absl::Status status = (*checkpoint)->GetLinear(kModule).status();
   EXPECT_EQ(GetErrorReason(status).reason, "CHECKPOINT_INVALID");
   EXPECT_NE(std::string(status.message()).find("got 4"), std::string::npos) << status;
+}
+
+// What a layer's activations are stands in the config and in its tensors: both must say the same.
+TEST(CompressedTensorsIntegers, ActivationsThatContradictAreRefused) {
+  struct Case {
+    const char* what;
+    Json activations;
+    bool scale, zero;
+    const char* says;  // "" = accepted
+  };
+  const auto words = [](const char* strategy, const Json& dynamic, bool symmetric) {
+    return Json{
+        {"num_bits", 8}, {"type", "int"}, {"strategy", strategy}, {"dynamic", dynamic}, {"symmetric", symmetric}};
+  };
+  const Case cases[] = {
+      {"dynamic", words("token", true, true), false, false, ""},
+      {"dynamic with zero points", words("token", true, false), false, false, ""},
+      {"static", words("tensor", false, true), true, false, ""},
+      {"static with a zero point", words("tensor", false, false), true, true, ""},
+      {"dynamic with a scale", words("token", true, true), true, false, "has an input_scale"},
+      {"dynamic with a zero point", words("token", true, false), false, true, "has an input_zero_point"},
+      {"dynamic by tensor", words("tensor", true, true), false, false, "must have strategy token"},
+      {"static by token", words("token", false, true), true, false, "must have strategy tensor"},
+      {"static, zero point missing", words("tensor", false, false), true, false, "has no input_zero_point"},
+      {"static, symmetric with a zero point", words("tensor", false, true), true, true, "has an input_zero_point"},
+      {"static, scale missing", words("tensor", false, true), false, false, "has no input_scale"},
+      {"local", words("token", "local", true), false, false, "must have dynamic true or false"},
+  };
+  for (const Case& c : cases) {
+    const Layer layer(8, 64, 1, 8, false);
+    WrittenFolder folder;
+    PutBytes(layer, kModule, folder);
+    const float scale = 0.5f;
+    const int8_t zero = 3;
+    if (c.scale) folder.Put(std::string(kModule) + ".input_scale", DType::kF32, {1}, &scale, 4);
+    if (c.zero) folder.Put(std::string(kModule) + ".input_zero_point", DType::kI8, {1}, &zero, 1);
+    Json group = Group(8, "int-quantized", false, 0, true);
+    group["input_activations"] = c.activations;
+    const auto checkpoint = folder.Open(Config({{"group_0", group}}, "int-quantized"));
+    const absl::Status status = checkpoint.ok() ? (*checkpoint)->GetLinear(kModule).status() : checkpoint.status();
+    if (*c.says == 0) {
+      EXPECT_TRUE(status.ok()) << c.what << ": " << status;
+      continue;
+    }
+    EXPECT_NE(std::string(status.message()).find(c.says), std::string::npos) << c.what << ": " << status;
+    EXPECT_NE(GetErrorReason(status).reason, "") << c.what;
+  }
 }
 
 }  // namespace

@@ -297,10 +297,11 @@ TEST(Fp8Folder, RefusesWhatDoesNotFit) {
 }
 
 // A bitsandbytes folder of one NF4 module [2, 48] with the given state.
-absl::Status OpenBnb(const std::string& state, const std::vector<FileTensor>& changed = {}) {
+absl::Status OpenBnb(const std::string& state, const std::vector<FileTensor>& changed = {},
+                     const std::string& says = R"("load_in_4bit": true)") {
   const std::string weight = "model.layers.0.mlp.up_proj.weight";
   const Scratch scratch;
-  scratch.Write("config.json", R"({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true}})");
+  scratch.Write("config.json", R"({"quantization_config": {"quant_method": "bitsandbytes", )" + says + "}}");
   std::map<std::string, FileTensor> tensors;
   const auto add = [&](FileTensor tensor) { tensors[tensor.name] = std::move(tensor); };
   add({weight, "U8", {48, 1}, std::string(48, '\x1f')});
@@ -324,6 +325,9 @@ absl::Status OpenBnb(const std::string& state, const std::vector<FileTensor>& ch
 TEST(BitsandbytesFolder, ReadsOrRefusesByName) {
   const std::string good = R"({"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [2, 48]})";
   EXPECT_TRUE(OpenBnb(good).ok()) << OpenBnb(good);
+  const absl::Status eight = OpenBnb(good, {}, R"("load_in_4bit": false, "load_in_8bit": true)");
+  EXPECT_EQ(GetErrorReason(eight).reason, "CHECKPOINT_INVALID");
+  EXPECT_NE(eight.message().find("quantization_config says load_in_8bit true"), absl::string_view::npos) << eight;
   // The same bytes under another storage type.
   EXPECT_TRUE(OpenBnb(good, {{"", "BF16", {24, 1}, std::string(48, '\x1f')}}).ok());
   const std::string bad_states[] = {

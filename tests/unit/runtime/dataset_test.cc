@@ -85,5 +85,19 @@ TEST(Dataset, TextNeedsATokenizerAndIdsAVocabulary) {
   EXPECT_EQ(*stream, *files->tokenizer->Encode("Once\n\nupon", true));
 }
 
+// Whatever the file on disk is called, messages name the user's; every wrong value has a line.
+TEST(Dataset, ValuesAreRefusedByLine) {
+  const auto text = ParseDataset("fine\nalso fine\nbad \xff here\n", "mine.txt", "");
+  EXPECT_EQ(GetErrorReason(text.status()).reason, "DATASET_INVALID");
+  EXPECT_TRUE(absl::StrContains(text.status().message(), "dataset mine.txt line 3: text must be valid UTF-8"))
+      << text.status();
+  const auto ids = ParseDataset("[1, 2]\n\n[3, 511, 512]\n", "mine.jsonl", "");
+  ASSERT_TRUE(ids.ok()) << ids.status();
+  EXPECT_TRUE(CheckDatasetIds(*ids, 513).ok());
+  const absl::Status status = CheckDatasetIds(*ids, 512);
+  EXPECT_TRUE(absl::StrContains(status.message(), "line 3: token ids must be below the vocabulary size 512, got 512"))
+      << status;
+}
+
 }  // namespace
 }  // namespace sage

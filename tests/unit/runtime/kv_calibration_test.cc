@@ -201,6 +201,35 @@ TEST(KvCalibration, PlansThatContradictAreRefused) {
   EXPECT_TRUE(Choose(plain.output, {"fp8", "bf16", {}, {}, 0}).ok());
 }
 
+// ModelOpt names the cache's algorithm beside the weights', in config.json or in a file of its own.
+TEST(KvCalibration, AlgorithmsOfModelOptAreHonoured) {
+  const ScratchFolder scratch;
+  CalibrationSpec spec = KvSpec(scratch, "fp8");
+  ASSERT_TRUE(Made(spec).ok());
+  const std::string path = spec.output + "/config.json", side = spec.output + "/hf_quant_config.json";
+  std::filesystem::remove(spec.output + "/sage_quant.json");
+  Json config = *ParseJson(Slurp(path), "config");
+  config["quantization_config"]["kv_cache_scheme"] = nullptr;
+  const auto choose = [&](const Json& algorithm, bool beside) {
+    config["quantization_config"].erase("kv_cache_quant_algo");
+    std::filesystem::remove(side);
+    if (beside) std::ofstream(side) << Json{{"quantization", {{"kv_cache_quant_algo", algorithm}}}}.dump();
+    if (!beside) config["quantization_config"]["kv_cache_quant_algo"] = algorithm;
+    std::ofstream(path, std::ios::trunc) << config.dump();
+    return Choose(spec.output);
+  };
+  for (const bool beside : {false, true}) {
+    const auto fp8 = choose("FP8", beside);
+    ASSERT_TRUE(fp8.ok()) << fp8.status();
+    EXPECT_EQ(fp8->plan.Name(), "fp8_e4m3");
+    EXPECT_TRUE(fp8->calibrated);  // k_scale and v_scale are there
+    const auto none = choose(nullptr, beside);
+    ASSERT_TRUE(none.ok()) << none.status();
+    EXPECT_EQ(none->plan.Name(), "bf16");
+    EXPECT_EQ(ReasonOf(choose("NVFP4", beside).status()), "KV_SCHEME_NOT_SUPPORTED");
+  }
+}
+
 TEST(KvCalibration, SchemesOfOtherToolsAreHonoured) {
   const std::string folder = std::string(SAGE_SOURCE_DIR) + "/../shared/data/checkpoints/ct-kv-fp8-w4";
   if (!std::filesystem::exists(folder)) GTEST_SKIP() << "no shared checkpoints";

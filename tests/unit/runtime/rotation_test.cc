@@ -4,14 +4,13 @@
 
 #include "engine/base/file.h"
 #include "engine/base/status.h"
-#include "engine/decoder/decoder.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_source.h"
 #include "engine/runtime/calibrate_estimate.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
-#include "tests/unit/decoder/sequence_logits.h"
 #include "tests/unit/runtime/artifact_folder.h"
+#include "tests/unit/runtime/model_logits.h"
 #include "tests/unit/runtime/tiny_model.h"
 
 namespace sage {
@@ -23,21 +22,6 @@ absl::StatusOr<CalibrationResult> Calibrate(const CalibrationSpec& spec, int wor
                                             const CancelToken& cancel = {}, const ProgressFn& progress = nullptr) {
   ThreadPool threads(workers);
   return CalibrateModel(spec, threads, cancel, progress);
-}
-
-absl::StatusOr<std::vector<float>> LogitsOf(const std::string& path) {
-  SAGE_ASSIGN_OR_RETURN(const auto checkpoint, OpenCheckpoint(path));
-  return SequenceLogits(checkpoint, {{1, 5, 9, 30, 12, 39, 7, 3, 21, 17, 18, 2, 35, 4, 4, 11, 8, 0, 26}});
-}
-
-// Largest difference over the largest logit.
-double Apart(const std::vector<float>& a, const std::vector<float>& b) {
-  double most = 0, largest = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    most = std::max(most, std::abs(static_cast<double>(a[i]) - b[i]));
-    largest = std::max(largest, std::abs(static_cast<double>(a[i])));
-  }
-  return a.size() == b.size() ? most / largest : 1e9;
 }
 
 // Weights as they are, rotated only.

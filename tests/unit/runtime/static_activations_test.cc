@@ -124,7 +124,15 @@ TEST(StaticActivations, WordsThatCannotBeHonouredAreRefused) {
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.activation_scheme = "lazy"; }), "BAD_ACTIVATION_SCHEME");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.dataset.clear(); }), "DATASET_NEEDED");
   EXPECT_EQ(reason([](CalibrationSpec& s) { s.activation_dtype = ""; }), "STATIC_ACTIVATIONS_NOT_SUPPORTED");
-  EXPECT_EQ(reason([](CalibrationSpec& s) { s.activation_scheme = "", s.activation_asymmetric = true; }),
+  EXPECT_EQ(reason([](CalibrationSpec& s) {
+              s.activation_dtype = "", s.activation_scheme = "";
+              s.activation_asymmetric = true;
+            }),
+            "ACTIVATION_ZERO_POINT_NOT_SUPPORTED");
+  EXPECT_EQ(reason([](CalibrationSpec& s) {
+              s.weight_dtype = s.activation_dtype = "fp8";
+              s.activation_asymmetric = true;
+            }),
             "ACTIVATION_ZERO_POINT_NOT_SUPPORTED");
 }
 

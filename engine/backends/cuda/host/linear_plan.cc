@@ -173,6 +173,9 @@ absl::Status CheckInteger(const LinearWeight& weight, const std::string& kernel)
     return refuse(absl::StrCat("scale and offset must be [N, G], ", scales, " values"));
   }
   if (!w.g_idx.empty() && static_cast<int64_t>(w.g_idx.size()) != weight.K) return refuse("g_idx must be [K]");
+  if (w.activations.eight_bits && !w.activations.symmetric && w.activations.scale == 0) {
+    return refuse("dynamic 8-bit activations must be symmetric");
+  }
   if (w.activations.eight_bits && !w.codes_signed) return refuse("codes must be signed for 8-bit activations");
   return absl::OkStatus();
 }
