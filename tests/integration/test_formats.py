@@ -201,5 +201,5 @@ def test_calibrated_gguf(daemon, tmp_path, method, fmt, scheme):
     daemon.json("llm", "engine", "stop", engine["engine_id"])
     again = daemon.json(*arguments)  # the same request finds what it made, another one under its name is refused
     assert again["resumed"] is True and again["path"] == made["path"]
-    other = ["golden/01-llama2-mha" if a == "golden/03-llama3-rope" else a for a in arguments]
+    other = ["golden/12-llama-sharded" if a == "golden/03-llama3-rope" else a for a in arguments]
     assert daemon.fails(*other)[1]["reason"] == "ARTIFACT_EXISTS"
