@@ -165,8 +165,8 @@ TEST_F(ConvertSchemes, SeveralSchemesOfOneFolder) {
                                      : slot.kind == "v_proj"  ? "bf16"
                                                               : "int4_w4a16")
         << slot.name;
-    if (slot.kind == "o_proj") EXPECT_EQ(stored->spec.group_size, 64);
-    if (slot.kind == "q_proj") EXPECT_EQ(stored->spec.group_size, 32);
+    const int size = slot.kind == "o_proj" ? 64 : slot.kind == "v_proj" ? -1 : 32;
+    EXPECT_EQ(stored->spec.group_size, size) << slot.name;
   }
   const auto refused = Convert(spec.output, "awq", "awq");
   EXPECT_FALSE(refused.ok());
