@@ -44,6 +44,8 @@ Json TopByName(const Tokenizer* tokenizer, const TokenRecord& token, const std::
     for (const TokenLogprob& other : token.top) {
       if ((other.id == token.id) != itself) continue;
       std::string key = itself ? name : LossyUtf8(BytesOf(tokenizer, other.id, begun));
+      // A lone space that the beginning of a text drops still needs a name.
+      if (key.empty() && !itself) key = LossyUtf8(BytesOf(tokenizer, other.id, /*begun=*/true));
       if (top.contains(key) || (!itself && key == name)) key = absl::StrCat("token_id:", other.id);
       top[key] = other.logprob;
     }

@@ -138,9 +138,16 @@ TEST(AwqLinear, RefusalsNameTheRule) {
   EXPECT_EQ(GetErrorReason(kAwqW4a16.quantize(ViewOf(weights, 8, 32), SpecOf(-1), plan, threads).status()).reason,
             "ACT_ORDER_NOT_SUPPORTED");
   plan.g_idx.clear();
-  plan.scale.assign(8, 0.5f);  // zeros are missing
-  EXPECT_EQ(GetErrorReason(kAwqW4a16.quantize(ViewOf(weights, 8, 32), SpecOf(-1), plan, threads).status()).reason,
+  plan.scale.assign(8, 0.5f);
+  LinearSpec asymmetric = SpecOf(-1);
+  asymmetric.symmetric = false;  // zeros are missing
+  EXPECT_EQ(GetErrorReason(kAwqW4a16.quantize(ViewOf(weights, 8, 32), asymmetric, plan, threads).status()).reason,
             "BAD_PLAN");
+  LinearSpec symmetric = SpecOf(-1);
+  symmetric.symmetric = true;  // none is needed: the stored zero is 8
+  const auto stored = kAwqW4a16.quantize(ViewOf(weights, 8, 32), symmetric, plan, threads);
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  for (const float value : AllRows(*stored)) EXPECT_EQ(value, 0.0f);  // 0.25 / 0.5, half to even
 }
 
 TEST(AwqLinear, HostileStoredTensorsAreRefused) {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_format.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -45,8 +46,11 @@ TEST_F(LoadTokenizerTest, NamedTemplates) {
 
 // llama2.c's layout: the longest token's length, then score, length and bytes of each token.
 std::string Llama2c() {
-  std::string out("\x04\0\0\0", 4);
-  for (const std::string token : {"<unk>", "<s>", "</s>", "a", "b"}) {
+  std::string out("\x06\0\0\0", 4);
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+  for (int byte = 0; byte < 256; ++byte) tokens.push_back(absl::StrFormat("<0x%02X>", byte));
+  for (const char* token : {"a", "b"}) tokens.emplace_back(token);
+  for (const std::string& token : tokens) {
     out.append(4, '\0');
     out.push_back(static_cast<char>(token.size()));
     out.append(3, '\0');
@@ -59,7 +63,7 @@ TEST_F(LoadTokenizerTest, TheOnlyFileOfItsKindNeedsNoUsualName) {
   Write("tok512.bin", Llama2c());
   auto files = LoadTokenizer(folder_);
   ASSERT_TRUE(files.ok()) << files.status();
-  EXPECT_EQ(files->tokenizer->vocab_size(), 5);
+  EXPECT_EQ(files->tokenizer->vocab_size(), 261);
   Write("tok4096.bin", Llama2c());  // which one is meant?
   EXPECT_EQ(GetErrorReason(LoadTokenizer(folder_).status()).reason, "TOKENIZER_NOT_FOUND");
   std::filesystem::remove(folder_ + "/tok4096.bin");

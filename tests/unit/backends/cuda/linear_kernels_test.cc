@@ -86,7 +86,7 @@ constexpr Case kCases[] = {
     {"awq_w4a16", 72, 256, 128, false},
     {"int8_w8a16", 70, 192, 64},
     {"int8_w8a16", 70, 192, 64, false},
-    {"bnb_int8_w8a16", 30, 100},
+    {"bnb_int8_w8a16", 30, 100, -1, true, false, DType::kF32},
     {"gguf_q4_0", 66, 160, 32},
     {"gguf_q4_1", 66, 160, 32, false},
     {"gguf_q8_0", 66, 160, 32},
