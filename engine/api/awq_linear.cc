@@ -128,7 +128,7 @@ absl::StatusOr<StoredLinear> QuantizeAwq(std::string_view name, const TensorView
   std::vector<uint8_t> codes(static_cast<size_t>(N * K)), zeros(static_cast<size_t>(N * G));
   SAGE_RETURN_IF_ERROR(ForEachRow(name, weight, threads, [&](int64_t n, const float* row) -> absl::Status {
     for (int64_t g = 0; g < G; ++g) {
-      const IntegerGrid grid = plan.scale.empty() ? GridFromWeights(row + g * group, group, kBits, spec.symmetric,
+      const IntegerGrid grid = plan.scale.empty() ? GridFromWeights(row + g * group, group, kBits, /*symmetric=*/false,
                                                                     DType::kF16, spec.clip_ratio)
                                                   : PlannedGrid(plan, n * G + g, DType::kF16);
       if (!std::isfinite(grid.scale)) return ScaleOutOfF16(name, n, g);

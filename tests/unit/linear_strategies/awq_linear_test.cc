@@ -138,9 +138,13 @@ TEST(AwqLinear, RefusalsNameTheRule) {
   EXPECT_EQ(GetErrorReason(kAwqW4a16.quantize(ViewOf(weights, 8, 32), SpecOf(-1), plan, threads).status()).reason,
             "ACT_ORDER_NOT_SUPPORTED");
   plan.g_idx.clear();
-  plan.scale.assign(8, 0.5f);  // zeros are missing
-  EXPECT_EQ(GetErrorReason(kAwqW4a16.quantize(ViewOf(weights, 8, 32), SpecOf(-1), plan, threads).status()).reason,
+  plan.scale.assign(8, 0.5f);  // zeros are missing: a symmetric plan needs none, they are 8 then
+  LinearSpec asymmetric = SpecOf(-1), symmetric = SpecOf(-1);
+  asymmetric.symmetric = false;
+  symmetric.symmetric = true;
+  EXPECT_EQ(GetErrorReason(kAwqW4a16.quantize(ViewOf(weights, 8, 32), asymmetric, plan, threads).status()).reason,
             "BAD_PLAN");
+  EXPECT_TRUE(kAwqW4a16.quantize(ViewOf(weights, 8, 32), symmetric, plan, threads).ok());
 }
 
 TEST(AwqLinear, HostileStoredTensorsAreRefused) {
