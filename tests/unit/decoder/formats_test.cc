@@ -79,8 +79,10 @@ TEST_P(ToolCheckpointTest, WeightsAndLogits) {
   double most = 0;
   for (size_t i = 0; i < got.size(); ++i) most = std::max(most, std::abs(static_cast<double>(got[i]) - logits[i]));
   RecordProperty("max_logit_difference", std::to_string(most));
-  // 8-bit activations: a scale of amax / 127 against the tool's amax / 127.5 moves single codes.
-  EXPECT_LE(most, eight ? 5e-2 : 2e-3) << most;
+  // 16-bit activations are fixed point here, which is what the bound of most is for. The tool's 8-bit activations
+  // agree; those of the dynamic W8A8 folder alone are bounded loosely.
+  const bool moved = GetParam() == "ct-int8-w8a8-dynamic";
+  EXPECT_LE(most, moved ? 5e-2 : eight ? 1e-4 : 2e-3) << most;
 }
 
 INSTANTIATE_TEST_SUITE_P(Tools, ToolCheckpointTest,
