@@ -27,9 +27,9 @@ class MapGuardTest : public ::testing::Test {
   }
   ~MapGuardTest() override { std::filesystem::remove_all(folder_); }
 
-  std::shared_ptr<MappedFile> Map(const std::string& name) const {
+  std::shared_ptr<MappedFile> Map(const std::string& name, size_t pages = kPages) const {
     const std::string path = folder_ + "/" + name;
-    std::ofstream(path, std::ios::binary) << std::string(kPage * kPages, 'x');
+    std::ofstream(path, std::ios::binary) << std::string(kPage * pages, 'x');
     return *MappedFile::Open(path);
   }
   static int64_t Sum(const MappedFile& file) {
@@ -75,7 +75,7 @@ TEST_F(MapGuardTest, IsToldAfterTheMapWentAndToNobodyWhoComesLater) {
 
 TEST_F(MapGuardTest, ManyMapsAndManyThreads) {
   std::vector<std::shared_ptr<MappedFile>> maps;
-  for (int i = 0; i < 600; ++i) maps.push_back(Map(std::to_string(i)));  // more than the registry begins with
+  for (int i = 0; i < 600; ++i) maps.push_back(Map(std::to_string(i), 2));  // more than the registry begins with
   const MapWatch last({folder_ + "/599"}), first({folder_ + "/0"});
   ASSERT_EQ(truncate((folder_ + "/599").c_str(), kPage / 2), 0);
   std::vector<std::thread> readers;
