@@ -90,9 +90,9 @@ constexpr Case kCases[] = {
     {"gguf_q4_0", 66, 160, 32},
     {"gguf_q4_1", 66, 160, 32, false},
     {"gguf_q8_0", 66, 160, 32},
-    {"nf4_w4a16", 65, 192, 64},
-    {"nf4_w4a16", 10, 96, 64},  // blocks of 64 cross rows: segments of 32
-    {"fp4_w4a16", 65, 192, 64},
+    {"nf4_w4a16", 65, 192, 64, true, false, DType::kF32},
+    {"nf4_w4a16", 10, 96, 64, true, false, DType::kF32},  // blocks of 64 cross rows: segments of 32
+    {"fp4_w4a16", 65, 192, 64, true, false, DType::kF32},
     {"mxfp4_w4a16", 65, 192, 32, true, false, DType::kF32},
     {"nvfp4_w4a16", 65, 192, 16, true, false, DType::kF32},
     {"fp8_w8a16", 65, 192, -1, true, false, DType::kF32},
@@ -394,7 +394,7 @@ std::vector<uint16_t> Expanded(const HostLayer& host, int first_block, int row_b
 
 TEST(LinearKernelsTest, ExpandedRowsAreTheWeightsInBf16) {
   for (const Case& c :
-       {Case{"int4_w4a16", 130, 640, 128, false}, Case{"int8_w8a16", 130, 192, 32}, Case{"nf4_w4a16", 130, 192, 64},
+       {Case{"int4_w4a16", 130, 640, 128, false}, Case{"int8_w8a16", 130, 192, 32}, Case{"nf4_w4a16", 130, 192, 64, true, false, DType::kF32},
         Case{"fp8_w8a16", 130, 200, -1, true, false, DType::kF32}, Case{"gguf_q4_1", 130, 160, 32, false}}) {
     SCOPED_TRACE(NameOf(c));
     const Layer layer = Make(c);
