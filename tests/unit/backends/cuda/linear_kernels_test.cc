@@ -394,7 +394,8 @@ std::vector<uint16_t> Expanded(const HostLayer& host, int first_block, int row_b
 
 TEST(LinearKernelsTest, ExpandedRowsAreTheWeightsInBf16) {
   for (const Case& c :
-       {Case{"int4_w4a16", 130, 640, 128, false}, Case{"int8_w8a16", 130, 192, 32}, Case{"nf4_w4a16", 130, 192, 64, true, false, DType::kF32},
+       {Case{"int4_w4a16", 130, 640, 128, false}, Case{"int8_w8a16", 130, 192, 32},
+        Case{"nf4_w4a16", 130, 192, 64, true, false, DType::kF32},
         Case{"fp8_w8a16", 130, 200, -1, true, false, DType::kF32}, Case{"gguf_q4_1", 130, 160, 32, false}}) {
     SCOPED_TRACE(NameOf(c));
     const Layer layer = Make(c);
