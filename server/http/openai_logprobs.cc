@@ -20,6 +20,12 @@ std::string BytesOf(const Tokenizer* tokenizer, int32_t id, bool begun) {
   return tokenizer->DecodePart(ids, false, /*first=*/true);
 }
 
+// An alternative that would vanish at the beginning of a text (a space alone) is called as it would be within.
+std::string AlternativeBytes(const Tokenizer* tokenizer, int32_t id, bool begun) {
+  const std::string bytes = BytesOf(tokenizer, id, begun);
+  return bytes.empty() ? BytesOf(tokenizer, id, true) : bytes;
+}
+
 // Where it stands in the text, and moves on behind it. Characters are counted by their first bytes, so that the parts
 // of one that several tokens share count once.
 std::string Tell(const Tokenizer* tokenizer, int32_t id, ToldText& told) {
@@ -43,9 +49,7 @@ Json TopByName(const Tokenizer* tokenizer, const TokenRecord& token, const std::
   for (const bool itself : {true, false}) {
     for (const TokenLogprob& other : token.top) {
       if ((other.id == token.id) != itself) continue;
-      std::string key = itself ? name : LossyUtf8(BytesOf(tokenizer, other.id, begun));
-      // A lone space that the beginning of a text drops still needs a name.
-      if (key.empty() && !itself) key = LossyUtf8(BytesOf(tokenizer, other.id, /*begun=*/true));
+      std::string key = itself ? name : LossyUtf8(AlternativeBytes(tokenizer, other.id, begun));
       if (top.contains(key) || (!itself && key == name)) key = absl::StrCat("token_id:", other.id);
       top[key] = other.logprob;
     }
@@ -74,7 +78,7 @@ Json ChatLogprobs(const Tokenizer* tokenizer, const std::vector<TokenRecord>& to
   for (const TokenRecord& token : tokens) {
     Json top = Json::array();
     for (const TokenLogprob& other : token.top) {
-      const std::string bytes = BytesOf(tokenizer, other.id, told.begun);
+      const std::string bytes = AlternativeBytes(tokenizer, other.id, told.begun);
       top.push_back({{"token", LossyUtf8(bytes)}, {"logprob", other.logprob}, {"bytes", ByteList(bytes)}});
     }
     const std::string bytes = Tell(tokenizer, token.id, told);

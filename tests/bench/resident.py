@@ -35,7 +35,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         ports = Path(folder) / "ports"
         daemon = subprocess.Popen([f"{asked.bin}/sagequantd", "--data-dir", f"{folder}/data", "--model-root", asked.model_root,
-                                   "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--port-file", ports], stderr=subprocess.DEVNULL)
+                                   "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--port-file", ports],
+                                  stderr=subprocess.DEVNULL)
         try:
             while not ports.exists():
                 time.sleep(0.1)
