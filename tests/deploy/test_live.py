@@ -12,6 +12,7 @@ from test_rules import catalogue, dashboard_queries, rules
 # A query that has no answer on a healthy, short-lived daemon without TLS and without a collector, with the reason.
 MAY_BE_EMPTY = {
     "sage_tls_certificate_end_seconds": "the daemon of this test has no certificate",
+    "sage_tls_client_ca_end_seconds": "and no authority",
     "sage_spans_total": "no collector is configured",
     "sage_preemptions_total": "the load fits into the KV pages",
     "sage_prefix_cache": "the prompts of the load fill no KV page",
