@@ -117,8 +117,8 @@ def sentencepiece_seeds():
     bytes_ = [(f"<0x{b:02X}>", 0, 6) for b in range(256)]
     letters = [(c, -i, 1) for i, c in enumerate("▁Helowrd")]
     merged = [("▁He", -1, 1), ("ll", -2, 1), ("llo", -3, 1), ("▁w", -4, 1)]
-    llama2c = struct.pack("<I", 5) + b"".join(struct.pack("<fI", -i, len(t)) + t for i, t in enumerate(
-        [b"<unk>", b"\n<s>\n", b"\n</s>\n", b"<0x0A>", b"He", b"l", b"o", "ä".encode()]))
+    llama2c = struct.pack("<I", 6) + b"".join(struct.pack("<fI", -i, len(t)) + t for i, t in enumerate(
+        [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % b for b in range(256)), b"He", b"l", b"o", "ä".encode()]))
     return {"unigram": sentencepiece(1, control + letters + merged),
             "bytes": sentencepiece(2, control + bytes_ + letters + merged, trainer=field(35, 1)),
             "user": sentencepiece(2, control + letters + [("<tool>", 0, 4), ("unused", 0, 5)], field(3, 0) + field(4, 0)),
