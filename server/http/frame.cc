@@ -122,7 +122,9 @@ FrameReader::State FrameReader::LookAtBody(std::string_view buffer) {
     const std::string_view rest = body.substr(next_chunk_);
     const size_t end = rest.find("\r\n");
     const size_t most = trailer_ ? kMostTrailer : kMostChunkLine;
-    if (std::min(end, rest.size()) > most) return Bad(400, "a chunk's line is too long");
+    // A carriage return that came last may belong to the line's end.
+    const bool ending = end == std::string_view::npos && !rest.empty() && rest.back() == '\r';
+    if (std::min(end, rest.size() - (ending ? 1 : 0)) > most) return Bad(400, "a chunk's line is too long");
     if (end == std::string_view::npos) return state_;
     if (trailer_) {
       next_chunk_ += end + 2;

@@ -62,7 +62,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       Try<pb::StartEngineRequest>(body, size - 1, [](const auto& m) { return server::ToEngineSpec(m, Paths()); });
       break;
     case 8:
-      (void)server::ParseStartRequest(text).ok();
+      (void)server::ParseStartRequest(text, {}).ok();
       break;
     default:
       (void)server::ParseOpenAiRequest(text, data[0] % 9 == 6).ok();

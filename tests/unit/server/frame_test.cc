@@ -59,6 +59,10 @@ TEST(Frame, Chunks) {
   }
   EXPECT_EQ(CodeOf(head + "fffffff\r\n"), 413);
   EXPECT_EQ(CodeOf(head + std::string(300, '1')), 400);
+  // A size line of the longest kind (256 bytes) is as good in pieces as whole; one byte more is not.
+  const std::string longest = head + "0;" + std::string(254, 'x') + "\r\n\r\n";
+  EXPECT_EQ(Feed(longest).Look(longest), State::kComplete);
+  EXPECT_EQ(CodeOf(head + "0;" + std::string(255, 'x') + "\r\n\r\n"), 400);
 }
 
 TEST(Frame, RefusesWhatTwoReadersCouldUnderstandDifferently) {
