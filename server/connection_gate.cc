@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -79,14 +78,7 @@ void ConnectionGate::Report() const {
 }
 
 void ConnectionGate::AcceptAll(int listener) {
-  while (true) {
-    const int fd = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-      // Without descriptors the connection stays in the backlog: asking again at once would only burn a core.
-      if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-      if (errno == EINTR || errno == ECONNABORTED) continue;
-      return;
-    }
+  for (int fd = Listeners::Accept(listener); fd >= 0; fd = Listeners::Accept(listener)) {
     const int twin = open_.size() < most_ ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
     if (twin < 0 || !Watch(poll_, twin, 0)) {
       if (twin >= 0) close(twin);

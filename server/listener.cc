@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -91,6 +93,17 @@ Listeners& Listeners::operator=(Listeners&& other) noexcept {
 }
 
 Listeners::~Listeners() { Close(); }
+
+int Listeners::Accept(int listener) {
+  while (true) {
+    const int fd = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) return fd;
+    // Without descriptors the connection stays in the backlog: asking again at once would only burn a core.
+    const bool none_left = errno == EMFILE || errno == ENFILE;
+    if (none_left) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    if (none_left || (errno != EINTR && errno != ECONNABORTED)) return -1;
+  }
+}
 
 void Listeners::Close() {
   for (const int fd : fds_) close(fd);

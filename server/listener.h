@@ -21,6 +21,8 @@ class Listeners {
 
   const std::vector<int>& fds() const { return fds_; }
   int port() const { return port_; }
+  // The next connection that waits at `listener`, non-blocking; -1 when none does or none can be taken now.
+  static int Accept(int listener);
   void Close();
 
  private:

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -134,14 +133,7 @@ void HttpFront::Visit(int fd) {
 }
 
 void HttpFront::AcceptAll(int listener) {
-  while (true) {
-    const int fd = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
-      // Without descriptors the connection stays in the backlog: asking again at once would only burn a core.
-      if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-      if (errno == EINTR || errno == ECONNABORTED) continue;
-      return;
-    }
+  for (int fd = Listeners::Accept(listener); fd >= 0; fd = Listeners::Accept(listener)) {
     if (connections_.size() >= static_cast<size_t>(options_.most_connections)) {
       metrics_.Increment("sage_rejections_total", {{"reason", "TOO_MANY_CONNECTIONS"}}, 1);
       if (!MakeRoom()) {

@@ -2,12 +2,12 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <numeric>
 
 #include "engine/base/file.h"
 #include "engine/decoder/decoder.h"
 #include "gtest/gtest.h"
 #include "tests/unit/decoder/golden_data.h"
+#include "tests/unit/decoder/sequence_logits.h"
 
 namespace sage {
 namespace {
@@ -52,32 +52,13 @@ TEST_P(ToolCheckpointTest, WeightsAndLogits) {
   // With 8-bit activations the tool's own forward is the reference.
   const bool eight = GetParam().find("a8") != std::string::npos;
   const auto logits = want.Get<float>(eight ? "logits_tool" : "logits");
-  ThreadPool threads(2);
-  auto backend = OpenBackend("cpu");
-  ASSERT_TRUE(backend.ok());
-  auto decoder = Decoder::Load(*checkpoint, DecoderLoadSpec{}, **backend, threads, CancelToken{}, nullptr);
-  ASSERT_TRUE(decoder.ok()) << decoder.status();
-  const DecoderConfig& c = (*decoder)->config();
-  auto kv = KvArena::Allocate("f32", (*decoder)->kv_layout(16), c.L, 8, **backend);
-  ASSERT_TRUE(kv.ok());
-  const int64_t S = static_cast<int64_t>(logits.size()) / c.V;
-  std::vector<int32_t> pages(8);
-  std::iota(pages.begin(), pages.end(), 0);
-  std::vector<int64_t> rows(static_cast<size_t>(S));
-  std::iota(rows.begin(), rows.end(), 0);
-  const SequenceSlice slice[] = {{.row_begin = 0, .rows = S, .context = 0, .prompt_length = S, .pages = pages.data()}};
-  std::vector<float> hidden(static_cast<size_t>(S * c.hidden)), got(static_cast<size_t>(S * c.V));
-  StepContext ctx;
-  ActivationCache cache;
-  ctx.threads = &threads;
-  ctx.activations = &cache;
-  ASSERT_TRUE(
-      (*decoder)
-          ->Forward(ctx, {absl::MakeConstSpan(ids).first(static_cast<size_t>(S)), slice, rows}, **kv, hidden.data())
-          .ok());
-  ASSERT_TRUE((*decoder)->Logits(ctx, hidden.data(), S, got.data()).ok());
+  const auto got = SequenceLogits(*checkpoint, {ids});
+  ASSERT_TRUE(got.ok()) << got.status();
+  ASSERT_EQ(got->size(), logits.size());
   double most = 0;
-  for (size_t i = 0; i < got.size(); ++i) most = std::max(most, std::abs(static_cast<double>(got[i]) - logits[i]));
+  for (size_t i = 0; i < logits.size(); ++i) {
+    most = std::max(most, std::abs(static_cast<double>((*got)[i]) - logits[i]));
+  }
   RecordProperty("max_logit_difference", std::to_string(most));
   // 16-bit activations are fixed point here, which is what the bound of most is for. The tool's 8-bit activations
   // agree; those of the dynamic W8A8 folder alone are bounded loosely.

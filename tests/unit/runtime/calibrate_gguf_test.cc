@@ -13,18 +13,9 @@
 namespace sage {
 namespace {
 
-class CalibrateGgufTest : public ::testing::Test {
+class CalibrateGgufTest : public TinyModelTest {
  protected:
-  CalibrateGgufTest() {
-    TinySizes sizes;
-    sizes.hidden = 256;
-    sizes.ffn = 256;
-    sizes.H = 4;
-    sizes.KH = 2;
-    sizes.D = 64;
-    EXPECT_TRUE(MakeDirectories(scratch_ / "model").ok());
-    EXPECT_TRUE(WriteTinyModel(scratch_ / "model", sizes));
-  }
+  CalibrateGgufTest() : TinyModelTest(256, 256, 64) {}
   CalibrationSpec Spec(const std::string& format) {
     CalibrationSpec spec;
     spec.model = scratch_ / "model";
@@ -32,10 +23,6 @@ class CalibrateGgufTest : public ::testing::Test {
     spec.output = scratch_ / ("artifact-" + std::to_string(++made_));
     spec.work_dir = scratch_ / "work";
     return spec;
-  }
-  absl::StatusOr<CalibrationResult> Run(const CalibrationSpec& spec) {
-    ThreadPool threads(2);
-    return CalibrateModel(spec, threads, {}, nullptr);
   }
   // Scheme and error of each layer by its last name.
   std::map<std::string, std::pair<std::string, double>> Layers(const CalibrationSpec& spec) {
@@ -56,7 +43,6 @@ class CalibrateGgufTest : public ::testing::Test {
     return GetErrorReason(Run(spec).status()).reason;
   }
 
-  ScratchFolder scratch_;
   int made_ = 0;
 };
 

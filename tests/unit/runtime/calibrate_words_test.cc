@@ -18,25 +18,9 @@ namespace {
 std::string ReasonOf(const absl::Status& status) { return GetErrorReason(status).reason; }
 
 // A model of one layer whose widths suit every format, and ids to look at.
-class Words : public ::testing::Test {
+class Words : public TinyModelTest {
  protected:
-  Words() {
-    TinySizes sizes;
-    sizes.hidden = 128;
-    sizes.ffn = 192;
-    sizes.H = 4;
-    sizes.KH = 2;
-    sizes.D = 32;
-    EXPECT_TRUE(MakeDirectories(scratch_ / "model").ok());
-    EXPECT_TRUE(WriteTinyModel(scratch_ / "model", sizes));
-    std::string lines;
-    for (int i = 0; i < 6; ++i) {
-      lines += "[";
-      for (int k = 0; k < 48; ++k) lines += (k == 0 ? "" : ",") + std::to_string((7 * i + k * k + 3 * k) % 40);
-      lines += "]\n";
-    }
-    EXPECT_TRUE(WriteFileAtomic(scratch_ / "ids.jsonl", lines).ok());
-  }
+  Words() : TinyModelTest(128, 192, 32) {}
 
   CalibrationSpec Spec(const std::string& method = "minmax") {
     CalibrationSpec spec;
@@ -49,10 +33,6 @@ class Words : public ::testing::Test {
     spec.work_dir = scratch_ / "work";
     spec.output = scratch_ / ("artifact-" + std::to_string(++made_));
     return spec;
-  }
-  absl::StatusOr<CalibrationResult> Run(const CalibrationSpec& spec) {
-    ThreadPool threads(2);
-    return CalibrateModel(spec, threads, {}, nullptr);
   }
   // The digests of all layers: equal exactly when the stored weights are.
   std::set<std::string> Digests(const CalibrationSpec& spec) {
@@ -68,7 +48,6 @@ class Words : public ::testing::Test {
     return ParseJson(Slurp(spec.output + "/config.json"), "config")->at("quantization_config");
   }
 
-  ScratchFolder scratch_;
   int made_ = 0;
 };
 

@@ -19,25 +19,9 @@ std::string SharedCheckpoint(const std::string& name) {
   return std::string(SAGE_SOURCE_DIR) + "/../shared/data/checkpoints/" + name;
 }
 
-class ConvertSchemes : public ::testing::Test {
+class ConvertSchemes : public TinyModelTest {
  protected:
-  ConvertSchemes() {
-    TinySizes sizes;
-    sizes.hidden = 128;
-    sizes.ffn = 128;
-    sizes.H = 4;
-    sizes.KH = 2;
-    sizes.D = 32;
-    EXPECT_TRUE(MakeDirectories(scratch_ / "model").ok());
-    EXPECT_TRUE(WriteTinyModel(scratch_ / "model", sizes));
-    std::string lines;
-    for (int i = 0; i < 6; ++i) {
-      lines += "[";
-      for (int k = 0; k < 48; ++k) lines += (k == 0 ? "" : ",") + std::to_string((7 * i + k * k + 3 * k) % 40);
-      lines += "]\n";
-    }
-    EXPECT_TRUE(WriteFileAtomic(scratch_ / "ids.jsonl", lines).ok());
-  }
+  ConvertSchemes() : TinyModelTest(128, 128, 32) {}
   CalibrationSpec Spec() {
     CalibrationSpec spec;
     spec.model = scratch_ / "model";
@@ -50,8 +34,7 @@ class ConvertSchemes : public ::testing::Test {
     return spec;
   }
   void Calibrate(const CalibrationSpec& spec) {
-    ThreadPool threads(2);
-    const auto made = CalibrateModel(spec, threads, {}, nullptr);
+    const auto made = Run(spec);
     ASSERT_TRUE(made.ok()) << made.status();
   }
   absl::StatusOr<ConvertResult> Convert(const std::string& from, const std::string& format, const std::string& to) {
@@ -72,7 +55,6 @@ class ConvertSchemes : public ::testing::Test {
     return ChooseKvPlan(*checkpoint, config, {"", "bf16", {}, {}, 0}, 16);
   }
 
-  ScratchFolder scratch_;
 };
 
 // Static scales, zero points, groups of inputs: the config says what the tensors are, and both are read back.

@@ -6,7 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/file.h"
 #include "engine/runtime/artifact_shard.h"
+#include "gtest/gtest.h"
+#include "tests/unit/runtime/artifact_folder.h"
 
 namespace sage {
 
@@ -48,5 +51,33 @@ inline bool WriteTinyModel(const std::string& folder, const TinySizes& sizes, st
   std::ofstream(folder + "/config.json") << json.dump();
   return WriteShard(folder, "model.safetensors", std::move(tensors)).ok();
 }
+
+// For tests of calibrations: such a model in a folder of its own, its inputs in heads of `D`, and ids to look at.
+class TinyModelTest : public ::testing::Test {
+ protected:
+  TinyModelTest(int64_t hidden, int64_t ffn, int D) {
+    TinySizes sizes;
+    sizes.hidden = hidden;
+    sizes.ffn = ffn;
+    sizes.H = 4;
+    sizes.KH = 2;
+    sizes.D = D;
+    EXPECT_TRUE(MakeDirectories(scratch_ / "model").ok());
+    EXPECT_TRUE(WriteTinyModel(scratch_ / "model", sizes));
+    std::string lines;
+    for (int i = 0; i < 6; ++i) {
+      lines += "[";
+      for (int k = 0; k < 48; ++k) lines += (k == 0 ? "" : ",") + std::to_string((7 * i + k * k + 3 * k) % 40);
+      lines += "]\n";
+    }
+    EXPECT_TRUE(WriteFileAtomic(scratch_ / "ids.jsonl", lines).ok());
+  }
+  static absl::StatusOr<CalibrationResult> Run(const CalibrationSpec& spec) {
+    ThreadPool threads(2);
+    return CalibrateModel(spec, threads, {}, nullptr);
+  }
+
+  ScratchFolder scratch_;
+};
 
 }  // namespace sage
