@@ -45,6 +45,8 @@ Json EngineJson(const EngineRecord& record);
 // The sampling, stopping and output fields; the prompt is the caller's.
 absl::StatusOr<GenerateSpec> ToGenerateSpec(const pb::GenerationOptions& options);
 absl::Status CheckGenerateSpec(const GenerateSpec& spec);
+// Tokens of a choice in one update of a stream, at least 1.
+absl::StatusOr<int64_t> ToStreamInterval(const pb::GenerationOptions& options);
 
 // The template's context {"messages", "tools", ...} from a conversation.
 absl::StatusOr<OrderedJson> ToChatContext(const pb::Conversation& conversation);

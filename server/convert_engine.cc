@@ -169,6 +169,15 @@ absl::StatusOr<EngineSpec> ToEngineSpec(const pb::StartEngineRequest& request, c
   SAGE_ASSIGN_OR_RETURN(spec.quantization, ResolveQuantization(request.quantization(), paths));
   SAGE_ASSIGN_OR_RETURN(spec.attn_quantization, ResolveQuantization(request.attn_quantization(), paths));
   SAGE_ASSIGN_OR_RETURN(spec.mlp_quantization, ResolveQuantization(request.mlp_quantization(), paths));
+  if (request.layer_quantization_size() > 1000) {
+    return BadField("layer_quantization", "TOO_MANY", "at most 1000 patterns");
+  }
+  for (const pb::LayerQuantization& layer : request.layer_quantization()) {
+    if (layer.pattern().empty() || layer.quantization().empty()) {
+      return BadField("layer_quantization", "EMPTY", "each has a pattern and a quantization (none = as stored)");
+    }
+    spec.layer_quantization.emplace_back(layer.pattern(), layer.quantization());
+  }
   spec.head_quantization = request.head_quantization();
   spec.kv_quantization = request.kv_quant();
   if (request.kv_include_size() > 4096) return BadField("kv_include", "TOO_MANY", "at most 4096 patterns");

@@ -72,6 +72,12 @@ absl::StatusOr<GenerateSpec> ToGenerateSpec(const pb::GenerationOptions& options
   return spec;
 }
 
+absl::StatusOr<int64_t> ToStreamInterval(const pb::GenerationOptions& options) {
+  const int64_t interval = options.has_stream_interval() ? options.stream_interval() : 1;
+  SAGE_RETURN_IF_ERROR(Range("stream_interval", static_cast<double>(interval), 1, 1 << 24));
+  return interval;
+}
+
 absl::Status CheckGenerateSpec(const GenerateSpec& spec) {
   const SamplingSpec& s = spec.sampling;
   SAGE_RETURN_IF_ERROR(Range("temperature", s.temperature, 0, 100));

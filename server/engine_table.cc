@@ -32,10 +32,10 @@ std::string TokenizerStamp(const std::string& path) {
 }
 
 auto Key(const EngineSpec& s) {
-  return std::tie(s.model, s.quantization, s.attn_quantization, s.mlp_quantization, s.head_quantization,
-                  s.kv_quantization, s.backend, s.max_seqs, s.max_model_len, s.kv_bytes, s.max_queue_requests,
-                  s.max_queue_tokens, s.max_step_tokens, s.draft_mode, s.prefix_cache, s.kv_include, s.kv_exclude,
-                  s.kv_sink_tokens);
+  return std::tie(s.model, s.quantization, s.attn_quantization, s.mlp_quantization, s.layer_quantization,
+                  s.head_quantization, s.kv_quantization, s.backend, s.max_seqs, s.max_model_len, s.kv_bytes,
+                  s.max_queue_requests, s.max_queue_tokens, s.max_step_tokens, s.draft_mode, s.prefix_cache,
+                  s.kv_include, s.kv_exclude, s.kv_sink_tokens);
 }
 
 std::string IdFromModel(const std::string& name) {

@@ -70,6 +70,22 @@ absl::Status ReadNumbers(const Json& json, Request* out) {
   return absl::OkStatus();
 }
 
+absl::Status ReadLayers(const Json& json, Request* out) {
+  const Json layers = json.value("layer_quantization", Json());
+  if (layers.is_null()) return absl::OkStatus();
+  const auto text = [](const Json& object, const char* key) { return object.contains(key) && object[key].is_string(); };
+  for (const Json& entry : layers) {
+    if (!layers.is_array() || !entry.is_object() || !text(entry, "pattern") || !text(entry, "quantization")) {
+      return BadField("layer_quantization", "WRONG_TYPE",
+                      "must be an array of {\"pattern\": ..., \"quantization\": ...}");
+    }
+    auto* const layer = out->add_layer_quantization();
+    layer->set_pattern(entry["pattern"].get<std::string>());
+    layer->set_quantization(entry["quantization"].get<std::string>());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadFlags(const Json& json, Request* out) {
   if (!json.contains("no_prefix_cache") || json["no_prefix_cache"].is_null()) return absl::OkStatus();
   if (!json["no_prefix_cache"].is_boolean()) return BadField("no_prefix_cache", "WRONG_TYPE", "must be true or false");
@@ -128,6 +144,7 @@ absl::Status RefuseUnknown(const Json& json) {
                                                "attn_quantization",
                                                "mlp_quantization",
                                                "head_quantization",
+                                               "layer_quantization",
                                                "kv_quant",
                                                "backend",
                                                "draft_mode",
@@ -173,6 +190,7 @@ absl::StatusOr<Request> ParseStartRequest(const std::string& body, const ListenA
   Request out;
   SAGE_RETURN_IF_ERROR(ReadTexts(json, &out));
   SAGE_RETURN_IF_ERROR(ReadNumbers(json, &out));
+  SAGE_RETURN_IF_ERROR(ReadLayers(json, &out));
   SAGE_RETURN_IF_ERROR(ReadFlags(json, &out));
   SAGE_RETURN_IF_ERROR(ReadGatewayWords(json, own, &out));
   SAGE_RETURN_IF_ERROR(RefuseUnknown(json));

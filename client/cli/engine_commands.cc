@@ -147,6 +147,27 @@ std::optional<Failure> Start(Context& context, v1::StartEngineRequest request) {
   return std::nullopt;
 }
 
+// PATTERN=STRATEGY, as often as wanted.
+void AddLayerQuantization(CLI::App& command, v1::StartEngineRequest* request) {
+  const auto add = [request](const std::vector<std::string>& values) {
+    for (const std::string& value : values) {
+      const size_t equals = value.find('=');
+      if (equals == 0 || equals == std::string::npos || equals + 1 == value.size()) {
+        throw CLI::ValidationError("--layer-quantization", "must be PATTERN=STRATEGY, got '" + value + "'");
+      }
+      auto* const layer = request->add_layer_quantization();
+      layer->set_pattern(value.substr(0, equals));
+      layer->set_quantization(value.substr(equals + 1));
+    }
+  };
+  command
+      .add_option_function<std::vector<std::string>>("--layer-quantization", add,
+                                                     "PATTERN=STRATEGY for the modules that match, as *.down_proj=int8 "
+                                                     "(repeatable; none = as stored; last counts)")
+      ->take_all()
+      ->allow_extra_args(false);
+}
+
 void AddStart(CLI::App& engine, Context& context) {
   auto* command = engine.add_subcommand("start", "Load a model and start serving it");
   auto request = std::make_shared<v1::StartEngineRequest>();
@@ -187,6 +208,7 @@ void AddStart(CLI::App& engine, Context& context) {
        [request](const std::string& v) { request->set_attn_quantization(v); });
   text("--mlp-quantization", "Strategy of gate, up, down",
        [request](const std::string& v) { request->set_mlp_quantization(v); });
+  AddLayerQuantization(*command, request.get());
   text("--head-quantization", "Strategy of lm_head, which stays as stored otherwise",
        [request](const std::string& v) { request->set_head_quantization(v); });
   text("--backend", "cpu, cuda or auto", [request](const std::string& v) { request->set_backend(v); });

@@ -125,7 +125,7 @@ struct GenerateInput {
 std::optional<Failure> Generate(Context& context, GenerateInput& input) {
   v1::GenerateRequest request;
   request.set_engine_id(input.engine);
-  if (auto failure = FinishGenerationFlags(input.flags)) return failure;
+  if (auto failure = FinishGenerationFlags(input.flags, !context.options.json)) return failure;
   *request.mutable_options() = input.flags.options;
   if (input.no_special) request.mutable_options()->set_no_add_special(true);
   if (input.gives_ids) {
@@ -220,7 +220,7 @@ std::optional<Failure> Chat(Context& context, ChatInput& input) {
     if (auto failure = CheckUtf8(flag, *text)) return failure;
   }
   request.mutable_conversation()->set_template_args_json(input.template_args);
-  if (auto failure = FinishGenerationFlags(input.flags)) return failure;
+  if (auto failure = FinishGenerationFlags(input.flags, !context.options.json)) return failure;
   *request.mutable_options() = input.flags.options;
   std::string tools;
   if (!input.tools_file.empty()) {

@@ -6,6 +6,8 @@
 namespace sage::cli {
 namespace {
 
+constexpr int64_t kWholeAnswer = 1 << 24;  // the most that stream_interval may be
+
 Failure BadFlag(const std::string& message) {
   return {.exit_code = kUsage, .code = "INVALID_ARGUMENT", .reason = "BAD_FLAG", .message = message};
 }
@@ -83,10 +85,14 @@ void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
       "--ignore-eos", [&options](int64_t) { options.set_ignore_eos(true); }, "Go on past end tokens");
   command.add_flag_function(
       "--keep-special", [&options](int64_t) { options.set_keep_special(true); }, "Show special tokens");
+  integer("--stream-interval", "Tokens that come at once (1; with --json all)",
+          [&options](int64_t v) { options.set_stream_interval(v); });
   integer("--n", "Choices (1)", [&options](int64_t v) { options.set_n(static_cast<int32_t>(v)); });
 }
 
-std::optional<Failure> FinishGenerationFlags(GenerationFlags& flags) {
+std::optional<Failure> FinishGenerationFlags(GenerationFlags& flags, bool shown) {
+  // What is shown at the end only need not come token by token.
+  if (!shown && !flags.options.has_stream_interval()) flags.options.set_stream_interval(kWholeAnswer);
   if (flags.logit_bias.empty()) return std::nullopt;
   auto& bias = *flags.options.mutable_sampling()->mutable_logit_bias();
   if (flags.logit_bias[0] == '{') {

@@ -16,8 +16,8 @@ struct GenerationFlags {
 };
 
 void AddGenerationFlags(CLI::App& command, GenerationFlags& flags);
-// Applies what needs parsing after the flags were read.
-std::optional<Failure> FinishGenerationFlags(GenerationFlags& flags);
+// Applies what needs parsing after the flags were read. `shown`: the text is printed as it comes.
+std::optional<Failure> FinishGenerationFlags(GenerationFlags& flags, bool shown);
 // "1,2,3".
 std::optional<Failure> ParseIds(const std::string& text, std::vector<int32_t>* out);
 

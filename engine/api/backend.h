@@ -31,6 +31,8 @@ class BoundLinear {
   virtual int64_t K() const = 0;
   virtual size_t weight_bytes() const = 0;  // bytes a decode step reads
   virtual std::string kernel() const = 0;   // "linear_int4_w4a16_avx512"
+  // Host memory that Forward streams once from its beginning to its end; none for kernels of a device.
+  virtual ReadAhead::Matrix streamed() const { return {}; }
 };
 
 struct KernelRefusal {

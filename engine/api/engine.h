@@ -131,6 +131,9 @@ struct EngineSpec {
   std::string model_name;    // as the user wrote it
   std::string quantization;  // "" = as stored; strategy, short word, or path of an artifact
   std::string attn_quantization, mlp_quantization;
+  // Pattern of module names (glob) and strategy, short word or none, over the words above; the last that matches
+  // counts.
+  std::vector<std::pair<std::string, std::string>> layer_quantization;
   std::string head_quantization;  // "", none = lm_head as stored, whatever `quantization` says
   std::string kv_quantization;    // "", auto = the checkpoint's own, else f32 for unquantized models and bf16 otherwise
   std::vector<std::string> kv_include, kv_exclude;  // layers in and out of an 8-bit KV strategy; empty = as stored

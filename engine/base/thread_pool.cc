@@ -68,6 +68,7 @@ void ThreadPool::WorkerLoop(int worker) {
   worker_index = worker;
   uint64_t seen = 0;
   int spins = 0;
+  ReadAhead::Cursor ahead;
   while (!stop_.load(std::memory_order_relaxed)) {
     const uint64_t ticket = ticket_.load(std::memory_order_acquire);
     if ((ticket & kLeft) != 0) {
@@ -79,6 +80,7 @@ void ThreadPool::WorkerLoop(int worker) {
       seen = ticket;
       spins = 0;
     }
+    if (read_ahead_.Step(worker, size(), &ahead)) continue;
     if (++spins < kSpinsBeforeSleep) {
       Pause();
       continue;
@@ -94,7 +96,7 @@ void ThreadPool::WorkerLoop(int worker) {
 void ThreadPool::WaitForTasks(int64_t tasks) {
   for (int spins = 0; spins < kSpinsForTasks; ++spins) {
     if (done_.load(std::memory_order_acquire) == tasks) return;
-    Pause();
+    if (!read_ahead_.Step(0, size(), &caller_ahead_)) Pause();
   }
   std::unique_lock<std::mutex> lock(done_mutex_);
   caller_sleeps_.store(true);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "engine/base/read_ahead.h"
 
 namespace sage {
 
@@ -33,6 +34,9 @@ class ThreadPool {
 
   // Cuts [0, n) into contiguous ranges of at least `grain` items, about one to four a worker.
   void ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t begin, int64_t end)> body);
+
+  // What waiting threads ask of the memory.
+  ReadAhead& read_ahead() { return read_ahead_; }
 
  private:
   using Body = absl::FunctionRef<void(int64_t, int)>;
@@ -57,6 +61,8 @@ class ThreadPool {
   std::atomic<const Body*> body_{nullptr};
   alignas(64) std::atomic<int64_t> done_{0};
   std::atomic<bool> caller_sleeps_{false};
+  ReadAhead::Cursor caller_ahead_;  // with run_mutex_
+  ReadAhead read_ahead_;
 };
 
 }  // namespace sage

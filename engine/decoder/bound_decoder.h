@@ -91,6 +91,8 @@ class BoundDecoder final : public Decoder {
   // Shows the input to whoever collects statistics, on the host.
   void Observe(StepContext& ctx, const BoundProjection& projection, const StepValue& x) const;
   void Run(StepContext& ctx, const BoundProjection& projection, const StepValue& x, float* out, int64_t stride) const;
+  // Announces what the next operator streams, where reading it is what a step of M rows waits for.
+  void ReadNext(StepContext& ctx, std::initializer_list<const BoundProjection*> next, int64_t M) const;
   // Projections of one value, each into its columns of `out`, as one job of the threads; `name` is the profile's.
   struct Product {
     const BoundProjection* projection;

@@ -1,5 +1,6 @@
 // One step of a decoder: embed, then for each layer attention and feed-forward, then the final norm and the head.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -10,6 +11,9 @@
 namespace sage {
 
 namespace {
+
+// Up to here the weights' way through memory is what linear layers wait for, or close to it.
+constexpr int64_t kStreamingRows = 32;
 
 // Bytes of keys and values of one layer that the rows of a step have to read.
 int64_t CachedBytes(absl::Span<const SequenceSlice> sequences, const KvLayout& layout, const KvKernel& kernel,
@@ -159,6 +163,16 @@ void BoundDecoder::Observe(StepContext& ctx, const BoundProjection& projection, 
   ctx.observer->Observe(projection.module, seen);
 }
 
+void BoundDecoder::ReadNext(StepContext& ctx, std::initializer_list<const BoundProjection*> next, int64_t M) const {
+  if (!memory_.is_host()) return;
+  std::array<ReadAhead::Matrix, ReadAhead::kMatrices> matrices;
+  size_t count = 0;
+  if (M <= kStreamingRows) {
+    for (const BoundProjection* projection : next) matrices[count++] = projection->linear->streamed();
+  }
+  ctx.threads->read_ahead().Set(absl::MakeConstSpan(matrices).first(count));
+}
+
 void BoundDecoder::Run(StepContext& ctx, const BoundProjection& projection, const StepValue& x, float* out,
                        int64_t stride) const {
   Observe(ctx, projection, x);
@@ -197,6 +211,7 @@ void BoundDecoder::Project(StepContext& ctx, size_t l, const StepSequences& sequ
   float* v = k + kv_width;
 
   const StepValue input{ctx.NewValue(), normed, M, hidden, hidden};
+  ReadNext(ctx, {&layer.o}, M);
   RunTogether(ctx, "qkv_proj", {{&layer.q, q}, {&layer.k, k}, {&layer.v, v}}, input, stride);
   if (config_.qk_norm) {
     Time(ctx, "head_norm", 0, [&] {
@@ -235,6 +250,7 @@ void BoundDecoder::Attend(StepContext& ctx, size_t l, const StepSequences& seque
        [&] { kernel.Attend(ctx, kv.layer(static_cast<int64_t>(l)), args); });
 
   const StepValue attended{ctx.NewValue(), work_.attended.as<float>(), M, q_width, q_width};
+  ReadNext(ctx, {&layer.gate, &layer.up}, M);
   Run(ctx, layer.o, attended, work_.projected.as<float>(), hidden);
   AddProjected(ctx, M, &layer.post_attention_norm);
 }
@@ -276,9 +292,16 @@ void BoundDecoder::Mlp(StepContext& ctx, size_t l, int64_t M) {
   float* up = gate + F;
 
   const StepValue input{ctx.NewValue(), normed, M, hidden, hidden};
+  ReadNext(ctx, {&layer.down}, M);
   RunTogether(ctx, "gate_up_proj", {{&layer.gate, gate}, {&layer.up, up}}, input, 2 * F);
   Time(ctx, "silu_mul", 0, [&] { ops.silu_mul(ctx, gate, 2 * F, up, 2 * F, M, F, work_.product.as<float>()); });
   const StepValue product{ctx.NewValue(), work_.product.as<float>(), M, F, F};
+  if (l + 1 < layers_.size()) {
+    const BoundLayer& next = layers_[l + 1];
+    ReadNext(ctx, {&next.q, &next.k, &next.v}, M);
+  } else {
+    ReadNext(ctx, {&head_}, M);
+  }
   Run(ctx, layer.down, product, work_.projected.as<float>(), hidden);
   AddProjected(ctx, M, l + 1 < layers_.size() ? &layers_[l + 1].input_norm : nullptr);
 }
@@ -358,6 +381,7 @@ absl::Status BoundDecoder::StepLogits(StepContext& ctx, int64_t begin, int64_t r
 absl::Status BoundDecoder::HeadLogits(StepContext& ctx, const float* hidden, int64_t rows, float* logits) {
   const bool host = memory_.is_host();
   const StepValue input{ctx.NewValue(), hidden, rows, config_.hidden, config_.hidden};
+  ReadNext(ctx, {&layers_[0].q, &layers_[0].k, &layers_[0].v}, rows);
   Run(ctx, head_, input, host ? logits : work_.logits.as<float>(), config_.V);
   ctx.activations->Clear();
   if (host) return absl::OkStatus();

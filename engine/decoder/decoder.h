@@ -55,6 +55,8 @@ struct DecoderLoadSpec {
   std::string strategy;       // all linears of the layers
   std::string attn_strategy;  // q, k, v, o; overrides `strategy`
   std::string mlp_strategy;   // gate, up, down
+  // Single modules by a pattern of their names, over the fields above; the last that matches counts, "" = as stored.
+  std::vector<std::pair<std::string, std::string>> modules;
   std::string head_strategy;  // lm_head; `strategy` says nothing of it
   // Details of quantizing on load. group_size 0 = the largest of 128, 64, 32 that divides K of every layer, else the
   // largest in 16..256 that does, else per channel.

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/file.h"
+#include "engine/base/glob.h"
 #include "engine/base/status.h"
 #include "engine/decoder/bound_decoder.h"
 #include "engine/decoder/cut_backend.h"
@@ -69,21 +70,36 @@ class DecoderLoader {
  private:
   const std::string& AskedStrategy(const LinearSlot& slot) const {
     if (slot.layer < 0) return spec_.head_strategy;
+    const auto by_name = std::find_if(spec_.modules.rbegin(), spec_.modules.rend(),
+                                      [&](const auto& module) { return GlobMatch(module.first, slot.name); });
+    if (by_name != spec_.modules.rend()) return by_name->second;
     const bool attention =
         slot.kind == "q_proj" || slot.kind == "k_proj" || slot.kind == "v_proj" || slot.kind == "o_proj";
     const std::string& own = attention ? spec_.attn_strategy : spec_.mlp_strategy;
     return own.empty() ? spec_.strategy : own;
   }
 
-  absl::Status CheckAskedStrategies() {
+  static absl::Status CheckAsked(const std::string& strategy) {
+    if (strategy.empty()) return absl::OkStatus();
+    SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(strategy));
+    if (def->quantize != nullptr) return absl::OkStatus();
+    return MakeError(
+        absl::StatusCode::kInvalidArgument, "STRATEGY_CANNOT_QUANTIZE",
+        absl::StrCat(strategy, ": only serves weights stored that way, it cannot quantize a model on load"));
+  }
+
+  absl::Status CheckAskedStrategies() const {
     for (const std::string* name : {&spec_.strategy, &spec_.attn_strategy, &spec_.mlp_strategy, &spec_.head_strategy}) {
-      if (name->empty()) continue;
-      SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(*name));
-      if (def->quantize == nullptr) {
-        return MakeError(
-            absl::StatusCode::kInvalidArgument, "STRATEGY_CANNOT_QUANTIZE",
-            absl::StrCat(*name, ": only serves weights stored that way, it cannot quantize a model on load"));
-      }
+      SAGE_RETURN_IF_ERROR(CheckAsked(*name));
+    }
+    const std::vector<LinearSlot> slots = ListLinears(whole_);
+    for (const auto& [pattern, strategy] : spec_.modules) {
+      SAGE_RETURN_IF_ERROR(CheckAsked(strategy));
+      const auto matches = [&](const LinearSlot& slot) { return slot.layer >= 0 && GlobMatch(pattern, slot.name); };
+      if (std::any_of(slots.begin(), slots.end(), matches)) continue;
+      return MakeError(absl::StatusCode::kInvalidArgument, "PATTERN_MATCHES_NOTHING",
+                       absl::StrCat("layer_quantization: must name a linear module of the layers such as ",
+                                    slots.front().name, ", got '", pattern, "'"));
     }
     return absl::OkStatus();
   }

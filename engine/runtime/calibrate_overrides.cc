@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "engine/base/glob.h"
 #include "engine/base/status.h"
 #include "engine/runtime/output_format.h"
 

@@ -59,9 +59,6 @@ struct CalibrationPlan {
 
 absl::StatusOr<CalibrationPlan> PlanCalibration(const CalibrationSpec& spec);
 
-// "*" matches any run of characters (dots too), "?" one; the whole name must match. Linear time in both.
-bool GlobMatch(std::string_view pattern, std::string_view name);
-
 // The group size that a calibration of `slots` uses: `asked` > 0 must divide every K, 0 takes the largest of 128, 64,
 // 32 that does, `automatic` the largest of 256..16 that the strategy accepts; -1 stays. GROUP_SIZE_MUST_DIVIDE_K names
 // sizes that do.

@@ -175,6 +175,10 @@ absl::Status OpenModel(Start& start) {
   if (is_path) start.path = std::exchange(word, std::string());
   SAGE_ASSIGN_OR_RETURN(start.load, ResolveLoadSpec(word, spec.attn_quantization, spec.mlp_quantization));
   SAGE_ASSIGN_OR_RETURN(start.load.head_strategy, ResolveLinearStrategy(spec.head_quantization));
+  for (const auto& [pattern, name] : spec.layer_quantization) {
+    SAGE_ASSIGN_OR_RETURN(std::string strategy, ResolveLinearStrategy(name));
+    start.load.modules.emplace_back(pattern, std::move(strategy));
+  }
   SAGE_RETURN_IF_ERROR(ResolveKvStrategy(spec.kv_quantization).status());
   SAGE_ASSIGN_OR_RETURN(start.parts.backend, ChooseBackend(spec.backend, &start.parts.info.notes));
   SAGE_ASSIGN_OR_RETURN(start.checkpoint, OpenCheckpoint(start.path));

@@ -140,9 +140,9 @@ class ExportReactor final : public grpc::ServerWriteReactor<pb::ExportArtifactRe
   pb::ExportArtifactResponse message_;
 };
 
-class Service final : public pb::ArtifactService::CallbackService {
+class ArtifactService final : public pb::ArtifactService::CallbackService {
  public:
-  explicit Service(Daemon& daemon) : daemon_(daemon) {}
+  explicit ArtifactService(Daemon& daemon) : daemon_(daemon) {}
 
   grpc::ServerUnaryReactor* ListArtifacts(grpc::CallbackServerContext* context, const pb::ListArtifactsRequest* request,
                                           pb::ListArtifactsResponse* response) override {
@@ -236,6 +236,6 @@ class Service final : public pb::ArtifactService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeArtifactService(Daemon& daemon) { return std::make_unique<Service>(daemon); }
+std::unique_ptr<grpc::Service> MakeArtifactService(Daemon& daemon) { return std::make_unique<ArtifactService>(daemon); }
 
 }  // namespace sage::server

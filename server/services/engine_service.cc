@@ -35,9 +35,9 @@ void Prefetch(const std::string& path) {
   }
 }
 
-class Service final : public pb::EngineService::CallbackService {
+class EngineService final : public pb::EngineService::CallbackService {
  public:
-  explicit Service(Daemon& daemon) : daemon_(daemon) {}
+  explicit EngineService(Daemon& daemon) : daemon_(daemon) {}
 
   grpc::ServerUnaryReactor* LoadModel(grpc::CallbackServerContext* context, const pb::LoadModelRequest* request,
                                       pb::Model* response) override {
@@ -207,6 +207,6 @@ class Service final : public pb::EngineService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeEngineService(Daemon& daemon) { return std::make_unique<Service>(daemon); }
+std::unique_ptr<grpc::Service> MakeEngineService(Daemon& daemon) { return std::make_unique<EngineService>(daemon); }
 
 }  // namespace sage::server

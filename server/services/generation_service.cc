@@ -15,9 +15,9 @@ namespace {
 
 constexpr int kMaxIds = 16 << 20;
 
-class Service final : public pb::GenerationService::CallbackService {
+class GenerationService final : public pb::GenerationService::CallbackService {
  public:
-  explicit Service(Daemon& daemon) : daemon_(daemon) {}
+  explicit GenerationService(Daemon& daemon) : daemon_(daemon) {}
 
   grpc::ServerWriteReactor<pb::GenerationUpdate>* Generate(grpc::CallbackServerContext* context,
                                                            const pb::GenerateRequest* request) override {
@@ -91,6 +91,7 @@ class Service final : public pb::GenerationService::CallbackService {
     SAGE_ASSIGN_OR_RETURN(out.engine, daemon_.engines().Find(request.engine_id()));
     call.SetEngine(out.engine->info().engine_id);
     SAGE_ASSIGN_OR_RETURN(out.spec, ToGenerateSpec(request.options()));
+    SAGE_ASSIGN_OR_RETURN(out.stream_interval, ToStreamInterval(request.options()));
     out.spec.request_id = call.request_id;
     if (request.prompt_case() == pb::GenerateRequest::kTokenIds) {
       if (request.token_ids().ids_size() > kMaxIds) return BadField("token_ids", "PROMPT_TOO_LONG", "too many ids");
@@ -111,6 +112,7 @@ class Service final : public pb::GenerationService::CallbackService {
     SAGE_ASSIGN_OR_RETURN(out.engine, daemon_.engines().Find(request.engine_id()));
     call.SetEngine(out.engine->info().engine_id);
     SAGE_ASSIGN_OR_RETURN(out.spec, ToGenerateSpec(request.options()));
+    SAGE_ASSIGN_OR_RETURN(out.stream_interval, ToStreamInterval(request.options()));
     out.spec.request_id = call.request_id;
     SAGE_ASSIGN_OR_RETURN(OrderedJson chat, ToChatContext(request.conversation()));
     SAGE_ASSIGN_OR_RETURN(out.spec.prompt_ids, EncodeChat(*out.engine, chat, !request.no_generation_prompt()));
@@ -158,6 +160,8 @@ class Service final : public pb::GenerationService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeGenerationService(Daemon& daemon) { return std::make_unique<Service>(daemon); }
+std::unique_ptr<grpc::Service> MakeGenerationService(Daemon& daemon) {
+  return std::make_unique<GenerationService>(daemon);
+}
 
 }  // namespace sage::server

@@ -38,6 +38,7 @@ void GenerationStream::Submit(const Prepare& prepare) {
   absl::StatusOr<Prepared> prepared = prepare(call_);
   if (!prepared.ok()) return Fail(prepared.status());
   prepared->spec.deadline = call_.deadline;
+  gatherer_ = UpdateGatherer(prepared->stream_interval);  // before there is a sink
   const std::shared_ptr<Shared> shared = shared_;
   const std::shared_ptr<InferenceEngine> engine = prepared->engine;
   const TokenizerFiles* files = engine->tokenizer();
@@ -70,7 +71,7 @@ void GenerationStream::Push(const std::shared_ptr<Shared>& shared, const Generat
     stream = shared->stream;
     if (stream == nullptr || stream->ended_) return;
     const bool worth_writing = event.status.ok() || !event.text.empty() || !event.tokens.empty();
-    if (worth_writing) {
+    if ((worth_writing || stream->gatherer_.Holds(event.choice)) && stream->gatherer_.Add(&update)) {
       stream->queue_bytes_ += update.ByteSizeLong();
       stream->queue_.push_back(std::move(update));
     }

@@ -11,6 +11,7 @@
 #include "grpcpp/support/server_callback.h"
 #include "sage/quant/v1/generation.pb.h"
 #include "server/services/call.h"
+#include "server/services/update_gatherer.h"
 
 namespace sage::server {
 
@@ -22,6 +23,7 @@ class GenerationStream final : public grpc::ServerWriteReactor<quant::v1::Genera
   struct Prepared {
     std::shared_ptr<InferenceEngine> engine;
     GenerateSpec spec;
+    int64_t stream_interval = 1;  // tokens of a choice in one update
   };
   using Prepare = std::function<absl::StatusOr<Prepared>(Call&)>;
 
@@ -52,6 +54,7 @@ class GenerationStream final : public grpc::ServerWriteReactor<quant::v1::Genera
   std::shared_ptr<Shared> shared_;
   std::shared_ptr<InferenceEngine> engine_;
   std::shared_ptr<GenerationHandle> handle_;
+  UpdateGatherer gatherer_{1};
   std::deque<quant::v1::GenerationUpdate> queue_;
   size_t queue_bytes_ = 0;
   quant::v1::GenerationUpdate writing_message_;

@@ -122,9 +122,9 @@ absl::StatusOr<pb::StartEngineRequest> ToStart(const inference::RepositoryModelL
   return start;
 }
 
-class Service final : public inference::GRPCInferenceService::CallbackService {
+class InferenceService final : public inference::GRPCInferenceService::CallbackService {
  public:
-  explicit Service(Daemon& daemon) : daemon_(daemon) {}
+  explicit InferenceService(Daemon& daemon) : daemon_(daemon) {}
 
   grpc::ServerUnaryReactor* ServerLive(grpc::CallbackServerContext* context, const inference::ServerLiveRequest*,
                                        inference::ServerLiveResponse* response) override {
@@ -294,6 +294,8 @@ class Service final : public inference::GRPCInferenceService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeInferenceService(Daemon& daemon) { return std::make_unique<Service>(daemon); }
+std::unique_ptr<grpc::Service> MakeInferenceService(Daemon& daemon) {
+  return std::make_unique<InferenceService>(daemon);
+}
 
 }  // namespace sage::server

@@ -169,9 +169,9 @@ class WaitReactor final : public grpc::ServerUnaryReactor {
   bool ended_ = false;
 };
 
-class Service final : public pb::OperationService::CallbackService {
+class OperationService final : public pb::OperationService::CallbackService {
  public:
-  explicit Service(Daemon& daemon) : daemon_(daemon) {}
+  explicit OperationService(Daemon& daemon) : daemon_(daemon) {}
 
   grpc::ServerUnaryReactor* GetOperation(grpc::CallbackServerContext* context, const pb::GetOperationRequest* request,
                                          pb::Operation* response) override {
@@ -232,6 +232,8 @@ class Service final : public pb::OperationService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeOperationService(Daemon& daemon) { return std::make_unique<Service>(daemon); }
+std::unique_ptr<grpc::Service> MakeOperationService(Daemon& daemon) {
+  return std::make_unique<OperationService>(daemon);
+}
 
 }  // namespace sage::server

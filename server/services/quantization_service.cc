@@ -37,9 +37,9 @@ absl::StatusOr<bool> Repeat(Daemon& daemon, const std::string& request_id, const
   return true;
 }
 
-class Service final : public pb::QuantizationService::CallbackService {
+class QuantizationService final : public pb::QuantizationService::CallbackService {
  public:
-  explicit Service(Daemon& daemon) : daemon_(daemon) {}
+  explicit QuantizationService(Daemon& daemon) : daemon_(daemon) {}
 
   grpc::ServerUnaryReactor* Calibrate(grpc::CallbackServerContext* context, const pb::CalibrateRequest* request,
                                       pb::Operation* response) override {
@@ -134,6 +134,8 @@ class Service final : public pb::QuantizationService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeQuantizationService(Daemon& daemon) { return std::make_unique<Service>(daemon); }
+std::unique_ptr<grpc::Service> MakeQuantizationService(Daemon& daemon) {
+  return std::make_unique<QuantizationService>(daemon);
+}
 
 }  // namespace sage::server

@@ -14,9 +14,9 @@
 namespace sage::server {
 namespace {
 
-class Service final : public pb::ReportService::CallbackService {
+class ReportService final : public pb::ReportService::CallbackService {
  public:
-  explicit Service(Daemon& daemon) : daemon_(daemon) {}
+  explicit ReportService(Daemon& daemon) : daemon_(daemon) {}
 
   grpc::ServerUnaryReactor* GetReport(grpc::CallbackServerContext* context, const pb::GetReportRequest* request,
                                       pb::Report* response) override {
@@ -75,6 +75,6 @@ class Service final : public pb::ReportService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeReportService(Daemon& daemon) { return std::make_unique<Service>(daemon); }
+std::unique_ptr<grpc::Service> MakeReportService(Daemon& daemon) { return std::make_unique<ReportService>(daemon); }
 
 }  // namespace sage::server

@@ -45,6 +45,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   switch (data[0] % 9) {
     case 0:
       Try<pb::GenerationOptions>(body, size - 1, [](const auto& m) { return server::ToGenerateSpec(m); });
+      Try<pb::GenerationOptions>(body, size - 1, [](const auto& m) { return server::ToStreamInterval(m); });
       break;
     case 1:
       Try<pb::Conversation>(body, size - 1, [](const auto& m) { return server::ToChatContext(m); });

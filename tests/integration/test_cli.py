@@ -53,6 +53,30 @@ def test_seed_gives_the_same_text_and_n_gives_choices(daemon, engine):
     assert len(set(texts)) > 1
 
 
+def test_how_tokens_come_changes_nothing(daemon, engine):
+    """With --json an answer comes as one message unless asked otherwise."""
+    arguments = ("llm", "generate", "--engine", engine, "--prompt", "The little dog", "--max-tokens", "17", "--seed", "7",
+                 "--temperature", "0.9", "--n", "2", "--logprobs", "1")
+    whole = daemon.json(*arguments)
+    for interval in ("1", "5"):
+        other = daemon.json(*arguments, "--stream-interval", interval)
+        assert other["choices"] == whole["choices"] and other["usage"] == whole["usage"]
+    code, error = daemon.fails(*arguments, "--stream-interval", "0")
+    assert code == 1 and error["reason"] == "OUT_OF_RANGE"
+
+
+def test_layers_by_pattern(daemon):
+    start = ("llm", "engine", "start", "stories260K", "--engine-id", "by-pattern", "--quantization", "int8")
+    daemon.json(*start, "--layer-quantization", "*.self_attn.*=int4", "--layer-quantization", "*.k_proj=none")
+    bindings = daemon.json("llm", "engine", "get", "by-pattern")["kernel_bindings"]
+    bound = {b["layer"].rsplit(".", 1)[-1]: b["strategy"] for b in bindings}
+    assert bound["q_proj"] == "int4_w4a16" and bound["down_proj"] == "int8_w8a16" and bound["k_proj"] not in ("int4_w4a16", "int8_w8a16")
+    daemon.json("llm", "engine", "stop", "by-pattern")
+    code, error = daemon.fails(*start, "--layer-quantization", "*.nothing=int4")
+    assert code == 1 and error["reason"] == "PATTERN_MATCHES_NOTHING"
+    assert daemon.fails(*start, "--layer-quantization", "int4")[0] == 2
+
+
 def test_stop_string_is_cut(daemon, engine):
     whole = daemon.json("llm", "generate", "--engine", engine, "--prompt", "Once upon a time", "--max-tokens", "40",
                         "--temperature", "0")["choices"][0]["text"]

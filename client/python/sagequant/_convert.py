@@ -11,8 +11,10 @@ from sagequant.config import Artifact, CalibrationRecord, KernelBinding, KVQuant
 from sagequant.errors import InvalidArgumentError, SageError, from_status
 
 _MAX_DATASET = 48 << 20
+_WHOLE_ANSWER = 1 << 24  # the most that stream_interval may be
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
-_OPTIONS = ("max_tokens", "ignore_eos", "logprobs", "n", "keep_special", "no_add_special")
+_OPTIONS = ("max_tokens", "ignore_eos", "logprobs", "n", "keep_special", "no_add_special",
+            "stream_interval")
 
 
 def dataset_fields(path: Optional[str]) -> Tuple[str, bytes]:
@@ -205,8 +207,10 @@ class Completion(Dict[str, Any]):
 class Gather:
     """Collects the updates of one call into a Completion."""
 
-    def __init__(self, engine: str, chat: bool, logprobs: bool) -> None:
-        self._chat, self._logprobs, self._engine = chat, logprobs, engine
+    def __init__(self, request: Any, chat: bool) -> None:
+        self._chat, self._logprobs, self._engine = chat, request.options.HasField("logprobs"), request.engine_id
+        if not request.options.HasField("stream_interval"):
+            request.options.stream_interval = _WHOLE_ANSWER  # nothing is shown before the end: one message will do
         self._choices: Dict[int, Dict[str, Any]] = {}
         self._last: Optional[Any] = None
 

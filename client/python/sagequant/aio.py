@@ -203,7 +203,7 @@ class AsyncUnifiedInferenceClient:
         return runtime.engine_id if isinstance(runtime, AsyncRuntime) else runtime or self._engine
 
     async def _gather(self, method: Any, request: Any, chat: bool = False) -> Completion:
-        gather = convert.Gather(request.engine_id, chat, request.options.HasField("logprobs"))
+        gather = convert.Gather(request, chat)
         async for message in self._channel.stream(method, request):
             gather.add(message)
         return gather.done()

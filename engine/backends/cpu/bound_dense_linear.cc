@@ -29,6 +29,7 @@ class DenseLinear final : public BoundLinear {
   int64_t K() const override { return weight_.K; }
   size_t weight_bytes() const override { return weight_.dense.values.bytes; }
   std::string kernel() const override { return kernel_; }
+  ReadAhead::Matrix streamed() const override { return {{{weight_.dense.values.data, weight_.dense.values.bytes}}}; }
 
  private:
   LinearWeight weight_;

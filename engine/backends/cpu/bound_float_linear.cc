@@ -78,6 +78,9 @@ class FloatLinear final : public BoundLinear {
   int64_t N() const override { return N_; }
   int64_t K() const override { return K_; }
   size_t weight_bytes() const override { return codes_.bytes() + scale_.bytes(); }
+  ReadAhead::Matrix streamed() const override {
+    return {{{codes_.as<uint8_t>(), codes_.bytes()}, {scale_.as<uint8_t>(), scale_.bytes()}}};
+  }
   std::string kernel() const override { return kernel_; }
 
  private:

@@ -39,6 +39,11 @@ class PanelLinear final : public BoundLinear {
   int64_t N() const override { return N_; }
   int64_t K() const override { return K_; }
   size_t weight_bytes() const override { return codes_.bytes() + scale_.bytes() + offset_.bytes() + shift_.bytes(); }
+  ReadAhead::Matrix streamed() const override {
+    return {{{codes_.as<uint8_t>(), codes_.bytes()},
+             {scale_.as<uint8_t>(), scale_.bytes()},
+             {offset_.as<uint8_t>(), offset_.bytes()}}};
+  }
   std::string kernel() const override { return kernel_; }
 
  private:

@@ -8,6 +8,7 @@
 
 #include "engine/base/file.h"
 #include "engine/base/json.h"
+#include "engine/base/read_ahead.h"
 #include "engine/base/status.h"
 #include "engine/base/thread_pool.h"
 #include "gmock/gmock.h"
@@ -105,6 +106,36 @@ TEST(ThreadPoolTest, EveryTaskRunsOnce) {
       for (const auto& count : seen) EXPECT_EQ(count.load(), 1);
     }
   }
+}
+
+// Each thread walks through its share of every matrix once, up to a limit, and begins anew when something is announced.
+TEST(ReadAheadTest, SharesEndAndBeginAnew) {
+  std::vector<uint8_t> codes(64 * 1024), scales(4 * 1024);
+  ReadAhead ahead;
+  ReadAhead::Cursor cursor;
+  const auto steps = [&](int worker, int workers) {
+    int count = 0;
+    while (ahead.Step(worker, workers, &cursor)) ++count;
+    return count;
+  };
+  const auto bytes = [&] { return cursor.bytes; };
+  steps(0, 1);
+  EXPECT_EQ(bytes(), 0u);
+  const ReadAhead::Matrix matrix = {{{codes.data(), codes.size()}, {scales.data(), scales.size()}}};
+  ahead.Set({matrix, matrix});
+  EXPECT_GT(steps(1, 2), 0);
+  EXPECT_EQ(bytes(), codes.size() + scales.size());  // half of each of two matrices
+  EXPECT_EQ(steps(1, 2), 0);
+  ahead.Set({matrix});
+  EXPECT_GT(steps(0, 1), 0);
+  EXPECT_EQ(bytes(), codes.size() + scales.size());
+  // Far more than a cache holds: it stops early. Nothing is read, so the memory need not be there.
+  ahead.Set({ReadAhead::Matrix{{{codes.data(), size_t{1} << 30}}}});
+  EXPECT_GT(steps(0, 1), 0);
+  EXPECT_LT(bytes(), size_t{1} << 20);
+  ahead.Set({});
+  steps(0, 1);
+  EXPECT_EQ(bytes(), 0u);
 }
 
 TEST(ThreadPoolTest, SleepsAndWakesAndServesSeveralCallers) {

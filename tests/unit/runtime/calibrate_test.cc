@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/base/file.h"
+#include "engine/base/glob.h"
 #include "engine/base/status.h"
 #include "engine/runtime/artifact.h"
 #include "engine/runtime/artifact_source.h"

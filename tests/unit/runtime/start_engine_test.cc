@@ -151,6 +151,39 @@ TEST(StartEngine, HeadIsQuantizedOnlyWhenAsked) {
   EXPECT_EQ(Reason(start("", "int5").status()), "UNKNOWN_QUANTIZATION");
 }
 
+// Patterns go over the words for all, attention and MLP; the last that matches counts, and none keeps what is stored.
+TEST(StartEngine, ModulesTakeTheStrategyOfTheirPattern) {
+  const ScratchFolder scratch;
+  const std::string folder = scratch / "tiny";
+  std::filesystem::create_directory(folder);
+  ASSERT_TRUE(WriteTinyModel(folder, TinySizes()));
+  EngineSpec spec;
+  spec.model = folder;
+  spec.backend = "cpu";
+  spec.quantization = "int4";
+  spec.mlp_quantization = "fp8";
+  spec.layer_quantization = {
+      {"*_proj", "nf4"}, {"*.self_attn.*", "int8"}, {"*.down_proj", "none"}, {"*.k_proj", "int4"}};
+  const auto engine = StartLlmEngine(spec, 2, nullptr, CancelToken(), nullptr);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  for (const LinearBinding& bound : (*engine)->info().bindings) {
+    const std::string module = bound.layer.substr(bound.layer.rfind('.') + 1);
+    const std::string want = module == "k_proj"                                               ? "int4_w4a16"
+                             : module == "q_proj" || module == "v_proj" || module == "o_proj" ? "int8_w8a16"
+                             : module == "gate_proj" || module == "up_proj"                   ? "nf4_w4a16"
+                                                                                              : "bf16";
+    EXPECT_EQ(bound.strategy, want) << bound.layer;
+  }
+  const auto reason = [&](std::string pattern, std::string name) {
+    EngineSpec wrong = spec;
+    wrong.layer_quantization = {{std::move(pattern), std::move(name)}};
+    return Reason(StartLlmEngine(wrong, 2, nullptr, CancelToken(), nullptr).status());
+  };
+  EXPECT_EQ(reason("*.qkv_proj", "int8"), "PATTERN_MATCHES_NOTHING");
+  EXPECT_EQ(reason("lm_head", "int8"), "PATTERN_MATCHES_NOTHING");
+  EXPECT_EQ(reason("*.q_proj", "int5"), "UNKNOWN_QUANTIZATION");
+}
+
 // Weights that are read from the map in every step: cutting the file fails the requests and the engine, not the
 // process.
 TEST(StartEngine, ACutModelFileFailsTheEngineAndNothingElse) {

@@ -95,6 +95,63 @@ TEST_F(GrpcTest, StreamsEveryTokenInOrder) {
   for (auto& client : clients) client.join();
 }
 
+TEST_F(GrpcTest, TokensComeInTheIntervalsThatWereAskedFor) {
+  pb::Engine engine;
+  ASSERT_TRUE(Start("e", &engine).ok());
+  for (const auto& [interval, sizes] : std::vector<std::pair<int64_t, std::vector<int>>>{
+           {3, {3, 3, 1}}, {7, {7}}, {1 << 24, {7}}, {1, {1, 1, 1, 1, 1, 1, 1}}}) {
+    pb::GenerateRequest request = Prompt(7);
+    request.mutable_options()->set_stream_interval(interval);
+    grpc::ClientContext context;
+    auto reader = generation_->Generate(&context, request);
+    pb::GenerationUpdate update;
+    std::vector<int> got;
+    std::string text;
+    int next = 100;
+    while (reader->Read(&update)) {
+      got.push_back(update.tokens_size());
+      text += update.text();
+      for (const auto& token : update.tokens()) EXPECT_EQ(token.id(), next++);
+    }
+    EXPECT_TRUE(reader->Finish().ok());
+    EXPECT_EQ(got, sizes) << interval;
+    EXPECT_EQ(text, "ttttttt");
+    EXPECT_TRUE(update.last());
+    EXPECT_EQ(update.usage().completion_tokens(), 7);
+  }
+  pb::GenerateRequest request = Prompt(7);
+  for (const int64_t wrong : {int64_t{0}, int64_t{-1}, int64_t{1} << 40}) {
+    request.mutable_options()->set_stream_interval(wrong);
+    grpc::ClientContext context;
+    auto reader = generation_->Generate(&context, request);
+    const grpc::Status status = reader->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_EQ(Reason(status), "OUT_OF_RANGE");
+  }
+}
+
+// What was gathered is told before the error, and no message is too large for a client's default limit.
+TEST_F(GrpcTest, GatheredTokensAreNotLost) {
+  pb::Engine engine;
+  ASSERT_TRUE(Start("e", &engine).ok());
+  FakeEngine::text_bytes = 50 << 10;
+  pb::GenerateRequest request = Prompt(200);
+  request.mutable_options()->set_stream_interval(1 << 24);
+  grpc::ClientContext context;
+  auto reader = generation_->Generate(&context, request);
+  pb::GenerationUpdate update;
+  size_t bytes = 0, updates = 0;
+  while (reader->Read(&update)) {
+    bytes += update.text().size();
+    ++updates;
+    EXPECT_LT(update.ByteSizeLong(), size_t{400} << 10);
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(bytes, size_t{200} * (50 << 10));
+  EXPECT_GT(updates, 20u);
+  EXPECT_LT(updates, 100u);
+}
+
 TEST_F(GrpcTest, ClientCancelStopsTheEngineAtAnyMoment) {
   pb::Engine engine;
   ASSERT_TRUE(Start("e", &engine).ok());

@@ -174,6 +174,20 @@ TEST(StartRequest, ReadsTheGatewaysWords) {
   EXPECT_EQ(request->max_queue_requests(), 7);
 }
 
+TEST(StartRequest, LayersKeepTheirOrder) {
+  const auto request = ParseStartRequest(R"({"model": "m", "layer_quantization": [
+      {"pattern": "*.self_attn.*", "quantization": "int8"}, {"pattern": "*.k_proj", "quantization": "none"}]})",
+                                         ListenAddress());
+  ASSERT_TRUE(request.ok()) << request.status();
+  ASSERT_EQ(request->layer_quantization_size(), 2);
+  EXPECT_EQ(request->layer_quantization(0).pattern(), "*.self_attn.*");
+  EXPECT_EQ(request->layer_quantization(1).quantization(), "none");
+  for (const char* wrong : {R"({"*": "int8"})", R"(["*=int8"])", R"([{"pattern": "*"}])", R"("int8")",
+                            R"([{"pattern": 1, "quantization": "int8"}])"}) {
+    EXPECT_EQ(Reason(absl::StrCat("{\"layer_quantization\": ", wrong, "}")), "WRONG_TYPE") << wrong;
+  }
+}
+
 TEST(StartRequest, TheDaemonsOwnAddressAsksForNothing) {
   ListenAddress own;
   own.host = "10.0.0.7";
