@@ -23,6 +23,11 @@ struct ErrorReason {
 
 absl::Status MakeError(absl::StatusCode code, std::string_view reason, std::string_view message,
                        const std::map<std::string, std::string>& metadata = {});
+// INVALID_ARGUMENT.
+inline absl::Status InvalidInput(std::string_view reason, std::string_view message,
+                                 const std::map<std::string, std::string>& metadata = {}) {
+  return MakeError(absl::StatusCode::kInvalidArgument, reason, message, metadata);
+}
 ErrorReason GetErrorReason(const absl::Status& status);
 
 // The same code and reason with `prefix: ` before the message.

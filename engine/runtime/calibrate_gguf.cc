@@ -23,10 +23,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
-  return MakeError(absl::StatusCode::kInvalidArgument, reason, message);
-}
-
 // The calibration that comes first: integers that the wanted blocks hold as they are.
 absl::StatusOr<CalibrationSpec> IntegerSpec(const CalibrationSpec& asked, const GgufScheme& scheme) {
   CalibrationSpec spec = asked;
@@ -37,29 +33,31 @@ absl::StatusOr<CalibrationSpec> IntegerSpec(const CalibrationSpec& asked, const 
     const std::string word = eight ? "int8" : "int4";
     // "int4" is also what nobody said.
     if (asked.weight_dtype != "int4" && asked.weight_dtype != word) {
-      return Invalid("FIELD_NOT_SUPPORTED",
-                     absl::StrCat("weight_dtype: ", scheme.word, " holds ", word, ", got ", asked.weight_dtype));
+      return InvalidInput("FIELD_NOT_SUPPORTED",
+                          absl::StrCat("weight_dtype: ", scheme.word, " holds ", word, ", got ", asked.weight_dtype));
     }
     spec.weight_dtype = word;
     if (asked.asymmetric && !affine) {
-      return Invalid("FIELD_NOT_SUPPORTED", absl::StrCat("asymmetric: ", scheme.word, " has no zeros, gguf_q4_1 has"));
+      return InvalidInput("FIELD_NOT_SUPPORTED",
+                          absl::StrCat("asymmetric: ", scheme.word, " has no zeros, gguf_q4_1 has"));
     }
     spec.asymmetric = affine;
   }
   if (!asked.activation_dtype.empty()) {
-    return Invalid("FIELD_NOT_SUPPORTED", "activation_dtype: a GGUF says nothing of activations");
+    return InvalidInput("FIELD_NOT_SUPPORTED", "activation_dtype: a GGUF says nothing of activations");
   }
   if (asked.group_size % 32 != 0 && asked.group_size > 0) {
-    return Invalid("FIELD_NOT_SUPPORTED",
-                   absl::StrCat("group_size: blocks of a GGUF hold 32 values, got ", asked.group_size));
+    return InvalidInput("FIELD_NOT_SUPPORTED",
+                        absl::StrCat("group_size: blocks of a GGUF hold 32 values, got ", asked.group_size));
   }
   if (asked.group_size == 0) spec.group_size = 32;
   spec.group_size_auto = false;
   if (!asked.scale_precision.empty() && asked.scale_precision != "f16" && asked.scale_precision != "fp16") {
-    return Invalid("FIELD_NOT_SUPPORTED", "scale_precision: a GGUF holds f16");
+    return InvalidInput("FIELD_NOT_SUPPORTED", "scale_precision: a GGUF holds f16");
   }
   spec.scale_precision = "f16";
-  if (asked.act_order) return Invalid("FIELD_NOT_SUPPORTED", "act_order: a GGUF keeps groups in the order of inputs");
+  if (asked.act_order)
+    return InvalidInput("FIELD_NOT_SUPPORTED", "act_order: a GGUF keeps groups in the order of inputs");
   return spec;
 }
 
@@ -72,11 +70,11 @@ absl::StatusOr<std::map<std::string, std::string>> IntegerTypes(const Calibratio
     const bool symmetric = choice.linear.symmetric;
     const char* type = bits == 4 ? (symmetric ? "q4_0" : "q4_1") : bits == 8 && symmetric ? "q8_0" : nullptr;
     if (type == nullptr || (group > 0 && group % 32 != 0)) {
-      return Invalid("OVERRIDE_NOT_HELD",
-                     absl::StrCat("override: ", module,
-                                  ": blocks of a GGUF hold 4 bits (q4_0, with zeros q4_1) or "
-                                  "symmetric 8 bits (q8_0) in groups of 32 values, got ",
-                                  bits, " bits, ", symmetric ? "symmetric" : "asymmetric", ", group_size ", group));
+      return InvalidInput("OVERRIDE_NOT_HELD", absl::StrCat("override: ", module,
+                                                            ": blocks of a GGUF hold 4 bits (q4_0, with zeros q4_1) or "
+                                                            "symmetric 8 bits (q8_0) in groups of 32 values, got ",
+                                                            bits, " bits, ", symmetric ? "symmetric" : "asymmetric",
+                                                            ", group_size ", group));
     }
     out[module] = type;
   }
@@ -86,10 +84,10 @@ absl::StatusOr<std::map<std::string, std::string>> IntegerTypes(const Calibratio
 // Words that a type with scales of its own cannot honour.
 absl::Status CheckPlainWords(const CalibrationSpec& spec, const GgufScheme& scheme) {
   const auto refuse = [&](const char* field, const std::string& got) {
-    return Invalid("FIELD_NOT_SUPPORTED", absl::StrCat(field, ": ", scheme.word,
-                                                       " chooses its own scales from plain weights; gguf_q4_0, "
-                                                       "gguf_q4_1 and gguf_q8_0 take more, got ",
-                                                       got));
+    return InvalidInput("FIELD_NOT_SUPPORTED", absl::StrCat(field, ": ", scheme.word,
+                                                            " chooses its own scales from plain weights; gguf_q4_0, "
+                                                            "gguf_q4_1 and gguf_q8_0 take more, got ",
+                                                            got));
   };
   // "int4" is also what nobody said.
   if (spec.weight_dtype != "int4") return refuse("weight_dtype", spec.weight_dtype);
@@ -116,10 +114,11 @@ absl::Status RefuseKv(const CalibrationSpec& spec) {
       spec.kv_sink_tokens == 0) {
     return absl::OkStatus();
   }
-  return Invalid("FIELD_NOT_SUPPORTED",
-                 absl::StrCat("kv_quantization: a GGUF has no place for a plan of the KV cache; name it when an engine "
-                              "starts, got '",
-                              word, "'"));
+  return InvalidInput(
+      "FIELD_NOT_SUPPORTED",
+      absl::StrCat("kv_quantization: a GGUF has no place for a plan of the KV cache; name it when an engine "
+                   "starts, got '",
+                   word, "'"));
 }
 
 // Modules that a K type or float type leaves out or stores otherwise.
@@ -135,7 +134,7 @@ absl::StatusOr<std::map<std::string, std::string>> PlainTypes(const CalibrationS
     if (!stays) slots.push_back(slot);
     if (stays && slot.layer >= 0) out[slot.name] = "";  // the head's type is the format's own affair
   }
-  if (slots.empty()) return Invalid("NOTHING_TO_QUANTIZE", "exclude: leaves no linear layer to quantize");
+  if (slots.empty()) return InvalidInput("NOTHING_TO_QUANTIZE", "exclude: leaves no linear layer to quantize");
   SAGE_ASSIGN_OR_RETURN(const auto merged, MergeOverrides(overrides, slots, source.linears()));
   const bool floats = scheme.word == "gguf_f32" || scheme.word == "gguf_f16" || scheme.word == "gguf_bf16";
   for (const auto& [module, by] : merged) {
@@ -143,8 +142,9 @@ absl::StatusOr<std::map<std::string, std::string>> PlainTypes(const CalibrationS
     const char* type = bits == 4 ? "q4_k" : bits == 6 ? "q6_k" : bits == 8 ? "q8_0" : nullptr;
     if (by.exclude.has_value() && !by.bits && !by.group_size && !by.symmetric) continue;
     if (floats || type == nullptr || by.group_size || by.symmetric) {
-      return Invalid("OVERRIDE_NOT_HELD", absl::StrCat("override '", by.text, "': ", scheme.word, " takes ",
-                                                       floats ? "exclude only" : "bits 4, 6 or 8 and exclude only"));
+      return InvalidInput("OVERRIDE_NOT_HELD",
+                          absl::StrCat("override '", by.text, "': ", scheme.word, " takes ",
+                                       floats ? "exclude only" : "bits 4, 6 or 8 and exclude only"));
     }
     out[module] = type;
   }
@@ -242,17 +242,18 @@ absl::Status CheckWords(const CalibrationSpec& spec, const GgufScheme& scheme, b
   SAGE_RETURN_IF_ERROR(RefuseKv(spec));
   if (integers) return absl::OkStatus();
   if (!spec.method.empty() && spec.method != "minmax" && spec.method != "rtn") {
-    return Invalid("METHOD_NEEDS_INTEGER_GRID",
-                   absl::StrCat("method: ", scheme.word,
-                                " chooses its own scales from plain weights; use minmax, or "
-                                "gguf_q4_0, gguf_q4_1 or gguf_q8_0 with ",
-                                spec.method));
+    return InvalidInput("METHOD_NEEDS_INTEGER_GRID",
+                        absl::StrCat("method: ", scheme.word,
+                                     " chooses its own scales from plain weights; use minmax, or "
+                                     "gguf_q4_0, gguf_q4_1 or gguf_q8_0 with ",
+                                     spec.method));
   }
   if (spec.rotate) {
-    return Invalid("ROTATION_NOT_SUPPORTED",
-                   absl::StrCat("rotate: ", scheme.word,
-                                " is written from the model as it is; rotate it with weight_dtype none and convert "
-                                "that, or use gguf_q4_0, gguf_q4_1 or gguf_q8_0"));
+    return InvalidInput(
+        "ROTATION_NOT_SUPPORTED",
+        absl::StrCat("rotate: ", scheme.word,
+                     " is written from the model as it is; rotate it with weight_dtype none and convert "
+                     "that, or use gguf_q4_0, gguf_q4_1 or gguf_q8_0"));
   }
   return CheckPlainWords(spec, scheme);
 }

@@ -21,34 +21,32 @@ namespace {
 
 constexpr int kFp8Block = 128;  // rows and inputs that share a scale, as DeepSeek and llm-compressor have it
 
-absl::Status Invalid(std::string_view reason, const std::string& message,
-                     const std::map<std::string, std::string>& metadata = {}) {
-  return MakeError(absl::StatusCode::kInvalidArgument, reason, message, metadata);
-}
-
 absl::StatusOr<DType> ScaleDType(const std::string& word, DType model) {
   if (word.empty() || word == "auto") return model;
   if (word == "f32" || word == "fp32" || word == "float32") return DType::kF32;
   if (word == "f16" || word == "fp16" || word == "float16") return DType::kF16;
   if (word == "bf16" || word == "bfloat16") return DType::kBF16;
-  return Invalid("BAD_SCALE_PRECISION", absl::StrCat("scale_precision: must be fp32, fp16 or bf16, got '", word, "'"));
+  return InvalidInput("BAD_SCALE_PRECISION",
+                      absl::StrCat("scale_precision: must be fp32, fp16 or bf16, got '", word, "'"));
 }
 
 absl::Status CheckNumbers(const CalibrationSpec& spec) {
   if (!(spec.clip_ratio >= 0 && spec.clip_ratio < 1)) {
-    return Invalid("BAD_CLIP_RATIO", absl::StrCat("clip_ratio: must be in [0, 1), 0 = off, got ", spec.clip_ratio));
+    return InvalidInput("BAD_CLIP_RATIO",
+                        absl::StrCat("clip_ratio: must be in [0, 1), 0 = off, got ", spec.clip_ratio));
   }
   if (spec.samples < 1 || spec.samples > 1'000'000) {
-    return Invalid("BAD_SAMPLES", absl::StrCat("samples: must be in [1, 1000000], got ", spec.samples));
+    return InvalidInput("BAD_SAMPLES", absl::StrCat("samples: must be in [1, 1000000], got ", spec.samples));
   }
   if (spec.sequence_length < 1 || spec.sequence_length > 1'048'576) {
-    return Invalid("BAD_SEQUENCE_LENGTH",
-                   absl::StrCat("sequence_length: must be in [1, 1048576], got ", spec.sequence_length));
+    return InvalidInput("BAD_SEQUENCE_LENGTH",
+                        absl::StrCat("sequence_length: must be in [1, 1048576], got ", spec.sequence_length));
   }
   if (spec.max_memory < 0) {
-    return Invalid("BAD_MAX_MEMORY", absl::StrCat("max_memory: must be 0 (no cap) or bytes, got ", spec.max_memory));
+    return InvalidInput("BAD_MAX_MEMORY",
+                        absl::StrCat("max_memory: must be 0 (no cap) or bytes, got ", spec.max_memory));
   }
-  if (spec.exclude.size() > 1000) return Invalid("TOO_MANY_PATTERNS", "exclude: at most 1000 patterns");
+  if (spec.exclude.size() > 1000) return InvalidInput("TOO_MANY_PATTERNS", "exclude: at most 1000 patterns");
   return absl::OkStatus();
 }
 
@@ -61,11 +59,12 @@ std::string CommonGroupSizes(const std::vector<LinearSlot>& slots) {
 absl::Status MustDivide(const LinearStrategyDef& strategy, const std::vector<LinearSlot>& slots, int group_size,
                         const LinearSlot& slot) {
   const std::string allowed = CommonGroupSizes(slots);
-  return Invalid("GROUP_SIZE_MUST_DIVIDE_K",
-                 absl::StrCat(std::string(strategy.name), ": group_size must divide K, got K=", slot.K, " (", slot.name,
-                              "), group_size=", group_size, "; sizes that divide every layer: ",
-                              allowed.empty() ? "none, use -1 (one scale a row)" : allowed),
-                 {{"allowed", allowed.empty() ? "-1" : allowed}, {"layer", slot.name}, {"K", absl::StrCat(slot.K)}});
+  return InvalidInput(
+      "GROUP_SIZE_MUST_DIVIDE_K",
+      absl::StrCat(std::string(strategy.name), ": group_size must divide K, got K=", slot.K, " (", slot.name,
+                   "), group_size=", group_size,
+                   "; sizes that divide every layer: ", allowed.empty() ? "none, use -1 (one scale a row)" : allowed),
+      {{"allowed", allowed.empty() ? "-1" : allowed}, {"layer", slot.name}, {"K", absl::StrCat(slot.K)}});
 }
 
 absl::Status CheckAll(const LinearStrategyDef& strategy, const LinearSpec& spec, const std::vector<LinearSlot>& slots) {
@@ -120,8 +119,8 @@ absl::StatusOr<DType> ResolveScaleDType(const std::string& word, const Calibrati
   if (!word.empty() && word != "auto") {
     // F32 stands for F16 where a file holds nothing else.
     if (wanted == DType::kF32 && held(DType::kF16) && !held(DType::kBF16)) {
-      return Invalid("BAD_SCALE_DTYPE", absl::StrCat("scale_precision: ", std::string(plan.strategy->name),
-                                                     " stores F16 scales only, got '", word, "'"));
+      return InvalidInput("BAD_SCALE_DTYPE", absl::StrCat("scale_precision: ", std::string(plan.strategy->name),
+                                                          " stores F16 scales only, got '", word, "'"));
     }
     return wanted;
   }
@@ -145,23 +144,26 @@ RangeSpec RangeOf(const CalibrationSpec& spec) {
 absl::Status PlanPlainWeights(const CalibrationSpec& spec, CalibrationPlan& plan) {
   const std::vector<LinearSlot>& slots = plan.source->linears();
   if (!spec.exclude.empty() || !spec.overrides.empty()) {
-    return Invalid("NOTHING_TO_EXCLUDE", absl::StrCat(spec.exclude.empty() ? "override" : "exclude",
-                                                      ": weight_dtype none keeps all weights as they are; kv_exclude "
-                                                      "names layers that keep a 16-bit KV cache"));
+    return InvalidInput("NOTHING_TO_EXCLUDE",
+                        absl::StrCat(spec.exclude.empty() ? "override" : "exclude",
+                                     ": weight_dtype none keeps all weights as they are; kv_exclude "
+                                     "names layers that keep a 16-bit KV cache"));
   }
   for (const LinearSlot& slot : slots) {
     SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, plan.source->Stored(slot));
     SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(stored.spec.strategy));
     if (plan.strategy->quantizes) {
-      return Invalid("KV_ONLY_NEEDS_FLOAT_WEIGHTS", absl::StrCat("weight_dtype: none keeps weights as they are, and ",
-                                                                 slot.name, " is stored as ", stored.spec.strategy));
+      return InvalidInput("KV_ONLY_NEEDS_FLOAT_WEIGHTS",
+                          absl::StrCat("weight_dtype: none keeps weights as they are, and ", slot.name,
+                                       " is stored as ", stored.spec.strategy));
     }
     plan.ignored.push_back(slot.name);
   }
   const std::string& format = spec.format;
   if (!format.empty() && format != "compressed_tensors" && format != "compressed-tensors") {
-    return Invalid("UNSUPPORTED_OUTPUT_FORMAT",
-                   absl::StrCat("format: plain weights with a KV plan are compressed_tensors, got '", format, "'"));
+    return InvalidInput(
+        "UNSUPPORTED_OUTPUT_FORMAT",
+        absl::StrCat("format: plain weights with a KV plan are compressed_tensors, got '", format, "'"));
   }
   plan.linear.strategy = std::string(plan.strategy->name);
   plan.linear.group_size = -1;
@@ -184,39 +186,40 @@ absl::Status CheckKnown(const CalibrationSpec& spec, CalibrationPlan& plan) {
   SAGE_ASSIGN_OR_RETURN(const std::string name, WeightStrategy(spec));
   if (name.empty()) {
     if (plan.kv.calibrates || spec.rotate) return PlanPlainWeights(spec, plan);
-    return Invalid("NOTHING_TO_QUANTIZE",
-                   "weight_dtype: 'none' leaves nothing to do; a static 8-bit kv_quantization needs a dataset, or "
-                   "rotate");
+    return InvalidInput("NOTHING_TO_QUANTIZE",
+                        "weight_dtype: 'none' leaves nothing to do; a static 8-bit kv_quantization needs a dataset, or "
+                        "rotate");
   }
   SAGE_ASSIGN_OR_RETURN(plan.strategy, FindLinearStrategy(name));
   if (!plan.strategy->quantizes || plan.strategy->quantize == nullptr) {
-    return Invalid(
+    return InvalidInput(
         "NOTHING_TO_QUANTIZE",
         absl::StrCat("weight_dtype: ", name, " stores weights as they are; give int4 or int8, or use convert"));
   }
   SAGE_ASSIGN_OR_RETURN(plan.format, FindOutputFormat(spec.format, *plan.strategy));
   SAGE_ASSIGN_OR_RETURN(plan.strategy, StrategyIn(*plan.format, *plan.strategy));
   if (plan.calibrator->integer_grid && !plan.strategy->integer_grid) {
-    return Invalid("METHOD_NEEDS_INTEGER_GRID",
-                   absl::StrCat("method: ", std::string(plan.calibrator->name), " chooses integer codes, and ", name,
-                                " stores others; use minmax"),
-                   {{"method", std::string(plan.calibrator->name)}, {"strategy", name}});
+    return InvalidInput("METHOD_NEEDS_INTEGER_GRID",
+                        absl::StrCat("method: ", std::string(plan.calibrator->name), " chooses integer codes, and ",
+                                     name, " stores others; use minmax"),
+                        {{"method", std::string(plan.calibrator->name)}, {"strategy", name}});
   }
   if (plan.calibrator->needs_activations && spec.dataset.empty()) {
-    return Invalid("DATASET_NEEDED", absl::StrCat("dataset: must be given, ", std::string(plan.calibrator->name),
-                                                  " looks at what the layers read"));
+    return InvalidInput("DATASET_NEEDED", absl::StrCat("dataset: must be given, ", std::string(plan.calibrator->name),
+                                                       " looks at what the layers read"));
   }
   if (spec.act_order && plan.calibrator->name != "gptq") {
-    return Invalid("ACT_ORDER_NEEDS_GPTQ",
-                   absl::StrCat("act_order: is an order of gptq's, got method ", std::string(plan.calibrator->name)));
+    return InvalidInput("ACT_ORDER_NEEDS_GPTQ", absl::StrCat("act_order: is an order of gptq's, got method ",
+                                                             std::string(plan.calibrator->name)));
   }
   if (spec.gptq_asymmetric_correction && plan.calibrator->name != "gptq") {
-    return Invalid("CORRECTION_NEEDS_GPTQ", absl::StrCat("gptq_asymmetric_correction: goes with method gptq, got ",
-                                                         std::string(plan.calibrator->name)));
+    return InvalidInput("CORRECTION_NEEDS_GPTQ", absl::StrCat("gptq_asymmetric_correction: goes with method gptq, got ",
+                                                              std::string(plan.calibrator->name)));
   }
   if (spec.gptq_f64 && !plan.calibrator->solves_by_gptq) {
-    return Invalid("F64_NEEDS_GPTQ", absl::StrCat("gptq_f64: goes with gptq, awq+gptq, autoround and qat, got method ",
-                                                  std::string(plan.calibrator->name)));
+    return InvalidInput("F64_NEEDS_GPTQ",
+                        absl::StrCat("gptq_f64: goes with gptq, awq+gptq, autoround and qat, got method ",
+                                     std::string(plan.calibrator->name)));
   }
   return absl::OkStatus();
 }
@@ -226,20 +229,21 @@ absl::Status PlanVariant(const CalibrationSpec& spec, CalibrationPlan& plan) {
   const bool fp8 = plan.strategy->weight_dtype == "fp8";
   const std::string name(plan.strategy->name), &grain = spec.weight_granularity, &codes = spec.fp8_format;
   if (!grain.empty() && grain != "tensor" && grain != "channel" && grain != "block") {
-    return Invalid("BAD_WEIGHT_GRANULARITY",
-                   absl::StrCat("weight_granularity: must be tensor, channel or block, got '", grain, "'"));
+    return InvalidInput("BAD_WEIGHT_GRANULARITY",
+                        absl::StrCat("weight_granularity: must be tensor, channel or block, got '", grain, "'"));
   }
   if (!codes.empty() && codes != "e4m3" && codes != "e5m2") {
-    return Invalid("BAD_FP8_FORMAT", absl::StrCat("fp8_format: must be e4m3 or e5m2, got '", codes, "'"));
+    return InvalidInput("BAD_FP8_FORMAT", absl::StrCat("fp8_format: must be e4m3 or e5m2, got '", codes, "'"));
   }
   if (!fp8 && !(grain.empty() && codes.empty())) {
-    return Invalid("FIELD_NOT_SUPPORTED", absl::StrCat(grain.empty() ? "fp8_format" : "weight_granularity",
-                                                       ": belongs to fp8 weights (group_size says it of integers), "
-                                                       "got ",
-                                                       name));
+    return InvalidInput("FIELD_NOT_SUPPORTED",
+                        absl::StrCat(grain.empty() ? "fp8_format" : "weight_granularity",
+                                     ": belongs to fp8 weights (group_size says it of integers), "
+                                     "got ",
+                                     name));
   }
   if (spec.double_quant && plan.strategy->weight_dtype != "nf4" && plan.strategy->weight_dtype != "fp4") {
-    return Invalid("FIELD_NOT_SUPPORTED", absl::StrCat("double_quant: belongs to nf4 and fp4, got ", name));
+    return InvalidInput("FIELD_NOT_SUPPORTED", absl::StrCat("double_quant: belongs to nf4 and fp4, got ", name));
   }
   plan.linear.double_quant = spec.double_quant;
   plan.linear.fp8_e5m2 = codes == "e5m2";
@@ -248,11 +252,12 @@ absl::Status PlanVariant(const CalibrationSpec& spec, CalibrationPlan& plan) {
   if (grain == "tensor") plan.linear.block_rows = -1;
   if (grain != "block") return absl::OkStatus();
   if (spec.group_size != 0 && spec.group_size != kFp8Block) {
-    return Invalid("GROUP_SIZE_NOT_SUPPORTED", absl::StrCat("group_size: blocks of fp8 are ", kFp8Block, " x ",
-                                                            kFp8Block, ", got ", spec.group_size));
+    return InvalidInput("GROUP_SIZE_NOT_SUPPORTED", absl::StrCat("group_size: blocks of fp8 are ", kFp8Block, " x ",
+                                                                 kFp8Block, ", got ", spec.group_size));
   }
   if (plan.linear.static_activations) {
-    return Invalid("FIELD_NOT_SUPPORTED", "activation_scheme: blocks of fp8 go with dynamic activations, got static");
+    return InvalidInput("FIELD_NOT_SUPPORTED",
+                        "activation_scheme: blocks of fp8 go with dynamic activations, got static");
   }
   plan.linear.block_rows = plan.linear.group_size = kFp8Block;
   if (plan.strategy->activation_bits == 8) plan.linear.activation_group_size = kFp8Block;
@@ -307,7 +312,8 @@ absl::StatusOr<int> ResolveGroupSize(const LinearStrategyDef& strategy, LinearSp
                                      const std::vector<LinearSlot>& slots, int asked, bool automatic) {
   if (automatic) return AutomaticGroupSize(strategy, std::move(spec), slots);
   if (asked == -1) return -1;
-  if (asked < -1) return Invalid("BAD_GROUP_SIZE", absl::StrCat("group_size: must be -1, 0 or positive, got ", asked));
+  if (asked < -1)
+    return InvalidInput("BAD_GROUP_SIZE", absl::StrCat("group_size: must be -1, 0 or positive, got ", asked));
   if (asked > 0) {
     const LinearSlot* slot = FirstNotDivided(slots, asked);
     if (slot != nullptr) return MustDivide(strategy, slots, asked, *slot);
@@ -342,26 +348,27 @@ namespace {
 absl::Status PlanActivations(const CalibrationSpec& spec, CalibrationPlan& plan) {
   const std::string& word = spec.activation_scheme;
   if (!word.empty() && word != "dynamic" && word != "static") {
-    return Invalid("BAD_ACTIVATION_SCHEME",
-                   absl::StrCat("activation_scheme: must be dynamic or static, got '", word, "'"));
+    return InvalidInput("BAD_ACTIVATION_SCHEME",
+                        absl::StrCat("activation_scheme: must be dynamic or static, got '", word, "'"));
   }
   const bool integers = plan.strategy->activation_bits == 8 && plan.strategy->integer_grid;
   if (spec.activation_asymmetric && (!integers || plan.format->name != "compressed_tensors")) {
-    return Invalid("ACTIVATION_ZERO_POINT_NOT_SUPPORTED",
-                   absl::StrCat("activation_asymmetric: zero points belong to 8-bit integer activations in "
-                                "compressed_tensors, got ",
-                                std::string(plan.strategy->name), " in ", std::string(plan.format->name)));
+    return InvalidInput("ACTIVATION_ZERO_POINT_NOT_SUPPORTED",
+                        absl::StrCat("activation_asymmetric: zero points belong to 8-bit integer activations in "
+                                     "compressed_tensors, got ",
+                                     std::string(plan.strategy->name), " in ", std::string(plan.format->name)));
   }
   plan.activation_asymmetric = spec.activation_asymmetric;
   plan.linear.activation_symmetric = !spec.activation_asymmetric;
   if (word != "static") return absl::OkStatus();
   if (plan.strategy->activation_bits != 8 || plan.format->name != "compressed_tensors") {
-    return Invalid("STATIC_ACTIVATIONS_NOT_SUPPORTED",
-                   absl::StrCat("activation_scheme: static is for 8-bit activations in compressed_tensors, got ",
-                                std::string(plan.strategy->name), " in ", std::string(plan.format->name)));
+    return InvalidInput("STATIC_ACTIVATIONS_NOT_SUPPORTED",
+                        absl::StrCat("activation_scheme: static is for 8-bit activations in compressed_tensors, got ",
+                                     std::string(plan.strategy->name), " in ", std::string(plan.format->name)));
   }
   if (spec.dataset.empty()) {
-    return Invalid("DATASET_NEEDED", "dataset: must be given, static activation scales come from what layers read");
+    return InvalidInput("DATASET_NEEDED",
+                        "dataset: must be given, static activation scales come from what layers read");
   }
   plan.static_activations = true;
   plan.linear.static_activations = true;
@@ -377,7 +384,7 @@ absl::Status PlanLinears(const CalibrationSpec& spec, CalibrationPlan& plan) {
   for (const LinearSlot& slot : plan.source->linears()) {
     if (plan.Quantizes(slot)) slots.push_back(slot);
   }
-  if (slots.empty()) return Invalid("NOTHING_TO_QUANTIZE", "exclude: leaves no linear layer to quantize");
+  if (slots.empty()) return InvalidInput("NOTHING_TO_QUANTIZE", "exclude: leaves no linear layer to quantize");
   plan.linear.strategy = std::string(plan.strategy->name);
   plan.linear.symmetric = !spec.asymmetric;
   // Only a strategy that stores g_idx differs; the others take gptq's order with the groups as they lie.
@@ -412,11 +419,12 @@ absl::Status CheckRangeRule(const CalibrationPlan& plan) {
   const bool activations = plan.static_activations && plan.strategy->weight_dtype != "fp8";
   const bool cache = plan.kv.calibrates && plan.kv.range.rule == RangeRule::kKl;
   if (activations || cache) return absl::OkStatus();
-  return Invalid("METHOD_HAS_NO_RANGE",
-                 absl::StrCat("method: kl cuts the ranges of static 8-bit integers, and there are none to cut: give "
-                              "activation_scheme static with int8 activations, or a static int8 kv_quantization; "
-                              "use minmax for ",
-                              std::string(plan.strategy->name), " alone"));
+  return InvalidInput(
+      "METHOD_HAS_NO_RANGE",
+      absl::StrCat("method: kl cuts the ranges of static 8-bit integers, and there are none to cut: give "
+                   "activation_scheme static with int8 activations, or a static int8 kv_quantization; "
+                   "use minmax for ",
+                   std::string(plan.strategy->name), " alone"));
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace {
 constexpr int kMaxChoices = 128;
 constexpr size_t kMaxStops = 64, kMaxStopBytes = 4096, kMaxStopIds = 4096;
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
+absl::Status InvalidRequest(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("generate: ", message));
 }
 
@@ -89,22 +89,24 @@ absl::Status Engine::CheckStops(const GenerateSpec& spec) const {
                      "generate: stop strings need a tokenizer, and the model has none; use stop ids");
   }
   if (spec.stop.size() > kMaxStops) {
-    return Invalid("TOO_MANY_STOPS", absl::StrCat("at most ", kMaxStops, " stop strings, got ", spec.stop.size()));
+    return InvalidRequest("TOO_MANY_STOPS",
+                          absl::StrCat("at most ", kMaxStops, " stop strings, got ", spec.stop.size()));
   }
   for (const std::string& stop : spec.stop) {
     if (!stop.empty() && stop.size() <= kMaxStopBytes) continue;
-    return Invalid("INVALID_STOP",
-                   absl::StrCat("a stop string must have 1 to ", kMaxStopBytes, " bytes, got ", stop.size()));
+    return InvalidRequest("INVALID_STOP",
+                          absl::StrCat("a stop string must have 1 to ", kMaxStopBytes, " bytes, got ", stop.size()));
   }
   if (spec.stop_ids.size() > kMaxStopIds) {
-    return Invalid("TOO_MANY_STOPS", absl::StrCat("at most ", kMaxStopIds, " stop ids, got ", spec.stop_ids.size()));
+    return InvalidRequest("TOO_MANY_STOPS",
+                          absl::StrCat("at most ", kMaxStopIds, " stop ids, got ", spec.stop_ids.size()));
   }
   return absl::OkStatus();
 }
 
 absl::Status Engine::CheckGenerate(const GenerateSpec& spec) const {
   const int64_t length = static_cast<int64_t>(spec.prompt_ids.size());
-  if (length < 1) return Invalid("EMPTY_PROMPT", "the prompt must have at least one id, got 0");
+  if (length < 1) return InvalidRequest("EMPTY_PROMPT", "the prompt must have at least one id, got 0");
   if (length >= parts_.max_model_len) {
     return MakeError(absl::StatusCode::kInvalidArgument, "PROMPT_TOO_LONG",
                      absl::StrCat("generate: prompt must be shorter than the engine's context of ",
@@ -114,20 +116,21 @@ absl::Status Engine::CheckGenerate(const GenerateSpec& spec) const {
   for (int64_t i = 0; i < length; ++i) {
     const int32_t id = spec.prompt_ids[static_cast<size_t>(i)];
     if (id >= 0 && id < V_) continue;
-    return Invalid("ID_OUT_OF_RANGE", absl::StrCat("prompt_ids[", i, "] must be in [0, ", V_, "), got ", id));
+    return InvalidRequest("ID_OUT_OF_RANGE", absl::StrCat("prompt_ids[", i, "] must be in [0, ", V_, "), got ", id));
   }
   if (spec.max_tokens < 1) {
-    return Invalid("INVALID_MAX_TOKENS", absl::StrCat("max_tokens must be at least 1, got ", spec.max_tokens));
+    return InvalidRequest("INVALID_MAX_TOKENS", absl::StrCat("max_tokens must be at least 1, got ", spec.max_tokens));
   }
   if (spec.n < 1 || spec.n > kMaxChoices) {
-    return Invalid("INVALID_N", absl::StrCat("n must be in [1, ", kMaxChoices, "], got ", spec.n));
+    return InvalidRequest("INVALID_N", absl::StrCat("n must be in [1, ", kMaxChoices, "], got ", spec.n));
   }
   if (length * spec.n > parts_.admission.max_queue_tokens) {
-    return Invalid("PROMPT_EXCEEDS_QUEUE", absl::StrCat("prompt ids times n must be at most the queue's ",
-                                                        parts_.admission.max_queue_tokens, ", got ", length * spec.n));
+    return InvalidRequest("PROMPT_EXCEEDS_QUEUE",
+                          absl::StrCat("prompt ids times n must be at most the queue's ",
+                                       parts_.admission.max_queue_tokens, ", got ", length * spec.n));
   }
   if (spec.logprobs < -1 || spec.logprobs > 20) {
-    return Invalid("INVALID_LOGPROBS", absl::StrCat("logprobs must be in [0, 20] or -1, got ", spec.logprobs));
+    return InvalidRequest("INVALID_LOGPROBS", absl::StrCat("logprobs must be in [0, 20] or -1, got ", spec.logprobs));
   }
   SAGE_RETURN_IF_ERROR(CheckStops(spec));
   return CheckSampling(spec.sampling, V_);

@@ -24,10 +24,6 @@ namespace {
 
 constexpr int64_t kChannelBins = 512;
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
-  return MakeError(absl::StatusCode::kInvalidArgument, reason, message);
-}
-
 bool IsFloatKv(const std::string& strategy) { return strategy.compare(0, 3, "fp8") == 0; }
 
 // Norms of the rotary pairs (i, i + D / 2), in the places of both members.
@@ -80,25 +76,26 @@ absl::StatusOr<KvCalibration> PlanKvCalibration(const CalibrationSpec& spec, con
   const bool eight = IsEightBitKv(out.strategy);
   const std::string& word = spec.kv_scales;
   if (!word.empty() && word != "auto" && word != "static" && word != "dynamic") {
-    return Invalid("BAD_KV_SCALES", absl::StrCat("kv_scales: must be auto, static or dynamic, got '", word, "'"));
+    return InvalidInput("BAD_KV_SCALES", absl::StrCat("kv_scales: must be auto, static or dynamic, got '", word, "'"));
   }
   if (!eight && (word == "static" || !spec.kv_include.empty() || !spec.kv_exclude.empty() || spec.kv_sink_tokens != 0 ||
                  spec.kv_asymmetric)) {
-    return Invalid("KV_NOT_QUANTIZED",
-                   absl::StrCat("kv_quantization: static scales, layers, sink tokens and zero points belong to "
-                                "strategies of 8 bits, got ",
-                                out.strategy));
+    return InvalidInput("KV_NOT_QUANTIZED",
+                        absl::StrCat("kv_quantization: static scales, layers, sink tokens and zero points belong to "
+                                     "strategies of 8 bits, got ",
+                                     out.strategy));
   }
   if (word == "static" && spec.dataset.empty()) {
-    return Invalid("DATASET_NEEDED", "dataset: must be given, static KV scales come from what it makes layers cache");
+    return InvalidInput("DATASET_NEEDED",
+                        "dataset: must be given, static KV scales come from what it makes layers cache");
   }
   SAGE_RETURN_IF_ERROR(CheckSinkTokens(spec.kv_sink_tokens));
   out.calibrates = eight && word != "dynamic" && !spec.dataset.empty();
   const bool channels = out.strategy == "int8_per_channel";
   if (spec.kv_asymmetric && (!channels || !out.calibrates)) {
-    return Invalid("KV_ASYMMETRIC_NEEDS_CHANNELS",
-                   absl::StrCat("kv_asymmetric: zero points belong to static int8_per_channel, got ",
-                                out.calibrates ? "static " : "dynamic ", out.strategy));
+    return InvalidInput("KV_ASYMMETRIC_NEEDS_CHANNELS",
+                        absl::StrCat("kv_asymmetric: zero points belong to static int8_per_channel, got ",
+                                     out.calibrates ? "static " : "dynamic ", out.strategy));
   }
   out.asymmetric = spec.kv_asymmetric;
   out.granularity = channels                  ? KvGranularity::kChannel

@@ -27,10 +27,6 @@ namespace {
 constexpr int64_t kMostSinkTokens = 1024;
 constexpr size_t kMostConfigBytes = size_t{16} << 20;
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
-  return MakeError(absl::StatusCode::kInvalidArgument, reason, message);
-}
-
 std::string AttentionOf(int64_t layer) { return absl::StrCat("model.layers.", layer, ".self_attn"); }
 
 // What a checkpoint says about its KV cache.
@@ -71,9 +67,9 @@ absl::StatusOr<std::vector<float>> ReadValues(const Checkpoint& checkpoint, cons
   const int64_t count = view.elements();
   if (!IsFloat(view.dtype) || count < 1 || count > most ||
       view.bytes != static_cast<size_t>(count) * DTypeSize(view.dtype)) {
-    return Invalid("BAD_KV_SCALES",
-                   absl::StrCat(checkpoint.path(), ": ", name, ": must be 1 to ", most, " floats, got ",
-                                std::string(DTypeName(view.dtype)), " ", ShapeText(view.shape)));
+    return InvalidInput("BAD_KV_SCALES",
+                        absl::StrCat(checkpoint.path(), ": ", name, ": must be 1 to ", most, " floats, got ",
+                                     std::string(DTypeName(view.dtype)), " ", ShapeText(view.shape)));
   }
   std::vector<float> out(static_cast<size_t>(count));
   SAGE_RETURN_IF_ERROR(ToFloat(view, out.data()));
@@ -81,10 +77,10 @@ absl::StatusOr<std::vector<float>> ReadValues(const Checkpoint& checkpoint, cons
 }
 
 absl::Status Missing(const Checkpoint& checkpoint, const std::string& what) {
-  return Invalid("KV_SCALES_MISSING",
-                 absl::StrCat(checkpoint.path(), ": ", what,
-                              " must be there, because the checkpoint says that its KV scales are static; start "
-                              "with a KV strategy of your own to ignore them"));
+  return InvalidInput("KV_SCALES_MISSING",
+                      absl::StrCat(checkpoint.path(), ": ", what,
+                                   " must be there, because the checkpoint says that its KV scales are static; start "
+                                   "with a KV strategy of your own to ignore them"));
 }
 
 absl::StatusOr<std::shared_ptr<const KvLayerScales>> ReadScales(const Checkpoint& checkpoint, const DecoderConfig& c,
@@ -144,7 +140,7 @@ absl::Status ReadScheme(const Checkpoint& checkpoint, const Json& scheme, Stored
 // "kv_quant_plan" of sage_quant.json.
 absl::Status ReadManifestPlan(const std::string& path, const Json& plan, int64_t layers, StoredKv* out) {
   const auto bad = [&](const std::string& rule) {
-    return Invalid("BAD_MANIFEST", absl::StrCat(path, ": sage_quant.json: kv_quant_plan: ", rule));
+    return InvalidInput("BAD_MANIFEST", absl::StrCat(path, ": sage_quant.json: kv_quant_plan: ", rule));
   };
   if (!plan.is_object()) return bad("must be an object");
   SAGE_ASSIGN_OR_RETURN(out->strategy, JsonString(plan, "strategy", ""));
@@ -211,9 +207,9 @@ absl::StatusOr<StoredKv> ReadStored(const Checkpoint& checkpoint, int64_t layers
     SAGE_RETURN_IF_ERROR(ReadManifestPlan(checkpoint.path(), (*manifest)["kv_quant_plan"], layers, &out));
     if (!out.strategy.empty() && !scheme.strategy.empty() &&
         (scheme.strategy != out.strategy || scheme.calibrated != out.calibrated)) {
-      return Invalid("KV_PLAN_CONTRADICTS", absl::StrCat(checkpoint.path(), ": sage_quant.json says kv ", out.strategy,
-                                                         " and kv_cache_scheme of config.json says ", scheme.strategy,
-                                                         ", they must be one plan"));
+      return InvalidInput("KV_PLAN_CONTRADICTS", absl::StrCat(checkpoint.path(), ": sage_quant.json says kv ",
+                                                              out.strategy, " and kv_cache_scheme of config.json says ",
+                                                              scheme.strategy, ", they must be one plan"));
     }
     if (!out.strategy.empty()) return out;
   }
@@ -247,8 +243,8 @@ bool IsEightBitKv(const std::string& strategy) {
 
 absl::Status CheckSinkTokens(int64_t sink_tokens) {
   if (sink_tokens >= 0 && sink_tokens <= kMostSinkTokens) return absl::OkStatus();
-  return Invalid("OUT_OF_RANGE",
-                 absl::StrCat("kv_sink_tokens: must be in [0, ", kMostSinkTokens, "], got ", sink_tokens));
+  return InvalidInput("OUT_OF_RANGE",
+                      absl::StrCat("kv_sink_tokens: must be in [0, ", kMostSinkTokens, "], got ", sink_tokens));
 }
 
 absl::StatusOr<Json> StoredKvPlan(const Checkpoint& checkpoint, int64_t layers) {
@@ -277,9 +273,9 @@ absl::StatusOr<std::vector<int64_t>> ExcludedKvLayers(const std::vector<std::str
         used = true;
       }
       if (used) continue;
-      return Invalid("PATTERN_MATCHES_NOTHING",
-                     absl::StrCat(named ? "kv_include" : "kv_exclude", ": must name a layer such as ", AttentionOf(0),
-                                  " or layers.0, got '", pattern.substr(0, 120), "'"));
+      return InvalidInput("PATTERN_MATCHES_NOTHING",
+                          absl::StrCat(named ? "kv_include" : "kv_exclude", ": must name a layer such as ",
+                                       AttentionOf(0), " or layers.0, got '", pattern.substr(0, 120), "'"));
     }
   }
   std::vector<int64_t> out;

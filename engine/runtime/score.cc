@@ -12,10 +12,10 @@
 namespace sage {
 namespace {
 
-constexpr int64_t kLogitRows = 64;
+constexpr int64_t kScoredRows = 64;
 constexpr int64_t kMaxResultEntries = int64_t{1} << 22;  // ids in `positions` with their alternatives
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
+absl::Status InvalidScore(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("score: ", message));
 }
 
@@ -31,27 +31,28 @@ int64_t ScoreRun::WindowCount(const ScoreSpec& spec) {
 
 absl::Status CheckScore(const ScoreSpec& spec, int64_t V, int64_t max_model_len) {
   const int64_t ids = static_cast<int64_t>(spec.ids.size());
-  if (ids < 2) return Invalid("TOO_FEW_IDS", absl::StrCat("needs at least 2 ids, got ", ids));
-  if (spec.window < 2) return Invalid("INVALID_WINDOW", absl::StrCat("window must be at least 2, got ", spec.window));
+  if (ids < 2) return InvalidScore("TOO_FEW_IDS", absl::StrCat("needs at least 2 ids, got ", ids));
+  if (spec.window < 2)
+    return InvalidScore("INVALID_WINDOW", absl::StrCat("window must be at least 2, got ", spec.window));
   if (EffectiveWindow(spec) > max_model_len) {
-    return Invalid("WINDOW_TOO_LARGE", absl::StrCat("window must be at most the engine's context of ", max_model_len,
-                                                    " positions, got ", EffectiveWindow(spec)));
+    return InvalidScore("WINDOW_TOO_LARGE", absl::StrCat("window must be at most the engine's context of ",
+                                                         max_model_len, " positions, got ", EffectiveWindow(spec)));
   }
   if (spec.max_windows < 0) {
-    return Invalid("INVALID_WINDOWS", absl::StrCat("windows must be at least 0, got ", spec.max_windows));
+    return InvalidScore("INVALID_WINDOWS", absl::StrCat("windows must be at least 0, got ", spec.max_windows));
   }
   if (spec.top < 0 || spec.top > 100) {
-    return Invalid("INVALID_TOP", absl::StrCat("top must be in [0, 100], got ", spec.top));
+    return InvalidScore("INVALID_TOP", absl::StrCat("top must be in [0, 100], got ", spec.top));
   }
   const int64_t scored = std::min(ids, ScoreRun::WindowCount(spec) * spec.window);
   if (spec.top > 0 && scored * (spec.top + 1) > kMaxResultEntries) {
-    return Invalid("RESULT_TOO_LARGE", absl::StrCat("positions times (top + 1) must be at most ", kMaxResultEntries,
-                                                    ", got ", scored * (spec.top + 1)));
+    return InvalidScore("RESULT_TOO_LARGE", absl::StrCat("positions times (top + 1) must be at most ",
+                                                         kMaxResultEntries, ", got ", scored * (spec.top + 1)));
   }
   for (int64_t i = 0; i < ids; ++i) {
     const int32_t id = spec.ids[static_cast<size_t>(i)];
     if (id < 0 || id >= V) {
-      return Invalid("ID_OUT_OF_RANGE", absl::StrCat("ids[", i, "] must be in [0, ", V, "), got ", id));
+      return InvalidScore("ID_OUT_OF_RANGE", absl::StrCat("ids[", i, "] must be in [0, ", V, "), got ", id));
     }
   }
   return absl::OkStatus();
@@ -77,8 +78,8 @@ absl::StatusOr<std::unique_ptr<ScoreRun>> ScoreRun::Start(std::shared_ptr<ScoreJ
   std::iota(run->pages_.begin(), run->pages_.end(), 0);
   SAGE_ASSIGN_OR_RETURN(run->hidden_, Tensor::Allocate(DType::kF32, {run->chunk_rows_, config.hidden}));
   SAGE_ASSIGN_OR_RETURN(run->logits_,
-                        Tensor::Allocate(DType::kF32, {std::min(run->chunk_rows_, kLogitRows), config.V}));
-  run->rows_.resize(static_cast<size_t>(std::min(run->chunk_rows_, kLogitRows)));
+                        Tensor::Allocate(DType::kF32, {std::min(run->chunk_rows_, kScoredRows), config.V}));
+  run->rows_.resize(static_cast<size_t>(std::min(run->chunk_rows_, kScoredRows)));
   run->errors_.resize(run->rows_.size());
   return run;
 }
@@ -87,8 +88,8 @@ absl::StatusOr<std::unique_ptr<ScoreRun>> ScoreRun::Start(std::shared_ptr<ScoreJ
 absl::Status ScoreRun::ScoreRows(StepContext& ctx, int64_t first_id, int64_t rows) {
   const ScoreSpec& spec = job_->spec;
   const int64_t hidden = decoder_.config().hidden, V = decoder_.config().V;
-  for (int64_t begin = 0; begin < rows; begin += kLogitRows) {
-    const int64_t count = std::min(kLogitRows, rows - begin);
+  for (int64_t begin = 0; begin < rows; begin += kScoredRows) {
+    const int64_t count = std::min(kScoredRows, rows - begin);
     SAGE_RETURN_IF_ERROR(decoder_.Logits(ctx, hidden_.as<float>() + begin * hidden, count, logits_.as<float>()));
     ctx.threads->Run(count, [&](int64_t row, int) {
       const auto r = static_cast<size_t>(row);

@@ -23,7 +23,7 @@ constexpr int kPageTokens = 16;
 constexpr int64_t kDefaultKvTokens = 16384;
 constexpr int64_t kMaxSeqs = 4096, kMaxStepTokens = 65536, kMaxKvBytes = int64_t{1} << 46;
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
+absl::Status InvalidEngine(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("engine: ", message));
 }
 
@@ -34,7 +34,7 @@ absl::Status CheckSpec(const EngineSpec& spec) {
   }
   const auto check = [](const char* field, int64_t value, int64_t low, int64_t high) -> absl::Status {
     if (value >= low && value <= high) return absl::OkStatus();
-    return Invalid("OUT_OF_RANGE", absl::StrCat(field, " must be in [", low, ", ", high, "], got ", value));
+    return InvalidEngine("OUT_OF_RANGE", absl::StrCat(field, " must be in [", low, ", ", high, "], got ", value));
   };
   SAGE_RETURN_IF_ERROR(check("max_seqs", spec.max_seqs, 1, kMaxSeqs));
   SAGE_RETURN_IF_ERROR(check("max_step_tokens", spec.max_step_tokens, 1, kMaxStepTokens));
@@ -278,10 +278,10 @@ int64_t ContextLimit(const DecoderConfig& config) {
 absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, int64_t page_bytes, int page_tokens,
                                 int sink_pages) {
   if (spec.max_model_len > context_limit) {
-    return Invalid("CONTEXT_TOO_LONG", absl::StrCat("max_model_len must be at most the model's ", context_limit,
-                                                    " positions, got ", spec.max_model_len));
+    return InvalidEngine("CONTEXT_TOO_LONG", absl::StrCat("max_model_len must be at most the model's ", context_limit,
+                                                          " positions, got ", spec.max_model_len));
   }
-  if (spec.max_model_len == 1) return Invalid("OUT_OF_RANGE", "max_model_len must be at least 2, got 1");
+  if (spec.max_model_len == 1) return InvalidEngine("OUT_OF_RANGE", "max_model_len must be at least 2, got 1");
   KvSizing out;
   const int64_t wanted = spec.max_model_len > 0 ? spec.max_model_len : context_limit;
   if (spec.kv_bytes > 0) {
@@ -296,7 +296,7 @@ absl::StatusOr<KvSizing> SizeKv(const EngineSpec& spec, int64_t context_limit, i
   if (held < 2 || spec.max_model_len > held) {
     const int64_t pages = (std::max<int64_t>(2, spec.max_model_len) + page_tokens - 1) / page_tokens;
     const int64_t needed = (pages + sink_pages) * page_bytes;
-    return Invalid(
+    return InvalidEngine(
         "KV_MEMORY_TOO_SMALL",
         absl::StrCat("kv memory must hold ",
                      spec.max_model_len > 0 ? absl::StrCat("max_model_len of ", spec.max_model_len, " positions")

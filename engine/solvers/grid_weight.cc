@@ -10,49 +10,42 @@
 #include "engine/solvers/dense_algebra.h"
 
 namespace sage {
-namespace {
-
-absl::Status Invalid(std::string_view reason, const std::string& message) {
-  return MakeError(absl::StatusCode::kInvalidArgument, reason, message);
-}
-
-}  // namespace
-
 absl::Status CheckGridProblem(std::string_view who, absl::Span<const float> weight, int64_t N, int64_t K,
                               const GridSpec& spec) {
   const std::string name(who);
   if (N < 1 || K < 1 || N > INT32_MAX || K > INT32_MAX || weight.size() != static_cast<size_t>(N * K)) {
-    return Invalid("BAD_LAYER_SHAPE", absl::StrCat(name, ": the weight must be [N, K] with N and K positive, got N=", N,
-                                                   ", K=", K, " and ", weight.size(), " values"));
+    return InvalidInput("BAD_LAYER_SHAPE",
+                        absl::StrCat(name, ": the weight must be [N, K] with N and K positive, got N=", N, ", K=", K,
+                                     " and ", weight.size(), " values"));
   }
   if (spec.bits < 2 || spec.bits > 8) {
-    return Invalid("BAD_BITS", absl::StrCat(name, ": bits must be 2..8, got ", spec.bits));
+    return InvalidInput("BAD_BITS", absl::StrCat(name, ": bits must be 2..8, got ", spec.bits));
   }
   if (spec.group_size != -1 && (spec.group_size < 1 || K % spec.group_size != 0)) {
-    return Invalid("GROUP_SIZE_MUST_DIVIDE_K",
-                   absl::StrCat(name, ": group_size must divide K, got K=", K, ", group_size=", spec.group_size));
+    return InvalidInput("GROUP_SIZE_MUST_DIVIDE_K",
+                        absl::StrCat(name, ": group_size must divide K, got K=", K, ", group_size=", spec.group_size));
   }
   if (spec.scale_dtype != DType::kF32 && spec.scale_dtype != DType::kF16 && spec.scale_dtype != DType::kBF16) {
-    return Invalid("BAD_SCALE_DTYPE", absl::StrCat(name, ": scale_dtype must be F32, F16 or BF16, got ",
-                                                   std::string(DTypeName(spec.scale_dtype))));
+    return InvalidInput("BAD_SCALE_DTYPE", absl::StrCat(name, ": scale_dtype must be F32, F16 or BF16, got ",
+                                                        std::string(DTypeName(spec.scale_dtype))));
   }
   if (!(spec.clip >= 0 && spec.clip < 1)) {
-    return Invalid("BAD_CLIP_RATIO", absl::StrCat(name, ": clip must be in [0, 1), got ", spec.clip));
+    return InvalidInput("BAD_CLIP_RATIO", absl::StrCat(name, ": clip must be in [0, 1), got ", spec.clip));
   }
   for (size_t i = 0; i < weight.size(); ++i) {
     if (!std::isfinite(weight[i])) {
-      return Invalid("NON_FINITE_WEIGHT",
-                     absl::StrCat(name, ": weights must be finite, got ", weight[i], " at row ",
-                                  i / static_cast<size_t>(K), ", input ", i % static_cast<size_t>(K)));
+      return InvalidInput("NON_FINITE_WEIGHT",
+                          absl::StrCat(name, ": weights must be finite, got ", weight[i], " at row ",
+                                       i / static_cast<size_t>(K), ", input ", i % static_cast<size_t>(K)));
     }
   }
   return absl::OkStatus();
 }
 
 absl::Status ScaleOverflow(std::string_view who, int64_t row, int64_t group, const GridSpec& spec) {
-  return Invalid("SCALE_OUT_OF_RANGE",
-                 absl::StrCat(std::string(who), ": the scale must fit ", std::string(DTypeName(spec.scale_dtype)),
-                              ", got a larger one at row ", row, ", group ", group));
+  return InvalidInput("SCALE_OUT_OF_RANGE",
+                      absl::StrCat(std::string(who), ": the scale must fit ", std::string(DTypeName(spec.scale_dtype)),
+                                   ", got a larger one at row ", row, ", group ", group));
 }
 
 absl::Status CheckGridStart(std::string_view who, const GridWeight& start, int64_t N, int64_t K, const GridSpec& spec) {
@@ -60,13 +53,14 @@ absl::Status CheckGridStart(std::string_view who, const GridWeight& start, int64
   const size_t G = static_cast<size_t>(K / GroupWidth(spec, K)), rows = static_cast<size_t>(N);
   if (start.codes.size() != static_cast<size_t>(N * K) || start.scale.size() != rows * G ||
       start.zero.size() != rows * G || (!start.g_idx.empty() && start.g_idx.size() != static_cast<size_t>(K))) {
-    return Invalid("BAD_START", absl::StrCat(name, "the start must have N x K codes and N x G scales and zeros, got ",
-                                             start.codes.size(), ", ", start.scale.size(), ", ", start.zero.size()));
+    return InvalidInput("BAD_START",
+                        absl::StrCat(name, "the start must have N x K codes and N x G scales and zeros, got ",
+                                     start.codes.size(), ", ", start.scale.size(), ", ", start.zero.size()));
   }
   for (const int8_t code : start.codes) {
     if (code < MinCode(spec.bits) || code > MaxCode(spec.bits)) {
-      return Invalid("BAD_START",
-                     absl::StrCat(name, "codes must fit ", spec.bits, " bits, got ", static_cast<int>(code)));
+      return InvalidInput("BAD_START",
+                          absl::StrCat(name, "codes must fit ", spec.bits, " bits, got ", static_cast<int>(code)));
     }
   }
   for (size_t i = 0; i < start.scale.size(); ++i) {
@@ -76,13 +70,13 @@ absl::Status CheckGridStart(std::string_view who, const GridWeight& start, int64
                                : zero >= static_cast<float>(MinCode(spec.bits)) &&
                                      zero <= static_cast<float>(MaxCode(spec.bits)) && zero == std::floor(zero);
     if (!(start.scale[i] > 0) || !std::isfinite(start.scale[i]) || !zero_fits) {
-      return Invalid("BAD_START", absl::StrCat(name, "scales must be positive and zeros on the grid, got scale ",
-                                               start.scale[i], " and zero ", zero));
+      return InvalidInput("BAD_START", absl::StrCat(name, "scales must be positive and zeros on the grid, got scale ",
+                                                    start.scale[i], " and zero ", zero));
     }
   }
   for (const int32_t g : start.g_idx) {
     if (g < 0 || static_cast<size_t>(g) >= G) {
-      return Invalid("BAD_START", absl::StrCat(name, "g_idx must be below G=", G, ", got ", g));
+      return InvalidInput("BAD_START", absl::StrCat(name, "g_idx must be below G=", G, ", got ", g));
     }
   }
   return absl::OkStatus();
