@@ -55,15 +55,19 @@ TEST_P(ToolCheckpointTest, WeightsAndLogits) {
   const auto got = SequenceLogits(*checkpoint, {ids});
   ASSERT_TRUE(got.ok()) << got.status();
   ASSERT_EQ(got->size(), logits.size());
-  double most = 0;
+  // In the dynamic W8A8 folder an activation of position 20 lies on the boundary between two codes, where the last bit
+  // of a sum decides: positions before it agree, those that see it are bounded by what one code does.
+  const size_t width = logits.size() / ids.size();
+  const size_t tie = (GetParam() == "ct-int8-w8a8-dynamic" ? 20 : ids.size()) * width;
+  double most = 0, behind = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
-    most = std::max(most, std::abs(static_cast<double>((*got)[i]) - logits[i]));
+    double& worst = i < tie ? most : behind;
+    worst = std::max(worst, std::abs(static_cast<double>((*got)[i]) - logits[i]));
   }
   RecordProperty("max_logit_difference", std::to_string(most));
-  // 16-bit activations are fixed point here, which is what the bound of most is for. The tool's 8-bit activations
-  // agree; those of the dynamic W8A8 folder alone are bounded loosely.
-  const bool moved = GetParam() == "ct-int8-w8a8-dynamic";
-  EXPECT_LE(most, moved ? 5e-2 : eight ? 1e-4 : 2e-3) << most;
+  // 16-bit activations are fixed point here, which is what the bound of most is for.
+  EXPECT_LE(most, eight ? 1e-4 : 2e-3) << most;
+  EXPECT_LE(behind, 5e-2) << behind;
 }
 
 INSTANTIATE_TEST_SUITE_P(Tools, ToolCheckpointTest,
