@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "absl/time/clock.h"
+#include "engine/base/read_roots.h"
 #include "engine/base/status.h"
 #include "server/convert_status.h"
 #include "server/operations/kinds.h"
@@ -25,6 +26,8 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Create(const DaemonConfig& confi
   std::unique_ptr<Daemon> daemon(new Daemon(config));
   SAGE_ASSIGN_OR_RETURN(daemon->paths_, ModelPaths::Create(config.data_dir, config.model_roots));
   SAGE_ASSIGN_OR_RETURN(daemon->data_dir_lock_, DataDirLock::Take(daemon->paths_.data_dir()));
+  ConfineReads(daemon->paths_.roots());
+  ConfineReads({daemon->paths_.data_dir()});
   SAGE_RETURN_IF_ERROR(daemon->door_.Open(config.token_file));
   if (!config.tls_cert.empty()) {
     SAGE_RETURN_IF_ERROR(daemon->certificates_.Open(config.tls_cert, config.tls_key, config.tls_client_ca));

@@ -12,15 +12,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/file.h"
+#include "engine/base/read_roots.h"
 #include "engine/base/status.h"
 
 namespace sage::server {
 namespace {
-
-bool IsInside(const std::string& path, const std::string& folder) {
-  return path == folder || (path.size() > folder.size() && path.compare(0, folder.size(), folder) == 0 &&
-                            (folder == "/" || path[folder.size()] == '/'));
-}
 
 std::string RealPath(const std::string& path) {
   char buffer[PATH_MAX];
@@ -46,7 +42,7 @@ bool HasDotDot(const std::string& name) {
 }
 
 bool IsInsideAny(const std::string& path, const std::vector<std::string>& folders) {
-  return std::any_of(folders.begin(), folders.end(), [&](const std::string& f) { return IsInside(path, f); });
+  return std::any_of(folders.begin(), folders.end(), [&](const std::string& f) { return IsBelow(path, f); });
 }
 
 // No link below `folder` may lead out of the allowed folders: whoever may write into a model folder must not choose
@@ -180,7 +176,7 @@ absl::StatusOr<std::string> ModelPaths::NewArtifact(const std::string& asked_nam
     const std::filesystem::path asked = name[0] == '/' ? name : absl::StrCat(artifacts_dir_, "/", name);
     const std::string parent = RealPath(asked.parent_path().string());
     const std::string leaf = asked.filename().string();
-    if (HasDotDot(name) || parent.empty() || !IsInside(parent, data_dir_) || !IsPlainName(leaf)) {
+    if (HasDotDot(name) || parent.empty() || !IsBelow(parent, data_dir_) || !IsPlainName(leaf)) {
       return MakeError(absl::StatusCode::kPermissionDenied, "PATH_OUTSIDE_ROOTS",
                        absl::StrCat("output: must be a plain name ([A-Za-z0-9._-]) or a path below the daemon's data "
                                     "folder, got \"",

@@ -16,6 +16,7 @@
 #include "absl/strings/str_split.h"
 #include "engine/base/file_error.h"
 #include "engine/base/map_guard.h"
+#include "engine/base/read_roots.h"
 #include "engine/base/status.h"
 
 namespace sage {
@@ -67,6 +68,7 @@ absl::Status FileError(int error, const std::string& what, const std::string& pa
 absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
   FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.ok()) return ErrnoStatus("cannot open", path);
+  SAGE_RETURN_IF_ERROR(CheckConfined(path, fd.get()));
   SAGE_ASSIGN_OR_RETURN(const size_t size, RegularFileSize(fd, path));
   std::shared_ptr<MappedFile> file(new MappedFile());
   file->path_ = path;
@@ -98,6 +100,7 @@ void ReleaseMappedPages(const void* begin, size_t bytes) {
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
   FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (!fd.ok()) return ErrnoStatus("cannot open", path);
+  SAGE_RETURN_IF_ERROR(CheckConfined(path, fd.get()));
   SAGE_ASSIGN_OR_RETURN(const size_t size, RegularFileSize(fd, path));
   if (size > max_bytes) {
     return MakeError(absl::StatusCode::kInvalidArgument, "FILE_TOO_LARGE",

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -72,8 +73,9 @@ bool Mend(uintptr_t address) {
     uint64_t whole = 0;
     if (slot.damage.load() == 0) slot.damage.compare_exchange_strong(whole, damages.fetch_add(1) + 1);
     const uintptr_t page = address / page_bytes * page_bytes;
-    return mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
+    // The bare call: what libraries put around mmap is not meant for signal handlers.
+    return syscall(SYS_mmap, page, end - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+                   0) != -1;
   });
 }
 

@@ -31,8 +31,8 @@ inline void Pause() {
 
 int WorkerIndex() { return worker_index; }
 
-ThreadPool::ThreadPool(int threads) {
-  for (int worker = 1; worker < std::max(1, threads); ++worker) {
+ThreadPool::ThreadPool(int threads) : size_(std::max(1, threads)) {
+  for (int worker = 1; worker < size_; ++worker) {
     workers_.emplace_back([this, worker] { WorkerLoop(worker); });
   }
 }

@@ -25,7 +25,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return size_; }
 
   // Runs body(task, worker) for task in [0, tasks), worker in [0, size()); returns when all are done. Tasks are handed
   // out in order to whoever comes first, so which worker runs a task is not fixed: results must not depend on it. Not
@@ -45,6 +45,7 @@ class ThreadPool {
   void Drain(int worker);
   void WaitForTasks(int64_t tasks);
 
+  const int size_;  // workers begin to run while others are still being made
   std::vector<std::thread> workers_;
   std::mutex run_mutex_;
   std::mutex sleep_mutex_;

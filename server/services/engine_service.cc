@@ -8,6 +8,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "engine/base/file.h"
+#include "engine/base/read_roots.h"
 #include "engine/base/status.h"
 #include "sage/quant/v1/engine.grpc.pb.h"
 #include "server/convert.h"
@@ -30,7 +31,7 @@ void Prefetch(const std::string& path) {
   for (const std::string& file : files) {
     const int fd = open(file.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) continue;
-    posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
+    if (CheckConfined(file, fd).ok()) posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
     close(fd);
   }
 }

@@ -14,7 +14,8 @@ DATASET = "tests/data/quickstart.txt"
 MEASURED = {
     "8 bit, almost no loss, no data": [r"\| int8_w8a16 g64 \| FIGURE \| FIGURE \| FIGURE \|"],
     "4 bit, best accuracy": [r"\| int4 g64 asym, awq\+gptq \([^|]*\| FIGURE \| FIGURE \| FIGURE \|"],
-    "4 bit that every GPTQ or AWQ reader loads": [r"\| int4 g64 asym, awq \([^|]*\| FIGURE \| FIGURE \| FIGURE \|"],
+    "4 bit that every GPTQ or AWQ reader loads": [r"\| int4 g64 asym, awq \([^|]*\| FIGURE \| FIGURE \| FIGURE \|",
+                                                   r"\| int4 g64 sym, gptq \(group-aware order\) \| FIGURE \| FIGURE \| FIGURE \|"],
     "4 bit without data": [r"\| nf4_w4a16 \| FIGURE \| FIGURE \| FIGURE \|"],
     "8-bit activations too": [r"\| int8_w8a8 dynamic, smoothquant \| FIGURE \| FIGURE \| FIGURE \|",
                               r"\| fp8_w8a8 dynamic \| FIGURE \| FIGURE \| FIGURE \|"],

@@ -55,19 +55,20 @@ TEST_P(ToolCheckpointTest, WeightsAndLogits) {
   const auto got = SequenceLogits(*checkpoint, {ids});
   ASSERT_TRUE(got.ok()) << got.status();
   ASSERT_EQ(got->size(), logits.size());
-  // In the dynamic W8A8 folder an activation of position 20 lies on the boundary between two codes, where the last bit
-  // of a sum decides: positions before it agree, those that see it are bounded by what one code does.
   const size_t width = logits.size() / ids.size();
-  const size_t tie = (GetParam() == "ct-int8-w8a8-dynamic" ? 20 : ids.size()) * width;
-  double most = 0, behind = 0;
+  std::vector<double> worst(ids.size());
   for (size_t i = 0; i < logits.size(); ++i) {
-    double& worst = i < tie ? most : behind;
-    worst = std::max(worst, std::abs(static_cast<double>((*got)[i]) - logits[i]));
+    double& of_row = worst[i / width];
+    of_row = std::max(of_row, std::abs(static_cast<double>((*got)[i]) - logits[i]));
   }
-  RecordProperty("max_logit_difference", std::to_string(most));
-  // 16-bit activations are fixed point here, which is what the bound of most is for.
-  EXPECT_LE(most, eight ? 1e-4 : 2e-3) << most;
-  EXPECT_LE(behind, 5e-2) << behind;
+  std::sort(worst.begin(), worst.end());
+  RecordProperty("max_logit_difference", std::to_string(worst.back()));
+  // 16-bit activations are fixed point here, which is what the bound of most is for. The tool's 8-bit activations
+  // agree, but where one lies on the boundary between two codes the last bit of a sum decides: in the dynamic W8A8
+  // folder that moves a few positions by what a code does.
+  const bool tied = GetParam() == "ct-int8-w8a8-dynamic";
+  EXPECT_LE(worst[worst.size() - (tied ? 9 : 1)], eight ? 1e-4 : 2e-3) << ::testing::PrintToString(worst);
+  EXPECT_LE(worst.back(), tied ? 5e-2 : 2e-3) << ::testing::PrintToString(worst);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tools, ToolCheckpointTest,

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "engine/base/file.h"
+#include "engine/base/read_roots.h"
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
 
@@ -68,6 +70,26 @@ TEST_F(ModelPathsTest, LinksInsideAModelStayInside) {
   fs::remove(top_ / "root/org/model/model.safetensors");
   fs::create_symlink("missing", top_ / "root/org/model/dangling");  // nothing is there to be read
   EXPECT_TRUE(paths_.ResolveModel("org/model").ok());
+}
+
+// A folder that becomes a link after its name was checked: what is opened then is asked where it lies.
+TEST_F(ModelPathsTest, NothingIsReadThroughALinkThatAppearsLater) {
+  const fs::path model = top_ / "root/org/model", other = top_ / "root2/model";
+  fs::create_directories(other);
+  for (const fs::path& folder : {model, other, top_ / "outside/secret"}) std::ofstream(folder / "config.json") << "{}";
+  ConfineReads({(top_ / "root").string(), (top_ / "root2").string()});
+  const std::string config = *paths_.ResolveModel("org/model") + "/config.json";
+  EXPECT_TRUE(ReadFile(config).ok());
+  const auto swap = [&](const fs::path& target) {
+    fs::remove_all(model);
+    fs::create_directory_symlink(target, model);
+  };
+  swap(top_ / "outside/secret");
+  EXPECT_EQ(GetErrorReason(ReadFile(config).status()).reason, "PATH_OUTSIDE_ROOTS");
+  EXPECT_EQ(GetErrorReason(MappedFile::Open(config).status()).reason, "PATH_OUTSIDE_ROOTS");
+  EXPECT_TRUE(ReadFile((top_ / "outside/secret/config.json").string()).ok());  // named as it is: no model's path
+  swap(other);
+  EXPECT_TRUE(ReadFile(config).ok());
 }
 
 TEST_F(ModelPathsTest, NewArtifacts) {
