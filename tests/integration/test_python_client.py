@@ -181,8 +181,8 @@ def test_asynchronous(sagequant, daemon, engine, chat_engine):
                 break
             with pytest.raises(sagequant.errors.NotFoundError):
                 await client.generate("x", "not-there")
-            task = asyncio.create_task(client.generate("Once", max_tokens=400, ignore_eos=True))
-            await asyncio.sleep(0.05)
+            task = asyncio.create_task(client.generate("Once", max_tokens=400, ignore_eos=True, n=64))
+            await asyncio.sleep(0.02)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
