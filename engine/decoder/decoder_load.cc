@@ -93,8 +93,9 @@ class DecoderLoader {
       SAGE_RETURN_IF_ERROR(CheckAsked(*name));
     }
     const std::vector<LinearSlot> slots = ListLinears(whole_);
-    for (const auto& [pattern, strategy] : spec_.modules) {
-      SAGE_RETURN_IF_ERROR(CheckAsked(strategy));
+    for (const auto& module : spec_.modules) {
+      const std::string& pattern = module.first;
+      SAGE_RETURN_IF_ERROR(CheckAsked(module.second));
       const auto matches = [&](const LinearSlot& slot) { return slot.layer >= 0 && GlobMatch(pattern, slot.name); };
       if (std::any_of(slots.begin(), slots.end(), matches)) continue;
       return MakeError(absl::StatusCode::kInvalidArgument, "PATTERN_MATCHES_NOTHING",
