@@ -58,10 +58,6 @@ absl::Status ReadNumbers(const Json& json, Request* out) {
     if (!json[key].is_number_integer()) return BadField(key, "WRONG_TYPE", "must be a whole number");
     (out->*set)(json[key].get<int64_t>());
   }
-  if (const Json value = json.value("no_prefix_cache", Json()); !value.is_null()) {
-    if (!value.is_boolean()) return BadField("no_prefix_cache", "WRONG_TYPE", "must be true or false");
-    out->set_no_prefix_cache(value.get<bool>());
-  }
   for (const char* key : {"tensor_parallel_size", "pipeline_parallel_size"}) {
     if (json.contains(key) && !json[key].is_null() && json[key] != 1) {
       return BadField(key, "UNSUPPORTED", absl::StrCat("must be 1, got ", json[key].dump()));
@@ -167,8 +163,7 @@ absl::Status RefuseUnknown(const Json& json) {
                                                "required_memory_gb",
                                                "engine_label",
                                                "use_gpu",
-                                               "metadata",
-                                               "no_prefix_cache"};
+                                               "metadata"};
   for (const auto& [key, value] : json.items()) {
     if (kKnown.count(key) > 0) continue;
     if (absl::StrContains(key, "finetune")) {

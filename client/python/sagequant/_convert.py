@@ -204,13 +204,17 @@ class Completion(Dict[str, Any]):
         return self.text
 
 
+def ask_for_whole_answer(request: Any) -> None:
+    """One message instead of one a token, unless the caller chose an interval: nothing is shown before the end."""
+    if not request.options.HasField("stream_interval"):
+        request.options.stream_interval = _WHOLE_ANSWER
+
+
 class Gather:
     """Collects the updates of one call into a Completion."""
 
     def __init__(self, request: Any, chat: bool) -> None:
         self._chat, self._logprobs, self._engine = chat, request.options.HasField("logprobs"), request.engine_id
-        if not request.options.HasField("stream_interval"):
-            request.options.stream_interval = _WHOLE_ANSWER  # nothing is shown before the end: one message will do
         self._choices: Dict[int, Dict[str, Any]] = {}
         self._last: Optional[Any] = None
 

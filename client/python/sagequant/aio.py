@@ -203,6 +203,7 @@ class AsyncUnifiedInferenceClient:
         return runtime.engine_id if isinstance(runtime, AsyncRuntime) else runtime or self._engine
 
     async def _gather(self, method: Any, request: Any, chat: bool = False) -> Completion:
+        convert.ask_for_whole_answer(request)
         gather = convert.Gather(request, chat)
         async for message in self._channel.stream(method, request):
             gather.add(message)

@@ -259,6 +259,7 @@ class UnifiedInferenceClient:
         return runtime.engine_id if isinstance(runtime, Runtime) else runtime or self._engine
 
     def _gather(self, method: Any, request: Any, chat: bool = False) -> Completion:
+        convert.ask_for_whole_answer(request)
         gather = convert.Gather(request, chat)
         for message in self._channel.stream(method, request):
             gather.add(message)
