@@ -24,6 +24,10 @@ absl::StatusOr<std::string> RenderChat(const TokenizerFiles& files, OrderedJson 
   if (!context.contains("bos_token")) context["bos_token"] = files.bos_token;
   if (!context.contains("eos_token")) context["eos_token"] = files.eos_token;
   if (!context.contains("add_generation_prompt")) context["add_generation_prompt"] = add_generation_prompt;
+  // Hugging Face defines both in every rendering: a template that asks `tools is not none` must hear no.
+  for (const char* name : {"tools", "documents"}) {
+    if (!context.contains(name)) context[name] = nullptr;
+  }
   return compiled->Render(context);
 }
 

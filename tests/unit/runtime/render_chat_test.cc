@@ -27,5 +27,12 @@ TEST(RenderChat, ToolsTakeTheirOwnTemplate) {
   EXPECT_EQ(GetErrorReason(RenderChat(files, none, true).status()).reason, "NO_CHAT_TEMPLATE");
 }
 
+TEST(RenderChat, ToolsAndDocumentsAreNoneWhereNobodyGaveThem) {
+  TokenizerFiles files;
+  files.chat_template = "{% if tools is not none %}tools{% endif %}{{ tools is defined }} {{ documents is none }}";
+  EXPECT_EQ(*RenderChat(files, {{"messages", OrderedJson::array()}}, true), "True True");
+  EXPECT_EQ(*RenderChat(files, {{"tools", OrderedJson::array()}, {"documents", 1}}, true), "toolsTrue False");
+}
+
 }  // namespace
 }  // namespace sage
