@@ -94,26 +94,38 @@ CalibrationEstimate EstimateCalibration(const CalibrationPlan& plan, int64_t sam
   return out;
 }
 
+namespace {
+
+absl::Status TooLarge(const CalibrationEstimate& estimate, const std::string& reason, const std::string& rule,
+                      int64_t limit) {
+  const auto text = [](int64_t bytes) { return absl::StrCat(bytes); };
+  return MakeError(
+      absl::StatusCode::kResourceExhausted, reason,
+      absl::StrCat(rule, " must hold one layer and its statistics, ", estimate.peak_bytes(), " bytes (weights ",
+                   estimate.layer_bytes, ", statistics and solver ", estimate.statistics_bytes, "; activations of ",
+                   estimate.activation_bytes, " bytes would go to disk), got ", limit),
+      {{"needed", text(estimate.peak_bytes())},
+       {"max_memory", text(limit)},
+       {"layer", text(estimate.layer_bytes)},
+       {"statistics", text(estimate.statistics_bytes)},
+       {"activations", text(estimate.activation_bytes)}});
+}
+
+}  // namespace
+
 absl::Status FitIntoMemory(int64_t max_memory, int64_t available, CalibrationEstimate* estimate) {
   estimate->spill = false;
   if (max_memory > 0 && estimate->peak_bytes() > max_memory) {
     estimate->spill = true;
     if (estimate->peak_bytes() > max_memory) {
-      const auto text = [](int64_t bytes) { return absl::StrCat(bytes); };
-      return MakeError(absl::StatusCode::kResourceExhausted, "CALIBRATION_EXCEEDS_MEMORY",
-                       absl::StrCat("max_memory: must hold one layer and its statistics, ", estimate->peak_bytes(),
-                                    " bytes (weights ", estimate->layer_bytes, ", statistics and solver ",
-                                    estimate->statistics_bytes, "; activations of ", estimate->activation_bytes,
-                                    " bytes would go to disk), got ", max_memory),
-                       {{"needed", text(estimate->peak_bytes())},
-                        {"max_memory", text(max_memory)},
-                        {"layer", text(estimate->layer_bytes)},
-                        {"statistics", text(estimate->statistics_bytes)},
-                        {"activations", text(estimate->activation_bytes)}});
+      return TooLarge(*estimate, "CALIBRATION_EXCEEDS_MEMORY", "max_memory:", max_memory);
     }
   }
-  if (available > 0 && estimate->peak_bytes() > available) estimate->spill = estimate->activation_bytes > 0;
-  return absl::OkStatus();
+  if (available < 0 || estimate->peak_bytes() <= available) return absl::OkStatus();
+  estimate->spill = estimate->activation_bytes > 0;
+  if (estimate->peak_bytes() <= available) return absl::OkStatus();
+  // The kernel would end the daemon and every engine with it.
+  return TooLarge(*estimate, "INSUFFICIENT_MEMORY", "calibration: the available memory", available);
 }
 
 double MeasureOperationsRate(ThreadPool& threads) {

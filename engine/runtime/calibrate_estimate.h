@@ -28,7 +28,7 @@ struct CalibrationEstimate {
 CalibrationEstimate EstimateCalibration(const CalibrationPlan& plan, int64_t samples, int64_t sequence_length);
 
 // Decides about spilling. RESOURCE_EXHAUSTED (CALIBRATION_EXCEEDS_MEMORY) when even without activations the peak passes
-// max_memory (0 = no cap). available: what the machine has (-1 = not known); only spills, never refuses.
+// max_memory (0 = no cap), INSUFFICIENT_MEMORY when it passes what is available (-1 = not known).
 absl::Status FitIntoMemory(int64_t max_memory, int64_t available, CalibrationEstimate* estimate);
 
 // Operations a second of this machine's matrix product on these threads, by a product of a few milliseconds.

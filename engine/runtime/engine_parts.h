@@ -8,6 +8,7 @@
 #include "engine/api/engine.h"
 #include "engine/base/map_guard.h"
 #include "engine/decoder/decoder.h"
+#include "engine/runtime/memory_limit.h"
 #include "engine/runtime/scheduler.h"
 
 namespace sage {
@@ -22,6 +23,7 @@ struct EngineParts {
   std::unique_ptr<ThreadPool> threads;
   std::unique_ptr<Decoder> decoder;
   std::unique_ptr<KvArena> kv;
+  std::unique_ptr<MemoryPromise> promise;  // of the host memory of kv; ends before it
   int64_t kv_pages = 0;
   int kv_page_tokens = 16;
   int kv_sink_pages = 0;

@@ -112,10 +112,18 @@ absl::StatusOr<int64_t> PredictWeights(const Checkpoint& checkpoint, const Decod
   return static_cast<int64_t>(total);
 }
 
-absl::Status CheckMemory(int64_t weights, int64_t kv, int64_t workspace, const DeviceMemory& memory) {
-  const int64_t available = memory.is_host() ? AvailableMemory() : memory.AvailableBytes();
+// On the host the KV memory stays promised: the system sees it only as it is filled.
+absl::Status CheckMemory(int64_t weights, int64_t kv, int64_t workspace, const DeviceMemory& memory,
+                         std::unique_ptr<MemoryPromise>* promise) {
   const int64_t needed = weights + kv + workspace;
-  if (available < 0 || needed <= available) return absl::OkStatus();
+  int64_t available = -1;
+  if (memory.is_host()) {
+    *promise = MemoryPromise::Take(needed, kv, &available);
+    if (*promise != nullptr) return absl::OkStatus();
+  } else {
+    available = memory.AvailableBytes();
+    if (available < 0 || needed <= available) return absl::OkStatus();
+  }
   return MakeError(absl::StatusCode::kResourceExhausted, "INSUFFICIENT_MEMORY",
                    absl::StrCat("engine: weights ", weights, " + kv ", kv, " + workspace ", workspace, " = ", needed,
                                 " bytes must fit the available memory, got ", available),
@@ -205,7 +213,7 @@ absl::Status PlanMemory(Start& start) {
   const bool quantizes = !start.load.strategy.empty() || !start.load.attn_strategy.empty() ||
                          !start.load.mlp_strategy.empty() || !start.load.head_strategy.empty();
   return CheckMemory(weights, start.kv.pages * page_bytes, PredictWorkspace(start.config, rows, quantizes),
-                     start.parts.backend->memory());
+                     start.parts.backend->memory(), &start.parts.promise);
 }
 
 absl::Status LoadParts(Start& start, int threads, const CancelToken& cancel, const ProgressFn& progress) {
@@ -215,6 +223,13 @@ absl::Status LoadParts(Start& start, int threads, const CancelToken& cancel, con
                         Decoder::Load(start.checkpoint, start.load, *parts.backend, *parts.threads, cancel, progress));
   const KvLayout layout = parts.decoder->kv_layout(kPageTokens);
   SAGE_ASSIGN_OR_RETURN(parts.kv, KvArena::Allocate(start.kv_choice.plan, layout, start.kv.pages, *parts.backend));
+  if (parts.promise != nullptr) {
+    std::vector<absl::Span<const uint8_t>> arenas;
+    for (int64_t l = 0; l < static_cast<int64_t>(start.kv_choice.plan.layers.size()); ++l) {
+      arenas.emplace_back(parts.kv->layer(l), parts.kv->kernel(l).page_bytes() * parts.kv->pages());
+    }
+    parts.promise->LiesAt(std::move(arenas));
+  }
   parts.make_arena = [plan = start.kv_choice.plan, layout, backend = parts.backend.get()](int64_t pages) {
     return KvArena::Allocate(plan, layout, KvPageEntries(pages, plan.sink_pages), *backend);
   };

@@ -76,6 +76,26 @@ TEST(CalibrateOptions, SpilledActivationsGiveTheSameBytes) {
   EXPECT_EQ(ReasonOf(Calibrate(spec).status()), "BAD_MAX_MEMORY");
 }
 
+// The machine's own limit spills first, and refuses what even then would have the kernel end the process.
+TEST(CalibrateOptions, TheMachinesMemorySpillsAndThenRefuses) {
+  CalibrationEstimate estimate;
+  estimate.activation_bytes = 1000;
+  estimate.layer_bytes = 200;
+  estimate.statistics_bytes = 100;
+  EXPECT_TRUE(FitIntoMemory(0, -1, &estimate).ok());
+  EXPECT_FALSE(estimate.spill);
+  EXPECT_TRUE(FitIntoMemory(0, 1300, &estimate).ok());
+  EXPECT_FALSE(estimate.spill);
+  EXPECT_TRUE(FitIntoMemory(0, 1299, &estimate).ok());
+  EXPECT_TRUE(estimate.spill);
+  EXPECT_TRUE(FitIntoMemory(1299, 300, &estimate).ok());
+  EXPECT_TRUE(estimate.spill);
+  const absl::Status refused = FitIntoMemory(0, 299, &estimate);
+  EXPECT_EQ(ReasonOf(refused), "INSUFFICIENT_MEMORY");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(FitIntoMemory(299, 299, &estimate)), "CALIBRATION_EXCEEDS_MEMORY");
+}
+
 // The manifest says of every block what training gained on held-out texts; excluded layers and 8-bit activations go
 // along, spilled states change nothing.
 TEST(CalibrateOptions, TrainedBlocksAreCloserThanTheirStart) {

@@ -1,12 +1,16 @@
 // How an engine is sized and resolved, what StartEngine refuses, and the figures of the memory check.
 #include "engine/runtime/start_engine.h"
 
+#include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
+#include "engine/api/device_memory.h"
 #include "engine/base/status.h"
 #include "engine/runtime/memory_limit.h"
 #include "gtest/gtest.h"
@@ -319,6 +323,66 @@ TEST(Memory, ReadsMemAvailable) {
   EXPECT_EQ(ParseMemAvailable("MemTotal: 10 kB\nMemAvailable:    2048 kB\nBuffers: 1 kB\n"), 2048 * 1024);
   EXPECT_EQ(ParseMemAvailable("MemTotal: 10 kB\n"), -1);
   EXPECT_GT(AvailableMemory(), 0);
+}
+
+// The least of the machine and of every group above the process counts, in both versions of control groups.
+TEST(Memory, ReadsControlGroupsOfBothVersions) {
+  const ScratchFolder scratch;
+  const auto write = [&](const std::string& path, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(scratch / path).parent_path());
+    std::ofstream(scratch / path) << text;
+  };
+  const std::string root = scratch / "root";
+  write("root/proc/meminfo", "MemAvailable: 1000 kB\n");
+  EXPECT_EQ(SystemMemory(root), 1000 * 1024);
+
+  write("root/proc/self/cgroup", "4:memory:/a/b\n1:cpu,cpuacct:/c\n0::/\n");
+  const std::string one = "root/sys/fs/cgroup/memory/a";
+  write(one + "/b/memory.limit_in_bytes", "9223372036854771712\n");  // "no limit" of version 1
+  write(one + "/b/memory.usage_in_bytes", "5000\n");
+  write(one + "/memory.limit_in_bytes", "300000\n");
+  write(one + "/memory.usage_in_bytes", "120000\n");
+  write(one + "/memory.stat", "inactive_file 7\ntotal_inactive_file 20000\n");
+  EXPECT_EQ(SystemMemory(root), 200000);
+
+  write("root/proc/self/cgroup", "0::/a/b\n");
+  write("root/sys/fs/cgroup/a/b/memory.max", "max\n");
+  write("root/sys/fs/cgroup/a/memory.max", "400000\n");
+  write("root/sys/fs/cgroup/a/memory.current", "390000\n");
+  write("root/sys/fs/cgroup/a/memory.stat", "active_file 9\ninactive_file 1000\n");
+  EXPECT_EQ(SystemMemory(root), 11000);
+}
+
+// What was promised and not touched is not promised again; what was touched is the system's to count.
+TEST(Memory, PromisesCountUntilTheyAreTouched) {
+  constexpr int64_t kBytes = int64_t{256} << 20, kSlack = int64_t{96} << 20;  // others use the machine meanwhile
+  int64_t before = 0, after = 0;
+  ASSERT_EQ(MemoryPromise::Take(int64_t{1} << 60, 1, &before), nullptr);
+  const std::unique_ptr<MemoryPromise> promise = MemoryPromise::Take(kBytes, kBytes, &before);
+  if (promise == nullptr) GTEST_SKIP() << "less than 256 MiB are free";
+  EXPECT_NEAR(static_cast<double>(SystemMemory() - AvailableMemory()), kBytes, kSlack);
+  absl::StatusOr<DeviceBuffer> buffer = HostMemory().Allocate(kBytes);
+  ASSERT_TRUE(buffer.ok());
+  promise->LiesAt({absl::Span<const uint8_t>(buffer->as<uint8_t>(), kBytes)});
+  EXPECT_NEAR(static_cast<double>(SystemMemory() - AvailableMemory()), kBytes, kSlack);
+  std::memset(buffer->as<uint8_t>(), 1, kBytes);
+  EXPECT_NEAR(static_cast<double>(SystemMemory() - AvailableMemory()), 0, kSlack);
+  EXPECT_EQ(MemoryPromise::Take(int64_t{1} << 60, 1, &after), nullptr);
+}
+
+// Two engines are not promised the same memory, though the first has touched none of its pages.
+TEST(Memory, AnEngineKeepsItsKvMemory) {
+  const ScratchFolder scratch;
+  std::filesystem::create_directory(scratch / "tiny");
+  ASSERT_TRUE(WriteTinyModel(scratch / "tiny", TinySizes()));
+  EngineSpec spec;
+  spec.model = scratch / "tiny";
+  spec.backend = "cpu";
+  spec.kv_bytes = SystemMemory() / 8 * 5;
+  if (spec.kv_bytes < 0) GTEST_SKIP() << "the system does not say";
+  const auto first = StartLlmEngine(spec, 1, nullptr, CancelToken(), nullptr);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(Reason(StartLlmEngine(spec, 1, nullptr, CancelToken(), nullptr).status()), "INSUFFICIENT_MEMORY");
 }
 
 }  // namespace
