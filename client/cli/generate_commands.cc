@@ -77,6 +77,7 @@ class Collector {
   void PrintRest() const {
     for (size_t i = 1; i < choices_.size(); ++i) std::printf("\n--- choice %zu\n%s", i, choices_[i].text.c_str());
     std::printf("\n");
+    TellUnreadable();
     if (isatty(STDERR_FILENO) && timings_.decode_ms() > 0 && usage_.completion_tokens() > 1) {
       std::fprintf(stderr, "[%lld tokens, %.1f tokens/s, first token after %.0f ms]\n",
                    static_cast<long long>(usage_.completion_tokens()),
@@ -92,6 +93,16 @@ class Collector {
     std::vector<int32_t> ids;
     Json logprobs = Json::array();
   };
+  // A model without tokenizer files makes ids and no text: they must not be lost without --json.
+  void TellUnreadable() const {
+    for (const Choice& choice : choices_) {
+      if (!choice.text.empty() || choice.ids.empty() || choice.finish_reason != "length") continue;
+      std::string ids;
+      for (const int32_t id : choice.ids) ids += (ids.empty() ? "" : ",") + std::to_string(id);
+      std::fprintf(stderr, "no text came with the ids %s\n", ids.c_str());
+    }
+  }
+
   bool logprobs_, print_;
   std::string empty_;
   std::vector<Choice> choices_;

@@ -1,7 +1,10 @@
 // Maps flags to GenerationOptions; absent flags stay absent on the wire.
 #include "client/cli/generation_flags.h"
 
+#include <cctype>
+#include <cerrno>
 #include <cstdlib>
+#include <utility>
 
 namespace sage::cli {
 namespace {
@@ -47,6 +50,19 @@ std::optional<Failure> ParseIds(const std::string& text, std::vector<int32_t>* o
   return std::nullopt;
 }
 
+void AddSeed(CLI::App& command, const char* help, std::function<void(uint64_t)> set) {
+  command.add_option_function<uint64_t>("--seed", std::move(set), help)
+      ->check(
+          [](const std::string& text) {
+            char* end = nullptr;
+            errno = 0;
+            std::strtoull(text.c_str(), &end, 10);
+            const bool fits = !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) && *end == '\0' && errno == 0;
+            return fits ? std::string() : "must be from 0 to 18446744073709551615, got " + text.substr(0, 40);
+          },
+          "");
+}
+
 void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
   auto& options = flags.options;
   auto& sampling = *options.mutable_sampling();
@@ -56,10 +72,13 @@ void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
   const auto integer = [&](const char* name, const char* help, std::function<void(int64_t)> set) {
     command.add_option_function<int64_t>(name, std::move(set), help);
   };
+  // As wide as the wire, so that a number which does not fit is wrong usage and never another number.
+  const auto narrow = [&](const char* name, const char* help, std::function<void(int32_t)> set) {
+    command.add_option_function<int32_t>(name, std::move(set), help);
+  };
   integer("--max-tokens", "Most tokens to generate (256)", [&options](int64_t v) { options.set_max_tokens(v); });
   number("--temperature", "0 = greedy (1)", [&sampling](double v) { sampling.set_temperature(v); });
-  integer("--top-k", "Keep the k most likely (off)",
-          [&sampling](int64_t v) { sampling.set_top_k(static_cast<int32_t>(v)); });
+  narrow("--top-k", "Keep the k most likely (off)", [&sampling](int32_t v) { sampling.set_top_k(v); });
   number("--top-p", "Keep this probability mass (off)", [&sampling](double v) { sampling.set_top_p(v); });
   number("--min-p", "Keep what has this share of the top probability (off)",
          [&sampling](double v) { sampling.set_min_p(v); });
@@ -67,8 +86,7 @@ void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
          [&sampling](double v) { sampling.set_repetition_penalty(v); });
   number("--presence-penalty", "Over the output (0)", [&sampling](double v) { sampling.set_presence_penalty(v); });
   number("--frequency-penalty", "Over the output (0)", [&sampling](double v) { sampling.set_frequency_penalty(v); });
-  command.add_option_function<uint64_t>(
-      "--seed", [&sampling](uint64_t v) { sampling.set_seed(v); }, "Same seed, same text");
+  AddSeed(command, "Same seed, same text", [&sampling](uint64_t v) { sampling.set_seed(v); });
   command
       .add_option_function<std::vector<std::string>>(
           "--stop",
@@ -79,15 +97,14 @@ void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
       ->take_all()
       ->allow_extra_args(false);
   command.add_option("--logit-bias", flags.logit_bias, "ID:BIAS,ID:BIAS or a JSON object");
-  integer("--logprobs", "Log-probabilities with N alternatives",
-          [&options](int64_t v) { options.set_logprobs(static_cast<int32_t>(v)); });
+  narrow("--logprobs", "Log-probabilities with N alternatives", [&options](int32_t v) { options.set_logprobs(v); });
   command.add_flag_function(
       "--ignore-eos", [&options](int64_t) { options.set_ignore_eos(true); }, "Go on past end tokens");
   command.add_flag_function(
       "--keep-special", [&options](int64_t) { options.set_keep_special(true); }, "Show special tokens");
   integer("--stream-interval", "Tokens that come at once (1; with --json all)",
           [&options](int64_t v) { options.set_stream_interval(v); });
-  integer("--n", "Choices (1)", [&options](int64_t v) { options.set_n(static_cast<int32_t>(v)); });
+  narrow("--n", "Choices (1)", [&options](int32_t v) { options.set_n(v); });
 }
 
 std::optional<Failure> FinishGenerationFlags(GenerationFlags& flags, bool shown) {

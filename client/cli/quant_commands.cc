@@ -8,6 +8,7 @@
 
 #include "client/cli/command.h"
 #include "client/cli/export_folder.h"
+#include "client/cli/generation_flags.h"
 #include "client/cli/operations.h"
 #include "client/cli/progress.h"
 #include "sage/quant/v1/quantization.grpc.pb.h"
@@ -194,8 +195,7 @@ void AddCalibrate(CLI::App& quant, Context& context) {
   text("--request-id", "Idempotency key", [&request](const std::string& v) { request.set_request_id(v); });
   number("--samples", "Samples of the dataset (128)", [&request](int64_t v) { request.set_samples(v); });
   number("--sequence-length", "Tokens a sample (512)", [&request](int64_t v) { request.set_sequence_length(v); });
-  command->add_option_function<uint64_t>(
-      "--seed", [&request](uint64_t v) { request.set_seed(v); }, "Which samples (0)");
+  AddSeed(*command, "Which samples (0)", [&request](uint64_t v) { request.set_seed(v); });
   command->add_flag("--detach", input->detach, "Print the operation and do not wait");
   AddCalibrateConfig(*command, *input);
   command->callback([input, &context] { context.Run([&] { return Calibrate(context, *input); }); });

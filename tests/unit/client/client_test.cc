@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "client/cli/completion.h"
 #include "client/cli/generation_flags.h"
 #include "client/cli/operations.h"
@@ -75,6 +78,27 @@ TEST(Ids, ParsesAndRefuses) {
   for (const char* text : {"1,x", "1.5", "2147483648", "1 2"}) {
     std::vector<int32_t> out;
     EXPECT_TRUE(ParseIds(text, &out).has_value()) << text;
+  }
+}
+
+TEST(GenerationFlags, NumbersThatDoNotFitAreWrongUsage) {
+  const auto parse = [](std::vector<std::string> arguments, GenerationFlags& flags) {
+    CLI::App app;
+    AddGenerationFlags(app, flags);
+    std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
+    app.parse(arguments);
+  };
+  GenerationFlags flags;
+  parse({"--seed", "18446744073709551615", "--top-k", "2147483647"}, flags);
+  EXPECT_EQ(flags.options.sampling().seed(), UINT64_MAX);
+  EXPECT_EQ(flags.options.sampling().top_k(), INT32_MAX);
+  for (const auto& [flag, value] : std::vector<std::pair<std::string, std::string>>{{"--seed", "-1"},
+                                                                                    {"--seed", "18446744073709551616"},
+                                                                                    {"--seed", "1x"},
+                                                                                    {"--top-k", "4294967297"},
+                                                                                    {"--n", "4294967297"},
+                                                                                    {"--logprobs", "4294967296"}}) {
+    EXPECT_THROW(parse({flag, value}, flags), CLI::ParseError) << flag << " " << value;
   }
 }
 
