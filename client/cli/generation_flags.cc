@@ -57,7 +57,8 @@ void AddSeed(CLI::App& command, const char* help, std::function<void(uint64_t)> 
             char* end = nullptr;
             errno = 0;
             std::strtoull(text.c_str(), &end, 10);
-            const bool fits = !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) && *end == '\0' && errno == 0;
+            const bool fits =
+                !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) && *end == '\0' && errno == 0;
             return fits ? std::string() : "must be from 0 to 18446744073709551615, got " + text.substr(0, 40);
           },
           "");
