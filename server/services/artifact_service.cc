@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/file.h"
 #include "engine/base/status.h"
+#include "engine/tokenizer/unicode.h"
 #include "sage/quant/v1/artifact.grpc.pb.h"
 #include "server/convert.h"
 #include "server/convert_status.h"
@@ -28,9 +29,10 @@ std::vector<std::string> FilesOf(const std::string& folder) {
   return names;
 }
 
+// Anybody may have written what lies in the folder, and one text that is not UTF-8 makes a whole answer unreadable.
 void FillArtifact(const std::string& name, const std::string& path, bool full, pb::Artifact* out) {
   out->set_name(name);
-  out->set_path(path);
+  out->set_path(LossyUtf8(path));
   std::error_code error;
   const auto time = fs::last_write_time(path, error);
   if (!error) {
@@ -40,8 +42,8 @@ void FillArtifact(const std::string& name, const std::string& path, bool full, p
   }
   if (absl::StatusOr<ModelSummary> summary = InspectModel(path); summary.ok()) {
     out->set_format(summary->format);
-    out->set_architecture(summary->architecture);
-    out->set_quantization(summary->quantization);
+    out->set_architecture(LossyUtf8(summary->architecture));
+    out->set_quantization(LossyUtf8(summary->quantization));
     out->set_file_bytes(summary->file_bytes);
     out->set_parameters(summary->parameters);
     out->set_max_position(summary->max_position);
@@ -50,11 +52,11 @@ void FillArtifact(const std::string& name, const std::string& path, bool full, p
   if (!full) return;
   for (const std::string& file : FilesOf(path)) {
     auto* row = out->add_files();
-    row->set_name(file);
+    row->set_name(LossyUtf8(file));
     row->set_bytes(static_cast<int64_t>(fs::file_size(fs::path(path) / file, error)));
   }
   if (absl::StatusOr<std::string> manifest = ReadFile(path + "/sage_quant.json", 16 << 20); manifest.ok()) {
-    out->set_manifest_json(*manifest);
+    out->set_manifest_json(LossyUtf8(*manifest));
   }
 }
 
@@ -110,7 +112,7 @@ class ExportReactor final : public grpc::ServerWriteReactor<pb::ExportArtifactRe
     }
     hash_->Update(data.data(), data.size());
     message_.Clear();
-    message_.set_file(name);
+    message_.set_file(LossyUtf8(name));
     message_.set_offset(offset_);
     message_.set_size_bytes(size_);
     offset_ += static_cast<int64_t>(data.size());

@@ -8,6 +8,7 @@
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "in_process_daemon.h"
+#include "sage/quant/v1/artifact.grpc.pb.h"
 #include "sage/quant/v1/engine.grpc.pb.h"
 #include "sage/quant/v1/generation.grpc.pb.h"
 #include "sage/quant/v1/operation.grpc.pb.h"
@@ -325,6 +326,21 @@ TEST_F(GrpcTest, CalibrationIsWatchedWaitedForAndIdempotent) {
   EXPECT_EQ(result.layers_size(), 1);
   request.set_output("other");
   EXPECT_EQ(quantization_->Calibrate(&c5, request, &again).error_code(), grpc::StatusCode::ABORTED);
+}
+
+TEST_F(GrpcTest, AnArtifactWithTextsThatAreNotUtf8CanBeRead) {
+  const std::string folder = top_ + "/data/artifacts/odd";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/sage_quant.json") << "{\"a\": \"\xff\"}";
+  std::ofstream(folder + "/name\xfe.txt") << "x";
+  pb::GetArtifactRequest request;
+  request.set_name("odd");
+  pb::Artifact artifact;
+  grpc::ClientContext context;
+  const grpc::Status status = pb::ArtifactService::NewStub(channel_)->GetArtifact(&context, request, &artifact);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(artifact.manifest_json(), "{\"a\": \"\xEF\xBF\xBD\"}");
+  EXPECT_EQ(artifact.files_size(), 2);
 }
 
 // The engine answers with an artifact that the same specification made: the service must let it.
