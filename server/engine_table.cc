@@ -160,11 +160,7 @@ absl::StatusOr<EngineRecord> EngineTable::Start(EngineSpec spec,
     if (absl::IsCancelled(engine.status())) {
       entries_.erase(spec.engine_id);
     } else {
-      size_t failed = 0;
-      for (auto it = entries_.begin(); it != entries_.end();) {
-        const bool drop = it->second->state == "FAILED" && ++failed > kMaxFailed;
-        it = drop ? entries_.erase(it) : std::next(it);
-      }
+      KeepLatestFailures();
     }
     changed_.notify_all();
     return engine.status();
@@ -173,6 +169,21 @@ absl::StatusOr<EngineRecord> EngineTable::Start(EngineSpec spec,
   entry->state = "RUNNING";
   changed_.notify_all();
   return RecordOf(*entry);
+}
+
+// Whoever started the last one has not asked yet why it failed: the one that failed longest ago goes.
+void EngineTable::KeepLatestFailures() {
+  for (;;) {
+    size_t failed = 0;
+    auto oldest = entries_.end();
+    for (auto it = entries_.begin(); it != entries_.end(); ++it) {
+      if (it->second->state != "FAILED") continue;
+      ++failed;
+      if (oldest == entries_.end() || it->second->failed_at < oldest->second->failed_at) oldest = it;
+    }
+    if (failed <= kMaxFailed) return;
+    entries_.erase(oldest);
+  }
 }
 
 absl::StatusOr<std::shared_ptr<InferenceEngine>> EngineTable::Find(const std::string& engine_id) const {

@@ -61,6 +61,7 @@ class EngineTable {
   };
   absl::StatusOr<std::string> ChooseId(const EngineSpec& spec) const;  // with mutex_ held
   static EngineRecord RecordOf(const Entry& entry);
+  void KeepLatestFailures();  // with mutex_ held
 
   Runtime& runtime_;
   mutable std::mutex mutex_;

@@ -16,6 +16,7 @@
 #include "server/engine_table.h"
 #include "server/heap_upkeep.h"
 #include "server/operations/calibration_work.h"
+#include "tests/unit/server/fake_runtime.h"
 
 namespace sage::server {
 namespace {
@@ -123,6 +124,31 @@ TEST(HeapUpkeep, TrimsWhatWasFreedAndThenRests) {
   EXPECT_FALSE(heap.Step(now + absl::Seconds(1)));  // not every second
   EXPECT_TRUE(heap.Step(now += absl::Seconds(10)));
   EXPECT_FALSE(heap.Step(now += absl::Seconds(10)));
+}
+
+// The reason of a failed start is read after it: the latest failures must be there, whatever their names.
+TEST(EngineTable, TheLatestFailuresStay) {
+  FakeRuntime runtime;
+  EngineTable table(runtime);
+  const auto fail = [&](const std::string& id) {
+    EngineSpec spec;
+    spec.engine_id = id;
+    spec.quantization = "bad";
+    const auto begun = [](const std::string&) { return std::string("operation"); };
+    EXPECT_FALSE(table.Start(spec, begun, CancelToken(), [](const Progress&) {}).ok());
+  };
+  for (int i = 0; i < 60; ++i) {
+    const std::string id = "z" + std::to_string(i);
+    fail(id);
+    const auto record = table.Get(id);
+    ASSERT_TRUE(record.ok()) << id << " " << record.status();
+    EXPECT_EQ(GetErrorReason(record->info.error).reason, "UNKNOWN_LINEAR_STRATEGY");
+  }
+  fail("a");
+  EXPECT_TRUE(table.Get("a").ok());
+  EXPECT_TRUE(table.Get("z59").ok());
+  EXPECT_FALSE(table.Get("z0").ok());
+  EXPECT_EQ(table.List().size(), 50u);
 }
 
 }  // namespace
