@@ -152,7 +152,10 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> OpenCheckpoint(const std::string& pa
     return MakeError(absl::StatusCode::kInvalidArgument, "UNKNOWN_CHECKPOINT_FORMAT",
                      absl::StrCat(path, ": no format of [", NamesOf(CheckpointFormats()), "] recognises it"));
   }
-  return best->open(path);
+  absl::StatusOr<std::shared_ptr<Checkpoint>> out = best->open(path);
+  // Words of a config that have the wrong type say so without knowing which file they are from.
+  if (!out.ok() && !absl::StrContains(out.status().message(), path)) return Annotate(out.status(), path);
+  return out;
 }
 
 absl::Status CannotStore(std::string_view format, const LinearStrategyDef& strategy) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "engine/base/file.h"
@@ -133,19 +134,27 @@ class DecoderLoader {
     return absl::OkStatus();
   }
 
+  // What is wrong with stored tensors is said with the place they come from.
+  absl::Status InCheckpoint(const absl::Status& status) const {
+    const std::string path = checkpoint_->path();
+    return absl::StrContains(status.message(), path) ? status : Annotate(status, path);
+  }
+  absl::Status Bad(const char* reason, const std::string& message) const {
+    return InCheckpoint(MakeError(absl::StatusCode::kInvalidArgument, reason, message));
+  }
+
   absl::Status LoadVector(const std::string& name, int64_t size, DeviceBuffer* out) {
     SAGE_ASSIGN_OR_RETURN(const TensorView view, checkpoint_->GetTensor(name));
     if (view.shape != Shape{size}) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
-                       absl::StrCat(name, ": shape must be [", size, "], got ", ShapeText(view.shape)));
+      return Bad("TENSOR_SHAPE_MISMATCH",
+                 absl::StrCat(name, ": shape must be [", size, "], got ", ShapeText(view.shape)));
     }
     std::vector<float> values(static_cast<size_t>(size));
     const absl::Status status = ToFloat(view, values.data());
-    if (!status.ok()) return Annotate(status, name);
+    if (!status.ok()) return InCheckpoint(Annotate(status, name));
     for (const float value : values) {
       if (std::isfinite(value)) continue;
-      return MakeError(absl::StatusCode::kInvalidArgument, "NON_FINITE_TENSOR",
-                       absl::StrCat(name, ": values must be finite, got ", value));
+      return Bad("NON_FINITE_TENSOR", absl::StrCat(name, ": values must be finite, got ", value));
     }
     const size_t bytes = values.size() * sizeof(float);
     SAGE_ASSIGN_OR_RETURN(*out, backend_.memory().Allocate(bytes));
@@ -157,13 +166,12 @@ class DecoderLoader {
   absl::StatusOr<StoredLinear> GetChecked(const std::string& module, int64_t N, int64_t K) {
     SAGE_ASSIGN_OR_RETURN(StoredLinear stored, checkpoint_->GetLinear(module));
     if (stored.N != N || stored.K != K) {
-      return MakeError(
-          absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
-          absl::StrCat(module, ": weight must be [", N, ", ", K, "], got [", stored.N, ", ", stored.K, "]"));
+      return Bad("TENSOR_SHAPE_MISMATCH",
+                 absl::StrCat(module, ": weight must be [", N, ", ", K, "], got [", stored.N, ", ", stored.K, "]"));
     }
     if (!stored.bias.empty() && stored.bias.shape != Shape{N}) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_SHAPE_MISMATCH",
-                       absl::StrCat(module, ": bias must be [", N, "], got ", ShapeText(stored.bias.shape)));
+      return Bad("TENSOR_SHAPE_MISMATCH",
+                 absl::StrCat(module, ": bias must be [", N, "], got ", ShapeText(stored.bias.shape)));
     }
     return stored;
   }
@@ -213,12 +221,14 @@ class DecoderLoader {
   absl::Status BindSlot(const LinearSlot& slot, BoundProjection* out) {
     SAGE_ASSIGN_OR_RETURN(StoredLinear stored, GetChecked(slot.name, slot.N, slot.K));
     if (slot.bias && stored.bias.empty()) {
-      return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_NOT_FOUND",
-                       absl::StrCat(slot.name, ": the config says it has a bias, the checkpoint has none"));
+      return Bad("TENSOR_NOT_FOUND",
+                 absl::StrCat(slot.name, ": the config says it has a bias, the checkpoint has none"));
     }
     const std::string& asked = AskedStrategy(slot);
     if (!asked.empty() && asked != stored.spec.strategy) {
-      SAGE_ASSIGN_OR_RETURN(stored, Requantize(std::move(stored), asked));
+      absl::StatusOr<StoredLinear> made = Requantize(std::move(stored), asked);
+      if (!made.ok()) return Annotate(made.status(), slot.name);
+      stored = *std::move(made);
     }
     out->strategy = stored.spec.strategy;
     if (slot.layer >= 0) used_.insert(out->strategy);
@@ -235,7 +245,7 @@ class DecoderLoader {
     SAGE_ASSIGN_OR_RETURN(const LinearStrategyDef* def, FindLinearStrategy(stored.spec.strategy));
     auto keep = std::make_shared<Source>(Source{checkpoint_, stored.owned});
     auto bound = def->bind(stored, keep, cut_, spec_.priority, threads_);
-    if (!bound.ok()) return Annotate(bound.status(), module);
+    if (!bound.ok()) return InCheckpoint(Annotate(bound.status(), module));
     out->linear = std::move(*bound);
     if (!backend_.memory().is_host() || !ReadsInPlace(stored)) ReleaseMapped(stored);
     out_->weight_bytes_ += out->linear->weight_bytes();

@@ -162,12 +162,17 @@ struct Start {
   EngineParts parts;
 };
 
+// Whether a layer is quantized while the model is read.
+bool QuantizesLayers(const DecoderLoadSpec& load) {
+  return !load.strategy.empty() || !load.attn_strategy.empty() || !load.mlp_strategy.empty() ||
+         std::any_of(load.modules.begin(), load.modules.end(),
+                     [](const auto& module) { return !module.second.empty(); });
+}
+
 // Where neither the request nor the checkpoint says: an unquantized model keeps an exact f32 cache, a quantized one
 // takes bf16.
 absl::StatusOr<std::string> DefaultKv(const Start& start) {
-  if (!start.load.strategy.empty() || !start.load.attn_strategy.empty() || !start.load.mlp_strategy.empty()) {
-    return ResolveKvStrategy("");
-  }
+  if (QuantizesLayers(start.load)) return ResolveKvStrategy("");
   const std::string first = "model.layers.0.self_attn.q_proj";
   if (!start.checkpoint->HasLinear(first)) return ResolveKvStrategy("");  // loading names what is missing
   SAGE_ASSIGN_OR_RETURN(const StoredLinear stored, start.checkpoint->GetLinear(first));
@@ -184,8 +189,9 @@ absl::Status OpenModel(Start& start) {
   SAGE_ASSIGN_OR_RETURN(start.load, ResolveLoadSpec(word, spec.attn_quantization, spec.mlp_quantization));
   SAGE_ASSIGN_OR_RETURN(start.load.head_strategy, ResolveLinearStrategy(spec.head_quantization));
   for (const auto& [pattern, name] : spec.layer_quantization) {
-    SAGE_ASSIGN_OR_RETURN(std::string strategy, ResolveLinearStrategy(name));
-    start.load.modules.emplace_back(pattern, std::move(strategy));
+    absl::StatusOr<std::string> strategy = ResolveLinearStrategy(name);
+    if (!strategy.ok()) return Annotate(strategy.status(), absl::StrCat("layer_quantization '", pattern, "'"));
+    start.load.modules.emplace_back(pattern, *std::move(strategy));
   }
   SAGE_RETURN_IF_ERROR(ResolveKvStrategy(spec.kv_quantization).status());
   SAGE_ASSIGN_OR_RETURN(start.parts.backend, ChooseBackend(spec.backend, &start.parts.info.notes));
@@ -210,8 +216,7 @@ absl::Status PlanMemory(Start& start) {
                         SizeKv(start.spec, ContextLimit(start.config), page_bytes, kPageTokens, plan.sink_pages));
   SAGE_ASSIGN_OR_RETURN(const int64_t weights, PredictWeights(*start.checkpoint, start.config, start.load));
   const int64_t rows = std::max(start.spec.max_step_tokens, start.spec.max_seqs);
-  const bool quantizes = !start.load.strategy.empty() || !start.load.attn_strategy.empty() ||
-                         !start.load.mlp_strategy.empty() || !start.load.head_strategy.empty();
+  const bool quantizes = QuantizesLayers(start.load) || !start.load.head_strategy.empty();
   return CheckMemory(weights, start.kv.pages * page_bytes, PredictWorkspace(start.config, rows, quantizes),
                      start.parts.backend->memory(), &start.parts.promise);
 }
