@@ -79,6 +79,9 @@ absl::StatusOr<Json> CompressedTensorsConfig(const LinearSpec& spec, const Linea
     weights["strategy"] = "block";
     weights["block_structure"] = {spec.block_rows, spec.group_size};
   }
+  // compressed-tensors means e4m3 by 8-bit floats and knows no word for e5m2. It refuses words that it does not know,
+  // which is what it should do here: taken for e4m3 the codes would be read as other numbers.
+  if (fp8 && spec.fp8_e5m2) weights["float_format"] = "e5m2";
   const Json group = {{"targets", {"Linear"}},
                       {"weights", weights},
                       {"input_activations", small ? ActivationsOf(spec, fp8) : Json(nullptr)},

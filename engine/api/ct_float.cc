@@ -109,6 +109,11 @@ absl::Status CtFloatSchemes::AddGroup(const std::string& path, const std::string
                                      strategy.substr(0, 40), "'"));
   }
   SAGE_RETURN_IF_ERROR(ReadActivations(where, group, &scheme));
+  SAGE_ASSIGN_OR_RETURN(const std::string codes, JsonString(weights, "float_format", "e4m3"));
+  if (codes != "e4m3" && codes != "e5m2") {
+    return NotSupported(where, absl::StrCat("float_format must be e4m3 or e5m2, got '", codes.substr(0, 40), "'"));
+  }
+  scheme.e5m2 = codes == "e5m2";
   if (std::find(fp8_.begin(), fp8_.end(), scheme) == fp8_.end()) fp8_.push_back(scheme);
   return absl::OkStatus();
 }
@@ -129,6 +134,7 @@ absl::StatusOr<StoredLinear> CtFloatSchemes::Get(const HfFolder& folder, const s
     const bool is_static = scheme.activations == Fp8Scheme::Activations::kStatic;
     if (weight.shape.size() != 2 || is_static != has_input) continue;
     if (!ScaleFits(scheme, scale.shape, weight.dim(0), weight.dim(1))) continue;
+    if (scheme.e5m2 && weight.dtype != DType::kF8E5M2) continue;
     if (found != nullptr &&
         (found->activations != scheme.activations || found->activation_group_size != scheme.activation_group_size)) {
       return NotSupported(absl::StrCat(folder.path(), ": ", module),
@@ -137,10 +143,11 @@ absl::StatusOr<StoredLinear> CtFloatSchemes::Get(const HfFolder& folder, const s
     found = &scheme;
   }
   if (found != nullptr) return GetFp8(folder, module, *found, "weight_scale");
-  return MakeError(absl::StatusCode::kInvalidArgument, "CHECKPOINT_INVALID",
-                   absl::StrCat(folder.path(), ": ", module, ": weight ", ShapeText(weight.shape),
-                                " with weight_scale ", ShapeText(scale.shape), has_input ? " and" : " without",
-                                " input_scale fits none of the config's float groups"));
+  return MakeError(
+      absl::StatusCode::kInvalidArgument, "CHECKPOINT_INVALID",
+      absl::StrCat(folder.path(), ": ", module, ": weight ", std::string(DTypeName(weight.dtype)), " ",
+                   ShapeText(weight.shape), " with weight_scale ", ShapeText(scale.shape),
+                   has_input ? " and" : " without", " input_scale fits none of the config's float groups"));
 }
 
 absl::StatusOr<StoredLinear> CtFloatSchemes::GetPacked(const HfFolder& folder, const std::string& module) const {

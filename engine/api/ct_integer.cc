@@ -65,8 +65,9 @@ absl::Status ReadTargets(const std::string& where, const Json& group, std::vecto
   for (const Json& target : *targets) {
     const std::string text = target.is_string() ? target.get<std::string>() : "";
     if (absl::StartsWith(text, "re:")) {
-      SAGE_ASSIGN_OR_RETURN(ModulePattern pattern, ModulePattern::Compile(text.substr(3)));
-      patterns->push_back(std::move(pattern));
+      absl::StatusOr<ModulePattern> pattern = ModulePattern::Compile(text.substr(3));
+      if (!pattern.ok()) return Annotate(pattern.status(), where);
+      patterns->push_back(*std::move(pattern));
     } else if (text == "Linear") {
       *all = true;
     } else {
@@ -74,6 +75,13 @@ absl::Status ReadTargets(const std::string& where, const Json& group, std::vecto
     }
   }
   return absl::OkStatus();
+}
+
+// Only "group" (also "dynamic", and true in the oldest files) leaves a weight_g_idx; null, "weight" and "static" do
+// not.
+bool OrdersGroups(const Json& weights) {
+  const auto order = weights.find("actorder");
+  return order != weights.end() && (*order == true || *order == "group" || *order == "dynamic");
 }
 
 struct Activations {
@@ -137,6 +145,23 @@ absl::Status ReadShape(const HfFolder& folder, const std::string& module, Stored
 
 }  // namespace
 
+absl::StatusOr<CtModuleNames> CtModuleNames::Read(const std::string& where, const Json& list) {
+  CtModuleNames out;
+  if (list.is_null()) return out;
+  bool all = false;  // the class Linear in `ignore` would leave nothing quantized: it says nothing about one module
+  SAGE_RETURN_IF_ERROR(ReadTargets(where, {{"targets", list}}, &out.names_, &out.patterns_, &all));
+  return out;
+}
+
+absl::StatusOr<bool> CtModuleNames::Holds(const std::string& module) const {
+  if (std::find(names_.begin(), names_.end(), module) != names_.end()) return true;
+  for (const ModulePattern& pattern : patterns_) {
+    SAGE_ASSIGN_OR_RETURN(const bool matches, pattern.Matches(module));
+    if (matches) return true;
+  }
+  return false;
+}
+
 absl::Status CtIntegerSchemes::AddGroup(const std::string& path, const std::string& name, const Json& group,
                                         const std::string& format) {
   const std::string where = absl::StrCat(path, ": ", name.substr(0, 120));
@@ -173,6 +198,7 @@ absl::Status CtIntegerSchemes::AddGroup(const std::string& path, const std::stri
   if (out.group_size < -1 || out.group_size > kMostInputs) {
     return refuse(absl::StrCat("group_size must be -1 or positive, got ", out.group_size));
   }
+  out.orders_groups = OrdersGroups(weights);
   SAGE_RETURN_IF_ERROR(ReadTargets(where, group, &out.names, &out.patterns, &out.all));
   groups_.push_back(std::move(out));
   return absl::OkStatus();
@@ -262,6 +288,9 @@ absl::StatusOr<StoredLinear> CtIntegerSchemes::Begin(const HfFolder& folder, con
                             group.name, " says symmetric ", group.symmetric ? "true" : "false"));
   }
   if (const TensorView* g_idx = folder.Find(module + ".weight_g_idx")) {
+    if (!group.orders_groups) {
+      return Bad(folder, module, absl::StrCat("has a weight_g_idx, and the actorder of ", group.name, " is not group"));
+    }
     out.spec.act_order = true;
     out.tensors["weight_g_idx"] = *g_idx;
   }

@@ -9,6 +9,17 @@
 
 namespace sage {
 
+// Modules by exact name or "re:" pattern (matched at the beginning), as `ignore` lists them.
+class CtModuleNames {
+ public:
+  static absl::StatusOr<CtModuleNames> Read(const std::string& where, const Json& list);
+  absl::StatusOr<bool> Holds(const std::string& module) const;
+
+ private:
+  std::vector<std::string> names_;
+  std::vector<ModulePattern> patterns_;
+};
+
 class CtIntegerSchemes {
  public:
   // One entry of config_groups whose weights are of type "int"; `format` is the whole config's. UNIMPLEMENTED names
@@ -32,6 +43,7 @@ class CtIntegerSchemes {
     std::string strategy;    // "" = not said
     int64_t group_size = 0;  // 0 = not said
     bool symmetric = true;
+    bool orders_groups = false;  // actorder says that modules may have a weight_g_idx
     std::vector<std::string> names;
     std::vector<ModulePattern> patterns;
     bool all = false;  // targets the class Linear

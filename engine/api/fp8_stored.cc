@@ -55,6 +55,7 @@ absl::StatusOr<StoredLinear> GetFp8(const HfFolder& folder, const std::string& m
   out.tensors["weight"] = weight;
   out.tensors["weight_scale"] = scales;
   out.spec.scale_dtype = scales.dtype;
+  out.spec.fp8_e5m2 = weight.dtype == DType::kF8E5M2;
   if (scheme.weights == Fp8Scheme::Weights::kBlock) {
     out.spec.group_size = scheme.block_columns;
     out.spec.block_rows = scheme.block_rows;

@@ -15,6 +15,7 @@ struct Fp8Scheme {
   int block_rows = 0, block_columns = 0;  // kBlock
   Activations activations = Activations::kNone;
   int activation_group_size = -1;  // kDynamic: inputs that share a scale, -1 = one a token
+  bool e5m2 = false;               // the config asks for e5m2; without its word the tensors' own dtype counts
 
   bool operator==(const Fp8Scheme&) const = default;
 };

@@ -48,9 +48,11 @@ class CompressedTensorsCheckpoint final : public Checkpoint {
   absl::StatusOr<TensorView> GetTensor(std::string_view name) const override { return folder_->Get(name); }
   absl::StatusOr<StoredLinear> GetLinear(std::string_view module) const override {
     const std::string name(module);
-    if (floats_.Holds(*folder_, name)) return floats_.Get(*folder_, name);
-    if (CtIntegerSchemes::Holds(*folder_, name)) return integers_.Get(*folder_, name);
-    return folder_->GetDense(module);
+    const bool floats = floats_.Holds(*folder_, name);
+    if (!floats && !CtIntegerSchemes::Holds(*folder_, name)) return folder_->GetDense(module);
+    SAGE_ASSIGN_OR_RETURN(const bool ignored, ignored_.Holds(name));
+    if (ignored) return Bad(name, "ignore names the module, and it is quantized");
+    return floats ? floats_.Get(*folder_, name) : integers_.Get(*folder_, name);
   }
   absl::StatusOr<std::string> Fingerprint() const override { return folder_->Fingerprint(); }
   size_t file_bytes() const override { return folder_->file_bytes(); }
@@ -61,6 +63,9 @@ class CompressedTensorsCheckpoint final : public Checkpoint {
   absl::Status ReadConfig();
 
  private:
+  // What would change the values between the stored weights and a layer's output.
+  absl::Status RefuseTransforms(const Json& quantization) const;
+
   absl::Status Bad(const std::string& module, const std::string& rule) const {
     return MakeError(absl::StatusCode::kInvalidArgument, "CHECKPOINT_INVALID",
                      absl::StrCat(folder_->path(), ": ", module, ": ", rule));
@@ -68,7 +73,41 @@ class CompressedTensorsCheckpoint final : public Checkpoint {
   std::unique_ptr<HfFolder> folder_;
   CtIntegerSchemes integers_;
   CtFloatSchemes floats_;
+  CtModuleNames ignored_;
 };
+
+absl::Status CompressedTensorsCheckpoint::RefuseTransforms(const Json& quantization) const {
+  const auto refuse = [&](const std::string& rule) {
+    return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
+                     absl::StrCat(folder_->path(), ": ", rule));
+  };
+  const auto sparsity = quantization.find("sparsity_config");
+  if (sparsity != quantization.end() && sparsity->is_object() && !sparsity->empty()) {
+    SAGE_ASSIGN_OR_RETURN(const std::string format, JsonString(*sparsity, "format", "dense"));
+    if (format != "dense")
+      return refuse(absl::StrCat("sparsity_config: must be dense, got '", format.substr(0, 60), "'"));
+  }
+  const auto transforms = quantization.find("transform_config");
+  if (transforms == quantization.end() || !transforms->is_object() || !transforms->contains("config_groups")) {
+    return absl::OkStatus();
+  }
+  // Those of weights are folded into the stored values; the others turn what flows through the model.
+  for (const auto& [name, scheme] : (*transforms)["config_groups"].items()) {
+    const auto apply = scheme.is_object() ? scheme.find("apply") : scheme.end();
+    if (!scheme.is_object() || apply == scheme.end() || !apply->is_array()) {
+      return refuse(absl::StrCat("transform_config: ", name.substr(0, 60), " must have an array 'apply'"));
+    }
+    for (const Json& place : *apply) {
+      if (!place.is_object()) return refuse("transform_config: an entry of 'apply' must be an object");
+      SAGE_ASSIGN_OR_RETURN(const std::string location, JsonString(place, "location", ""));
+      if (absl::StartsWith(location, "weight_")) continue;
+      return refuse(absl::StrCat("transform_config: ", name.substr(0, 60),
+                                 " must be folded into the weights, got location '", location.substr(0, 40),
+                                 "' (turned while the model runs)"));
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::Status CompressedTensorsCheckpoint::ReadConfig() {
   const Json& quantization = folder_->config()["quantization_config"];
@@ -82,6 +121,9 @@ absl::Status CompressedTensorsCheckpoint::ReadConfig() {
                      absl::StrCat(folder_->path(), ": compressed-tensors format must be one of [",
                                   absl::StrJoin(kFormats, ", "), "], got '", format.substr(0, 60), "'"));
   }
+  SAGE_RETURN_IF_ERROR(RefuseTransforms(quantization));
+  SAGE_ASSIGN_OR_RETURN(ignored_,
+                        CtModuleNames::Read(folder_->path() + ": ignore", quantization.value("ignore", Json())));
   const auto groups = quantization.find("config_groups");
   if (groups == quantization.end() || !groups->is_object())
     return Bad("quantization_config", "config_groups must be an object");

@@ -215,13 +215,25 @@ TEST(CompressedTensorsIntegers, ContradictionsAreRefusedByTensorAndRule) {
       {"scales are integers", put(".weight_scale", DType::kI32, {8, 2}), "weight_scale must be"},
       {"zeros of other shape", put(".weight_zero_point", DType::kI32, {2, 2}), "weight_zero_point"},
       {"zeros of other type", put(".weight_zero_point", DType::kI8, {8, 2}), "weight_zero_point"},
-      {"g_idx of other length", put(".weight_g_idx", DType::kI32, {63}), "weight_g_idx"},
+      {"g_idx of other length",
+       [&](WrittenFolder& f, Json& g) {
+         g["weights"]["actorder"] = "group";
+         f.Put(m + ".weight_g_idx", DType::kI32, {63}, zeros.data(), 252);
+       },
+       "weight_g_idx"},
       {"g_idx out of range",
-       [&](WrittenFolder& f, Json&) {
+       [&](WrittenFolder& f, Json& g) {
          const std::vector<int32_t> groups(64, 2);
+         g["weights"]["actorder"] = "group";
          f.Put(m + ".weight_g_idx", DType::kI32, {64}, groups.data(), 256);
        },
        "weight_g_idx"},
+      {"g_idx that nothing announces",
+       [&](WrittenFolder& f, Json& g) {
+         g["weights"]["actorder"] = "static";
+         f.Put(m + ".weight_g_idx", DType::kI32, {64}, zeros.data(), 256);
+       },
+       "the actorder of group_0 is not group"},
       {"targets nothing", [](WrittenFolder&, Json& g) { g["targets"] = {"re:.*mlp.*"}; }, "no integer group"},
       {"targets are no names", [](WrittenFolder&, Json& g) { g["targets"] = "Linear"; }, "targets must be an array"},
       {"pattern is no expression", [](WrittenFolder&, Json& g) { g["targets"] = {"re:(("}; }, "regular expression"},
@@ -323,6 +335,63 @@ TEST(CompressedTensorsIntegers, ActivationsThatContradictAreRefused) {
     }
     EXPECT_NE(std::string(status.message()).find(c.says), std::string::npos) << c.what << ": " << status;
     EXPECT_NE(GetErrorReason(status).reason, "") << c.what;
+  }
+}
+
+// Words beside the groups that would change what a layer computes.
+TEST(CompressedTensorsIntegers, WordsOfTheWholeConfigAreHeardOrRefused) {
+  struct Case {
+    const char* what;
+    std::function<void(Json&)> say;
+    const char* says;  // "" = accepted
+  };
+  const auto transform = [](const char* location) {
+    return [=](Json& c) {
+      const Json apply = Json::array({{{"location", location}, {"targets", {"Linear"}}}});
+      c["transform_config"] = {{"config_groups", {{"R4", {{"type", "hadamard"}, {"apply", apply}}}}}};
+    };
+  };
+  const Case cases[] = {
+      {"others are ignored",
+       [](Json& c) {
+         c["ignore"] = {"lm_head", "re:.*other"};
+       },
+       ""},
+      {"ignored by name", [](Json& c) { c["ignore"] = {kModule}; }, "ignore names the module"},
+      {"ignored by pattern", [](Json& c) { c["ignore"] = {"re:model.*"}; }, "ignore names the module"},
+      {"ignore is no list", [](Json& c) { c["ignore"] = "lm_head"; }, "must be an array"},
+      {"folded", transform("weight_input"), ""},
+      {"turned at run time", transform("input"), "R4 must be folded into the weights, got location 'input'"},
+      {"a transform without places",
+       [](Json& c) {
+         c["transform_config"] = {{"config_groups", {{"R1", {}}}}};
+       },
+       "apply"},
+      {"nothing to turn", [](Json& c) { c["transform_config"] = Json::object(); }, ""},
+      {"dense",
+       [](Json& c) {
+         c["sparsity_config"] = {{"format", "dense"}};
+       },
+       ""},
+      {"sparse",
+       [](Json& c) {
+         c["sparsity_config"] = {{"format", "sparse-24-bitmask"}};
+       },
+       "sparsity_config: must be dense"},
+  };
+  for (const Case& c : cases) {
+    const Layer layer(8, 64, 2, 4, false);
+    WrittenFolder folder;
+    PutPacked(layer, kModule, true, folder);
+    Json config = Config({{"group_0", Group(4, "pack-quantized", false, 32, true)}});
+    c.say(config.contains("quantization_config") ? config["quantization_config"] : config);
+    const auto checkpoint = folder.Open(config);
+    const absl::Status status = checkpoint.ok() ? (*checkpoint)->GetLinear(kModule).status() : checkpoint.status();
+    if (*c.says == 0) {
+      EXPECT_TRUE(status.ok()) << c.what << ": " << status;
+    } else {
+      EXPECT_NE(std::string(status.message()).find(c.says), std::string::npos) << c.what << ": " << status;
+    }
   }
 }
 

@@ -198,6 +198,10 @@ TEST_F(Words, Fp8WeightsByTensorByBlockAndInE5m2) {
   wide.fp8_format = "e5m2";
   wide.output = scratch_ / "e5m2";
   EXPECT_EQ(stored(wide).tensors.at("weight").dtype, DType::kF8E5M2);
+  EXPECT_TRUE(stored(wide).spec.fp8_e5m2);  // so that a conversion says it again
+  // Readers that know e4m3 alone must stumble over the word, not read other numbers.
+  EXPECT_EQ(Config(wide)["config_groups"]["group_0"]["weights"]["float_format"], "e5m2");
+  EXPECT_FALSE(Config(spec)["config_groups"]["group_0"]["weights"].contains("float_format"));
   EXPECT_EQ(rows.tensors.at("weight").dtype, DType::kF8E4M3);
 }
 
