@@ -19,9 +19,11 @@ function(sage_set_isa_flags)
   endforeach()
 endfunction()
 
-# sage_library(name FOLDER dir [EXTRA files] DEPS targets...): every .cc (and .cu with SAGE_CUDA) of the folder.
+# sage_library(name FOLDER dir [TOGETHER n] [EXTRA files] DEPS targets...): every .cc (and .cu with SAGE_CUDA) of the
+# folder, n of them in one translation unit: small files that each read the same headers cost little more together than
+# one. What their unnamed namespaces hold must then have different names, which plug-ins' do not.
 function(sage_library name)
-  cmake_parse_arguments(ARG "" "FOLDER" "EXTRA;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "" "FOLDER;TOGETHER" "EXTRA;DEPS" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS "${ARG_FOLDER}/*.cc")
   if(SAGE_CUDA)
     file(GLOB cuda_sources CONFIGURE_DEPENDS "${ARG_FOLDER}/*.cu")
@@ -39,6 +41,9 @@ function(sage_library name)
   target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
   sage_precompile(sage_precompiled_engine ${name})
+  if(ARG_TOGETHER)
+    set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${ARG_TOGETHER})
+  endif()
 endfunction()
 
 # sage_test(module FOLDER dir DEPS targets...): one binary <module>_test from every *_test.cc of tests/unit/<dir>.

@@ -30,7 +30,7 @@ constexpr int kHalf = 8;
 constexpr int64_t kRows = 128;
 
 // The stored tensors after every check.
-struct Parts {
+struct AwqParts {
   int64_t N = 0, K = 0, G = 0, group = 0;
   TensorView qweight, scales, scaled_zeros;
   std::vector<uint8_t> zeros;  // [N, G], empty with scaled zeros
@@ -39,7 +39,7 @@ struct Parts {
   float ScaledZero(int64_t n, int64_t g) const { return LoadFloat(scaled_zeros, g * N + n); }
 };
 
-absl::StatusOr<Parts> Open(const StoredLinear& stored) {
+absl::StatusOr<AwqParts> Open(const StoredLinear& stored) {
   const std::string& name = stored.spec.strategy;
   SAGE_RETURN_IF_ERROR(CheckSize(name, stored.N, stored.K));
   if (stored.N % 8 != 0 || (stored.spec.group_size != -1 && stored.spec.group_size < 1)) {
@@ -47,7 +47,7 @@ absl::StatusOr<Parts> Open(const StoredLinear& stored) {
                   absl::StrCat("N must be a multiple of 8 and group_size -1 or positive, got N=", stored.N,
                                ", group_size=", stored.spec.group_size));
   }
-  Parts parts;
+  AwqParts parts;
   parts.N = stored.N;
   parts.K = stored.K;
   parts.group = stored.spec.group_size == -1 ? stored.K : std::min<int64_t>(stored.spec.group_size, stored.K);
@@ -70,7 +70,7 @@ absl::StatusOr<Parts> Open(const StoredLinear& stored) {
   return parts;
 }
 
-void DequantizeRow(const Parts& parts, int64_t n, const uint8_t* codes, float* out) {
+void DequantizeRow(const AwqParts& parts, int64_t n, const uint8_t* codes, float* out) {
   for (int64_t g = 0; g < parts.G; ++g) {
     const int64_t end = std::min(parts.K, (g + 1) * parts.group);
     const float scale = parts.Scale(n, g);
@@ -149,7 +149,7 @@ absl::StatusOr<StoredLinear> QuantizeAwq(std::string_view name, const TensorView
 
 absl::Status DequantizeAwqRows(const StoredLinear& stored, int64_t n_begin, int64_t n_end, float* out) {
   SAGE_RETURN_IF_ERROR(CheckRows(stored, n_begin, n_end));
-  SAGE_ASSIGN_OR_RETURN(const Parts parts, Open(stored));
+  SAGE_ASSIGN_OR_RETURN(const AwqParts parts, Open(stored));
   std::vector<uint8_t> codes(static_cast<size_t>(std::min(kRows, n_end - n_begin) * parts.K));
   for (int64_t first = n_begin; first < n_end; first += kRows) {
     const int64_t last = std::min(n_end, first + kRows);
@@ -164,7 +164,7 @@ absl::Status DequantizeAwqRows(const StoredLinear& stored, int64_t n_begin, int6
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindAwq(const StoredLinear& stored, const Backend& backend,
                                                      Priority priority, ThreadPool& threads) {
   SAGE_ASSIGN_OR_RETURN(LinearWeight weight, BeginWeight(stored, nullptr));
-  SAGE_ASSIGN_OR_RETURN(const Parts parts, Open(stored));
+  SAGE_ASSIGN_OR_RETURN(const AwqParts parts, Open(stored));
   IntegerWeight& integer = weight.integer;
   const int64_t K = parts.K, G = parts.G;
   integer.bits = kBits;

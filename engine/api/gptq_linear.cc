@@ -55,7 +55,7 @@ namespace linear_strategies {
 namespace {
 
 // The stored tensors after every check.
-struct Parts {
+struct GptqParts {
   int bits = 0;
   int64_t N = 0, K = 0, G = 0, group = 0;
   GptqZeros version = GptqZeros::kV2;
@@ -89,7 +89,7 @@ absl::StatusOr<std::vector<int32_t>> ReadGroups(const StoredLinear& stored, int6
   return g_idx;
 }
 
-absl::StatusOr<Parts> Open(int bits, const StoredLinear& stored) {
+absl::StatusOr<GptqParts> Open(int bits, const StoredLinear& stored) {
   const std::string& name = stored.spec.strategy;
   SAGE_RETURN_IF_ERROR(CheckSize(name, stored.N, stored.K));
   const absl::Status shape = CheckGptqShape(bits, stored.N, stored.K);
@@ -98,7 +98,7 @@ absl::StatusOr<Parts> Open(int bits, const StoredLinear& stored) {
     return Refuse(name, "BAD_GROUP_SIZE",
                   absl::StrCat("group_size must be -1 or positive, got ", stored.spec.group_size));
   }
-  Parts parts;
+  GptqParts parts;
   parts.bits = bits;
   parts.N = stored.N;
   parts.K = stored.K;
@@ -215,7 +215,7 @@ absl::StatusOr<StoredLinear> QuantizeGptq(std::string_view name, int bits, const
 
 absl::Status DequantizeGptqRows(int bits, const StoredLinear& stored, int64_t n_begin, int64_t n_end, float* out) {
   SAGE_RETURN_IF_ERROR(CheckRows(stored, n_begin, n_end));
-  SAGE_ASSIGN_OR_RETURN(const Parts parts, Open(bits, stored));
+  SAGE_ASSIGN_OR_RETURN(const GptqParts parts, Open(bits, stored));
   constexpr int64_t kRows = 16;
   std::vector<uint8_t> codes(static_cast<size_t>(std::min(kRows, n_end - n_begin) * parts.K));
   std::vector<IntegerGrid> grids(static_cast<size_t>(parts.G));
@@ -237,7 +237,7 @@ absl::Status DequantizeGptqRows(int bits, const StoredLinear& stored, int64_t n_
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindGptq(int bits, const StoredLinear& stored, const Backend& backend,
                                                       Priority priority, ThreadPool& threads) {
   SAGE_ASSIGN_OR_RETURN(LinearWeight weight, BeginWeight(stored, nullptr));
-  SAGE_ASSIGN_OR_RETURN(const Parts parts, Open(bits, stored));
+  SAGE_ASSIGN_OR_RETURN(const GptqParts parts, Open(bits, stored));
   IntegerWeight& integer = weight.integer;
   const int64_t K = parts.K, G = parts.G;
   const int half = 1 << (bits - 1);

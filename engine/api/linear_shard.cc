@@ -12,7 +12,7 @@
 namespace sage {
 namespace {
 
-absl::Status Bad(const std::string& rule) {
+absl::Status BadShard(const std::string& rule) {
   return MakeError(absl::StatusCode::kInvalidArgument, "TENSOR_PARALLEL_SIZE", absl::StrCat("tensor parallel: ", rule));
 }
 
@@ -77,7 +77,7 @@ void CutInteger(const LinearWeight& weight, const Part& part, LinearWeight* out)
 
 absl::Status CutBlocks(const LinearWeight& weight, const Part& part, LinearWeight* out) {
   if (part.k0 % 32 != 0 || part.K() % 32 != 0) {
-    return Bad(absl::StrCat("a cut must leave blocks of 32 inputs whole, got inputs ", part.k0, " to ", part.k1));
+    return BadShard(absl::StrCat("a cut must leave blocks of 32 inputs whole, got inputs ", part.k0, " to ", part.k1));
   }
   const int64_t row_bytes = static_cast<int64_t>(weight.blocks.bytes) / weight.N, block = row_bytes * 32 / weight.K;
   auto bytes = CopyRows(weight.blocks.data, row_bytes, part, part.k0 / 32 * block, part.K() / 32 * block);
@@ -95,7 +95,7 @@ absl::Status CutFloats(const LinearWeight& weight, const Part& part, LinearWeigh
   to.flat_block = 0;
   const bool nibbles = w.kind == FloatCodeWeight::Kind::kTable16;
   if (nibbles && (part.k0 % 2 != 0 || part.K() % 2 != 0 || weight.K % 2 != 0)) {
-    return Bad(absl::StrCat("a cut must leave pairs of 4-bit codes whole, got inputs ", part.k0, " to ", part.k1));
+    return BadShard(absl::StrCat("a cut must leave pairs of 4-bit codes whole, got inputs ", part.k0, " to ", part.k1));
   }
   const int64_t codes = nibbles ? 2 : 1;
   auto bytes = CopyRows(w.codes, weight.K / codes, part, part.k0 / codes, part.K() / codes);
@@ -124,11 +124,13 @@ absl::Status CutFloats(const LinearWeight& weight, const Part& part, LinearWeigh
 
 absl::StatusOr<DecoderShard> ShardDecoder(const DecoderConfig& config, int rank, int size) {
   if (size < 1 || rank < 0 || rank >= size)
-    return Bad(absl::StrCat("rank must be below size, got ", rank, " of ", size));
-  if (config.H % size != 0) return Bad(absl::StrCat("size must divide the query heads H=", config.H, ", got ", size));
-  if (config.ffn % size != 0) return Bad(absl::StrCat("size must divide the width ffn=", config.ffn, ", got ", size));
+    return BadShard(absl::StrCat("rank must be below size, got ", rank, " of ", size));
+  if (config.H % size != 0)
+    return BadShard(absl::StrCat("size must divide the query heads H=", config.H, ", got ", size));
+  if (config.ffn % size != 0)
+    return BadShard(absl::StrCat("size must divide the width ffn=", config.ffn, ", got ", size));
   if (config.KH % size != 0 && size % config.KH != 0) {
-    return Bad(absl::StrCat("size must divide the kv heads or be a multiple, KH=", config.KH, ", got ", size));
+    return BadShard(absl::StrCat("size must divide the kv heads or be a multiple, KH=", config.KH, ", got ", size));
   }
   DecoderShard out;
   out.rank = rank;
@@ -158,7 +160,7 @@ LinearCut CutOf(const DecoderConfig& config, const DecoderShard& shard, std::str
 
 absl::StatusOr<LinearWeight> CutLinear(const LinearWeight& weight, const LinearCut& cut) {
   if (cut.begin < 0 || cut.end <= cut.begin || cut.end > (cut.inputs ? weight.K : weight.N)) {
-    return Bad(absl::StrCat("a cut must lie within the layer, got [", cut.begin, ", ", cut.end, ")"));
+    return BadShard(absl::StrCat("a cut must lie within the layer, got [", cut.begin, ", ", cut.end, ")"));
   }
   const Part part = cut.inputs ? Part{0, weight.N, cut.begin, cut.end} : Part{cut.begin, cut.end, 0, weight.K};
   LinearWeight out;

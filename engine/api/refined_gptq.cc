@@ -18,7 +18,7 @@ constexpr double kDamp = 0.01;
 // to make up for its rounding.
 constexpr double kDamps[] = {0.01, 0.05, 0.25, 1.0};
 constexpr int64_t kTrialRows = 64;
-constexpr int kSteps = 20;
+constexpr int kScaleSteps = 20;
 
 GptqOptions OptionsOf(const LinearSpec& spec, const LinearStrategyDef& strategy) {
   GptqOptions options;
@@ -95,7 +95,7 @@ absl::StatusOr<InputScales> ChooseScalesForGptq(const SharedInput& shared, Threa
   std::vector<LayerWeight> layers;
   for (const TensorView& weight : shared.weights) layers.push_back({FloatsOf(weight), weight.dim(0)});
   SAGE_ASSIGN_OR_RETURN(AwqChoice choice, SearchCompensatedScales(layers, K, shared.input.mean_abs, energy,
-                                                                  options.grid, kSteps, threads));
+                                                                  options.grid, kScaleSteps, threads));
   return ScalesOf(std::move(choice));
 }
 

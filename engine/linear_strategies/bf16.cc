@@ -3,23 +3,23 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "bf16";
-using Dense = DenseLinear<kName, DType::kBF16>;
+constexpr char kBf16Name[] = "bf16";
+using Bf16Linear = DenseLinear<kBf16Name, DType::kBF16>;
 }  // namespace
 
 extern const LinearStrategyDef kBf16;
 const LinearStrategyDef kBf16 = {
-    .name = kName,
+    .name = kBf16Name,
     .summary = "bfloat16, as stored",
     .weight_dtype = "bf16",
     .weight_bits = 16,
     .activation_bits = 16,
     .quantizes = false,
     .tolerance = 1e-2,
-    .check = Dense::Check,
-    .quantize = Dense::Quantize,
-    .dequantize_rows = Dense::DequantizeRows,
-    .bind = Dense::Bind,
+    .check = Bf16Linear::Check,
+    .quantize = Bf16Linear::Quantize,
+    .dequantize_rows = Bf16Linear::DequantizeRows,
+    .bind = Bf16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

@@ -3,23 +3,23 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "f32";
-using Dense = DenseLinear<kName, DType::kF32>;
+constexpr char kF32Name[] = "f32";
+using F32Linear = DenseLinear<kF32Name, DType::kF32>;
 }  // namespace
 
 extern const LinearStrategyDef kF32;
 const LinearStrategyDef kF32 = {
-    .name = kName,
+    .name = kF32Name,
     .summary = "32-bit floats, the reference",
     .weight_dtype = "f32",
     .weight_bits = 32,
     .activation_bits = 32,
     .quantizes = false,
     .tolerance = 1e-5,
-    .check = Dense::Check,
-    .quantize = Dense::Quantize,
-    .dequantize_rows = Dense::DequantizeRows,
-    .bind = Dense::Bind,
+    .check = F32Linear::Check,
+    .quantize = F32Linear::Quantize,
+    .dequantize_rows = F32Linear::DequantizeRows,
+    .bind = F32Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

@@ -3,23 +3,23 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "gguf_q4_0";
-using Blocks = BlockLinear<kName, GgmlType::kQ4_0>;
+constexpr char kGgufQ40Name[] = "gguf_q4_0";
+using GgufQ40Linear = BlockLinear<kGgufQ40Name, GgmlType::kQ4_0>;
 }  // namespace
 
 extern const LinearStrategyDef kGgufQ40;
 const LinearStrategyDef kGgufQ40 = {
-    .name = kName,
+    .name = kGgufQ40Name,
     .summary = "ggml Q4_0 blocks, as in a GGUF file",
     .weight_dtype = "q4_0",
     .weight_bits = 4,
     .activation_bits = 16,
     .quantizes = true,
     .tolerance = 1e-2,
-    .check = Blocks::Check,
-    .quantize = Blocks::Quantize,
-    .dequantize_rows = Blocks::DequantizeRows,
-    .bind = Blocks::Bind,
+    .check = GgufQ40Linear::Check,
+    .quantize = GgufQ40Linear::Quantize,
+    .dequantize_rows = GgufQ40Linear::DequantizeRows,
+    .bind = GgufQ40Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

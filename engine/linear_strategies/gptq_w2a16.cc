@@ -3,13 +3,13 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "gptq_w2a16";
-using Gptq = GptqLinear<kName, 2>;
+constexpr char kGptqW2a16Name[] = "gptq_w2a16";
+using GptqW2a16Linear = GptqLinear<kGptqW2a16Name, 2>;
 }  // namespace
 
 extern const LinearStrategyDef kGptqW2a16;
 const LinearStrategyDef kGptqW2a16 = {
-    .name = kName,
+    .name = kGptqW2a16Name,
     .summary = "2-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
     .weight_dtype = "int2",
     .weight_bits = 2,
@@ -18,10 +18,10 @@ const LinearStrategyDef kGptqW2a16 = {
     .stores_g_idx = true,
     .quantizes = true,
     .tolerance = 1e-2,
-    .check = Gptq::Check,
-    .quantize = Gptq::Quantize,
-    .dequantize_rows = Gptq::DequantizeRows,
-    .bind = Gptq::Bind,
+    .check = GptqW2a16Linear::Check,
+    .quantize = GptqW2a16Linear::Quantize,
+    .dequantize_rows = GptqW2a16Linear::DequantizeRows,
+    .bind = GptqW2a16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

@@ -3,13 +3,13 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "gptq_w3a16";
-using Gptq = GptqLinear<kName, 3>;
+constexpr char kGptqW3a16Name[] = "gptq_w3a16";
+using GptqW3a16Linear = GptqLinear<kGptqW3a16Name, 3>;
 }  // namespace
 
 extern const LinearStrategyDef kGptqW3a16;
 const LinearStrategyDef kGptqW3a16 = {
-    .name = kName,
+    .name = kGptqW3a16Name,
     .summary = "3-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
     .weight_dtype = "int3",
     .weight_bits = 3,
@@ -18,10 +18,10 @@ const LinearStrategyDef kGptqW3a16 = {
     .stores_g_idx = true,
     .quantizes = true,
     .tolerance = 1e-2,
-    .check = Gptq::Check,
-    .quantize = Gptq::Quantize,
-    .dequantize_rows = Gptq::DequantizeRows,
-    .bind = Gptq::Bind,
+    .check = GptqW3a16Linear::Check,
+    .quantize = GptqW3a16Linear::Quantize,
+    .dequantize_rows = GptqW3a16Linear::DequantizeRows,
+    .bind = GptqW3a16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

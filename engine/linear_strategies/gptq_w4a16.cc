@@ -3,13 +3,13 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "gptq_w4a16";
-using Gptq = GptqLinear<kName, 4>;
+constexpr char kGptqW4a16Name[] = "gptq_w4a16";
+using GptqW4a16Linear = GptqLinear<kGptqW4a16Name, 4>;
 }  // namespace
 
 extern const LinearStrategyDef kGptqW4a16;
 const LinearStrategyDef kGptqW4a16 = {
-    .name = kName,
+    .name = kGptqW4a16Name,
     .summary = "4-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
     .weight_dtype = "gptq_int4",
     .weight_bits = 4,
@@ -18,10 +18,10 @@ const LinearStrategyDef kGptqW4a16 = {
     .stores_g_idx = true,
     .quantizes = true,
     .tolerance = 1e-2,
-    .check = Gptq::Check,
-    .quantize = Gptq::Quantize,
-    .dequantize_rows = Gptq::DequantizeRows,
-    .bind = Gptq::Bind,
+    .check = GptqW4a16Linear::Check,
+    .quantize = GptqW4a16Linear::Quantize,
+    .dequantize_rows = GptqW4a16Linear::DequantizeRows,
+    .bind = GptqW4a16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

@@ -3,13 +3,13 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "gptq_w8a16";
-using Gptq = GptqLinear<kName, 8>;
+constexpr char kGptqW8a16Name[] = "gptq_w8a16";
+using GptqW8a16Linear = GptqLinear<kGptqW8a16Name, 8>;
 }  // namespace
 
 extern const LinearStrategyDef kGptqW8a16;
 const LinearStrategyDef kGptqW8a16 = {
-    .name = kName,
+    .name = kGptqW8a16Name,
     .summary = "8-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
     .weight_dtype = "gptq_int8",
     .weight_bits = 8,
@@ -18,10 +18,10 @@ const LinearStrategyDef kGptqW8a16 = {
     .stores_g_idx = true,
     .quantizes = true,
     .tolerance = 1e-2,
-    .check = Gptq::Check,
-    .quantize = Gptq::Quantize,
-    .dequantize_rows = Gptq::DequantizeRows,
-    .bind = Gptq::Bind,
+    .check = GptqW8a16Linear::Check,
+    .quantize = GptqW8a16Linear::Quantize,
+    .dequantize_rows = GptqW8a16Linear::DequantizeRows,
+    .bind = GptqW8a16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

@@ -3,13 +3,13 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "int4_w4a16";
-using Packed = PackedLinear<kName, 4>;
+constexpr char kInt4W4a16Name[] = "int4_w4a16";
+using Int4W4a16Linear = PackedLinear<kInt4W4a16Name, 4>;
 }  // namespace
 
 extern const LinearStrategyDef kInt4W4a16;
 const LinearStrategyDef kInt4W4a16 = {
-    .name = kName,
+    .name = kInt4W4a16Name,
     .summary = "4-bit integer weights, groups of 16..256 inputs or per channel; compressed-tensors pack-quantized",
     .weight_dtype = "int4",
     .weight_bits = 4,
@@ -17,10 +17,10 @@ const LinearStrategyDef kInt4W4a16 = {
     .integer_grid = true,
     .quantizes = true,
     .tolerance = 1e-2,
-    .check = Packed::Check,
-    .quantize = Packed::Quantize,
-    .dequantize_rows = Packed::DequantizeRows,
-    .bind = Packed::Bind,
+    .check = Int4W4a16Linear::Check,
+    .quantize = Int4W4a16Linear::Quantize,
+    .dequantize_rows = Int4W4a16Linear::DequantizeRows,
+    .bind = Int4W4a16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

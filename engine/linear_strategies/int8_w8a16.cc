@@ -3,13 +3,13 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "int8_w8a16";
-using Packed = PackedLinear<kName, 8>;
+constexpr char kInt8W8a16Name[] = "int8_w8a16";
+using Int8W8a16Linear = PackedLinear<kInt8W8a16Name, 8>;
 }  // namespace
 
 extern const LinearStrategyDef kInt8W8a16;
 const LinearStrategyDef kInt8W8a16 = {
-    .name = kName,
+    .name = kInt8W8a16Name,
     .summary = "8-bit integer weights, groups of 16..256 inputs or per channel; compressed-tensors pack-quantized",
     .weight_dtype = "int8",
     .weight_bits = 8,
@@ -17,10 +17,10 @@ const LinearStrategyDef kInt8W8a16 = {
     .integer_grid = true,
     .quantizes = true,
     .tolerance = 1e-2,
-    .check = Packed::Check,
-    .quantize = Packed::Quantize,
-    .dequantize_rows = Packed::DequantizeRows,
-    .bind = Packed::Bind,
+    .check = Int8W8a16Linear::Check,
+    .quantize = Int8W8a16Linear::Quantize,
+    .dequantize_rows = Int8W8a16Linear::DequantizeRows,
+    .bind = Int8W8a16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

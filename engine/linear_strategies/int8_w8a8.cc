@@ -3,13 +3,13 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "int8_w8a8";
-using Bytes = ByteLinear<kName, 8>;
+constexpr char kInt8W8a8Name[] = "int8_w8a8";
+using Int8W8a8Linear = ByteLinear<kInt8W8a8Name, 8>;
 }  // namespace
 
 extern const LinearStrategyDef kInt8W8a8;
 const LinearStrategyDef kInt8W8a8 = {
-    .name = kName,
+    .name = kInt8W8a8Name,
     .summary =
         "8-bit integer weights, activations rounded to 8 bits by token or by a static scale; compressed-tensors "
         "int-quantized",
@@ -19,10 +19,10 @@ const LinearStrategyDef kInt8W8a8 = {
     .integer_grid = true,
     .quantizes = true,
     .tolerance = 0.2,  // activations keep eight bits; a single output of 32 inputs may cancel
-    .check = Bytes::Check,
-    .quantize = Bytes::Quantize,
-    .dequantize_rows = Bytes::DequantizeRows,
-    .bind = Bytes::Bind,
+    .check = Int8W8a8Linear::Check,
+    .quantize = Int8W8a8Linear::Quantize,
+    .dequantize_rows = Int8W8a8Linear::DequantizeRows,
+    .bind = Int8W8a8Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

@@ -3,23 +3,23 @@
 
 namespace sage::linear_strategies {
 namespace {
-constexpr char kName[] = "mxfp4_w4a16";
-using E2m1 = E2m1Linear<kName, 32, /*kGlobalScale=*/false>;
+constexpr char kMxfp4W4a16Name[] = "mxfp4_w4a16";
+using Mxfp4W4a16Linear = E2m1Linear<kMxfp4W4a16Name, 32, /*kGlobalScale=*/false>;
 }  // namespace
 
 extern const LinearStrategyDef kMxfp4W4a16;
 const LinearStrategyDef kMxfp4W4a16 = {
-    .name = kName,
+    .name = kMxfp4W4a16Name,
     .summary = "E2M1 codes with an 8-bit exponent for 32 inputs",
     .weight_dtype = "mxfp4",
     .weight_bits = 4,
     .activation_bits = 16,
     .quantizes = true,
     .tolerance = 1e-5,
-    .check = E2m1::Check,
-    .quantize = E2m1::Quantize,
-    .dequantize_rows = E2m1::DequantizeRows,
-    .bind = E2m1::Bind,
+    .check = Mxfp4W4a16Linear::Check,
+    .quantize = Mxfp4W4a16Linear::Quantize,
+    .dequantize_rows = Mxfp4W4a16Linear::DequantizeRows,
+    .bind = Mxfp4W4a16Linear::Bind,
 };
 
 }  // namespace sage::linear_strategies

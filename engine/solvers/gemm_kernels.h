@@ -41,5 +41,9 @@ absl::Span<const GemmTier* const> RunnableGemmTiers();
 
 template <typename T>
 const GemmKernels<T>& KernelsOf(const GemmTier& tier);
+template <>
+const GemmKernels<float>& KernelsOf<float>(const GemmTier& tier);
+template <>
+const GemmKernels<double>& KernelsOf<double>(const GemmTier& tier);
 
 }  // namespace sage

@@ -23,19 +23,21 @@ constexpr int64_t kBoundary = 16;
 
 int64_t CeilRows(int64_t N) { return (N + kRows - 1) / kRows; }
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
+absl::Status GptqError(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("gptq: ", message));
 }
 
 absl::Status CheckSquare(const char* name, std::string_view shape_reason, std::string_view finite_reason,
                          absl::Span<const float> matrix, int64_t K) {
   if (matrix.size() != static_cast<size_t>(K * K)) {
-    return Invalid(shape_reason, absl::StrCat(name, " must be [K, K] with K=", K, ", got ", matrix.size(), " values"));
+    return GptqError(shape_reason,
+                     absl::StrCat(name, " must be [K, K] with K=", K, ", got ", matrix.size(), " values"));
   }
   for (size_t i = 0; i < matrix.size(); ++i) {
     if (!std::isfinite(matrix[i])) {
-      return Invalid(finite_reason, absl::StrCat(name, " must be finite, got ", matrix[i], " at row ",
-                                                 i / static_cast<size_t>(K), ", column ", i % static_cast<size_t>(K)));
+      return GptqError(finite_reason,
+                       absl::StrCat(name, " must be finite, got ", matrix[i], " at row ", i / static_cast<size_t>(K),
+                                    ", column ", i % static_cast<size_t>(K)));
     }
   }
   return absl::OkStatus();
@@ -46,11 +48,11 @@ absl::Status CheckOptions(const GptqOptions& options) {
   shares.push_back(options.damp);
   for (const double share : shares) {
     if (!(share >= 0 && share <= 1)) {
-      return Invalid("BAD_DAMP", absl::StrCat("damp and its ladder must be 0..1, got ", share));
+      return GptqError("BAD_DAMP", absl::StrCat("damp and its ladder must be 0..1, got ", share));
     }
   }
   if (!(options.alpha >= 0 && options.alpha <= 1)) {
-    return Invalid("BAD_ALPHA", absl::StrCat("alpha must be 0..1, got ", options.alpha));
+    return GptqError("BAD_ALPHA", absl::StrCat("alpha must be 0..1, got ", options.alpha));
   }
   return absl::OkStatus();
 }
@@ -68,24 +70,25 @@ absl::StatusOr<Diagonal> ReadDiagonal(absl::Span<const float> gram, int64_t K) {
   for (int64_t k = 0; k < K; ++k) {
     const float value = out.values[k] = gram[k * K + k];
     if (value < 0) {
-      return Invalid("GRAM_NOT_POSITIVE",
-                     absl::StrCat("the Gram matrix must have no negative diagonal, got ", value, " at ", k));
+      return GptqError("GRAM_NOT_POSITIVE",
+                       absl::StrCat("the Gram matrix must have no negative diagonal, got ", value, " at ", k));
     }
     if (value == 0) {
       ++out.dead;
       for (int64_t j = 0; j < K; ++j) {
         if (gram[k * K + j] != 0) {
-          return Invalid("GRAM_NOT_POSITIVE", absl::StrCat("row ", k,
-                                                           " of the Gram matrix must be zero as its "
-                                                           "diagonal is, got ",
-                                                           gram[k * K + j], " at ", j));
+          return GptqError("GRAM_NOT_POSITIVE", absl::StrCat("row ", k,
+                                                             " of the Gram matrix must be zero as its "
+                                                             "diagonal is, got ",
+                                                             gram[k * K + j], " at ", j));
         }
       }
     }
     out.mean += static_cast<double>(value);
   }
   if (out.dead == K) {
-    return Invalid("NO_ACTIVATIONS", absl::StrCat("at least one of K=", K, " inputs must have been active, got none"));
+    return GptqError("NO_ACTIVATIONS",
+                     absl::StrCat("at least one of K=", K, " inputs must have been active, got none"));
   }
   out.mean /= static_cast<double>(K - out.dead);
   return out;

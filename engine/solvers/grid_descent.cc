@@ -14,13 +14,13 @@
 namespace sage {
 namespace {
 
-constexpr int64_t kBlockRows = 256;  // rows that are worked on together: bounds the memory
+constexpr int64_t kRowsAtOnce = 256;  // rows that are worked on together: bounds the memory
 // Another round is not worth its products when fewer than one code of this many has moved in the last.
 constexpr int64_t kLeastMoved = 500;
 // A least-squares scale further than this from the one before it says that the row's problem is ill-posed.
 constexpr double kLeastRatio = 0.25, kMostRatio = 4.0;
 
-absl::Status Invalid(std::string_view reason, const std::string& message) {
+absl::Status DescentError(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("grid descent: ", message));
 }
 
@@ -49,10 +49,10 @@ bool SolveCholesky(std::vector<double>& a, std::vector<double>& b, int64_t n) {
   return true;
 }
 
-class Descent {
+class GridDescent {
  public:
-  Descent(absl::Span<const float> weight, int64_t N, int64_t K, absl::Span<const float> gram,
-          const GridDescentOptions& options, ThreadPool& threads, GridDescentResult& out)
+  GridDescent(absl::Span<const float> weight, int64_t N, int64_t K, absl::Span<const float> gram,
+              const GridDescentOptions& options, ThreadPool& threads, GridDescentResult& out)
       : weight_(weight),
         N_(N),
         K_(K),
@@ -93,8 +93,8 @@ class Descent {
   void Run() {
     std::vector<double> start(N_), end(N_);
     std::vector<int64_t> moved(N_);
-    for (int64_t begin = 0; begin < N_; begin += kBlockRows) {
-      const int64_t rows = std::min(kBlockRows, N_ - begin);
+    for (int64_t begin = 0; begin < N_; begin += kRowsAtOnce) {
+      const int64_t rows = std::min(kRowsAtOnce, N_ - begin);
       difference_.resize(rows * K_);
       gradient_.resize(rows * K_);
       if (options_.tune_scales) FindWanted(begin, rows);
@@ -316,8 +316,8 @@ class Descent {
 absl::Status CheckOptions(const GridDescentOptions& options) {
   if (options.rounds < 1 || options.rounds > 1000 || options.sweeps < 1 || options.sweeps > 1000 ||
       !(options.damp >= 0 && options.damp <= 1)) {
-    return Invalid("BAD_SEARCH", absl::StrCat("rounds and sweeps must be 1..1000 and damp 0..1, got ", options.rounds,
-                                              ", ", options.sweeps, ", ", options.damp));
+    return DescentError("BAD_SEARCH", absl::StrCat("rounds and sweeps must be 1..1000 and damp 0..1, got ",
+                                                   options.rounds, ", ", options.sweeps, ", ", options.damp));
   }
   return absl::OkStatus();
 }
@@ -330,11 +330,11 @@ absl::StatusOr<GridDescentResult> SolveGridDescent(absl::Span<const float> weigh
   SAGE_RETURN_IF_ERROR(CheckGridProblem("grid descent", weight, N, K, options.grid));
   SAGE_RETURN_IF_ERROR(CheckOptions(options));
   if (gram.size() != static_cast<size_t>(K * K)) {
-    return Invalid("BAD_GRAM_SHAPE",
-                   absl::StrCat("the Gram matrix must be [K, K] with K=", K, ", got ", gram.size(), " values"));
+    return DescentError("BAD_GRAM_SHAPE",
+                        absl::StrCat("the Gram matrix must be [K, K] with K=", K, ", got ", gram.size(), " values"));
   }
   for (const float value : gram) {
-    if (!std::isfinite(value)) return Invalid("NON_FINITE_GRAM", absl::StrCat("H must be finite, got ", value));
+    if (!std::isfinite(value)) return DescentError("NON_FINITE_GRAM", absl::StrCat("H must be finite, got ", value));
   }
   SAGE_RETURN_IF_ERROR(CheckGridStart("grid descent", start, N, K, options.grid));
   const int64_t width = GroupWidth(options.grid, K);
@@ -342,12 +342,12 @@ absl::StatusOr<GridDescentResult> SolveGridDescent(absl::Span<const float> weigh
   for (const int32_t g : start.g_idx) ++members[static_cast<size_t>(g)];
   for (const int64_t count : members) {
     if (count != width) {
-      return Invalid("BAD_START", absl::StrCat("groups of g_idx must have ", width, " inputs each, got ", count));
+      return DescentError("BAD_START", absl::StrCat("groups of g_idx must have ", width, " inputs each, got ", count));
     }
   }
   GridDescentResult out;
   out.weight = start;
-  Descent(weight, N, K, gram, options, threads, out).Run();
+  GridDescent(weight, N, K, gram, options, threads, out).Run();
   return out;
 }
 

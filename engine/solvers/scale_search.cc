@@ -17,7 +17,7 @@ namespace {
 constexpr float kLeastAwqScale = 1e-4f, kLeastSmooth = 1e-5f;
 constexpr int kClipSteps = 20, kClipCandidates = 10;
 // Of each layer, for the error of a candidate: they settle one number.
-constexpr int64_t kTrialRows = 256;
+constexpr int64_t kScaleTrialRows = 256;
 constexpr int kCoarseStep = 3;
 constexpr int64_t kClipRows = 256;  // rows of one batch of the clip search: bounds its memory
 
@@ -199,7 +199,7 @@ namespace {
 std::vector<float> TrialRows(absl::Span<const LayerWeight> layers, int64_t K) {
   std::vector<float> out;
   for (const LayerWeight& layer : layers) {
-    const int64_t rows = std::min(layer.N, kTrialRows);
+    const int64_t rows = std::min(layer.N, kScaleTrialRows);
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = layer.values.data() + r * layer.N / rows * K;
       out.insert(out.end(), row, row + K);

@@ -15,7 +15,7 @@ namespace {
 // How far a range may shrink or, where the start had cut it, grow again.
 constexpr float kLeastFactor = 0.1f, kMostFactor = 1.25f;
 // A start's code is kept by an offset that leaves the value just inside its rounding interval.
-constexpr float kInside = 0.49f;
+constexpr float kInsideStep = 0.49f;
 
 absl::Status Invalid(std::string_view reason, const std::string& message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, absl::StrCat("sign rounding: ", message));
@@ -23,10 +23,10 @@ absl::Status Invalid(std::string_view reason, const std::string& message) {
 
 float Sign(double value) { return value > 0 ? 1.0f : value < 0 ? -1.0f : 0.0f; }
 
-class Descent {
+class SignDescent {
  public:
-  Descent(absl::Span<const float> weight, int64_t N, int64_t K, absl::Span<const float> gram, const GridWeight& start,
-          const SignRoundingOptions& options, ThreadPool& threads)
+  SignDescent(absl::Span<const float> weight, int64_t N, int64_t K, absl::Span<const float> gram,
+              const GridWeight& start, const SignRoundingOptions& options, ThreadPool& threads)
       : weight_(weight),
         gram_(gram),
         start_(start),
@@ -94,8 +94,8 @@ class Descent {
       const IntegerGrid& grid = grids_[n * G_ + Group(k)];
       const float place = Place(weight_[at], grid), code = static_cast<float>(codes_[at]);
       float inside = place;
-      if (code > low_) inside = std::max(inside, code - kInside);
-      if (code < high_) inside = std::min(inside, code + kInside);
+      if (code > low_) inside = std::max(inside, code - kInsideStep);
+      if (code < high_) inside = std::min(inside, code + kInsideStep);
       shift_[at] = inside - place;
       difference_[at] = ValueOf(codes_[at], grid) - weight_[at];
     }
@@ -221,7 +221,7 @@ absl::StatusOr<SignRoundingResult> SolveSignRounding(absl::Span<const float> wei
                                               ", ", options.rate, ", ", options.range_rate));
   }
   SAGE_RETURN_IF_ERROR(CheckGridStart("sign rounding", start, N, K, options.grid));
-  return Descent(weight, N, K, gram, start, options, threads).Run();
+  return SignDescent(weight, N, K, gram, start, options, threads).Run();
 }
 
 }  // namespace sage

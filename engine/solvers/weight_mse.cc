@@ -14,15 +14,15 @@
 namespace sage {
 namespace {
 
-constexpr int64_t kCheckEvery = 16;
+constexpr int64_t kCheckAfter = 16;
 
 // Stops as soon as the sum passes `bound`: a shrunk range that is worse shows it after a few weights.
 double ErrorOnGrid(const float* weights, const float* importance, int64_t count, const IntegerGrid& grid, int bits,
                    double norm, double bound) {
   if (norm == 2.0) return HostGridKernels().squared_error(weights, importance, count, grid, bits, bound);
   double sum = 0;
-  for (int64_t begin = 0; begin < count; begin += kCheckEvery) {
-    const int64_t end = std::min(count, begin + kCheckEvery);
+  for (int64_t begin = 0; begin < count; begin += kCheckAfter) {
+    const int64_t end = std::min(count, begin + kCheckAfter);
     for (int64_t i = begin; i < end; ++i) {
       const double off = std::fabs(static_cast<double>(weights[i] - ValueOf(CodeOf(weights[i], grid, bits), grid)));
       const double error = std::pow(off, norm);

@@ -25,7 +25,7 @@ constexpr uint32_t kMaxDimensions = 4;
 constexpr uint64_t kMaxAlignment = 1u << 20;
 constexpr int kMaxArrayDepth = 4;
 
-enum ValueType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
+using enum GgufValue::Type;
 
 struct BlockSize {
   uint64_t values = 0;  // 0 = a type this engine does not read

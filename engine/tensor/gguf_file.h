@@ -36,6 +36,11 @@ enum class GgmlType : uint32_t {
   kBF16 = 30,
 };
 
+struct GgufValue {
+  // What a metadata value holds, as the file numbers it.
+  enum Type : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
+};
+
 struct GgufTensor {
   std::string name;
   std::vector<int64_t> shape;  // outermost first (the file stores fastest first): [N, K]

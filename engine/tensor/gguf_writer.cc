@@ -10,9 +10,9 @@
 namespace sage {
 namespace {
 
-constexpr size_t kMaxKeyBytes = 65535, kMaxNameBytes = 63;  // GGML_MAX_NAME with its end mark
+constexpr size_t kMaxKeyBytes = 65535, kMaxTensorNameBytes = 63;  // GGML_MAX_NAME with its end mark
 
-enum ValueType : uint32_t { kU32 = 4, kI32 = 5, kF32 = 6, kBool = 7, kString = 8, kArray = 9 };
+using enum GgufValue::Type;
 
 // Little-endian whatever the machine is.
 void Put(uint64_t value, int bytes, std::string& out) {
@@ -44,8 +44,8 @@ absl::Status CheckNames(const GgufKeys& keys, const std::vector<GgufTensorEntry>
   seen.clear();
   for (const GgufTensorEntry& tensor : tensors) {
     const std::string what = absl::StrCat("tensor '", tensor.name.substr(0, 120), "'");
-    if (tensor.name.empty() || tensor.name.size() > kMaxNameBytes) {
-      return Bad(absl::StrCat(what, ": names must have 1 to ", kMaxNameBytes, " bytes"));
+    if (tensor.name.empty() || tensor.name.size() > kMaxTensorNameBytes) {
+      return Bad(absl::StrCat(what, ": names must have 1 to ", kMaxTensorNameBytes, " bytes"));
     }
     if (!seen.insert(tensor.name).second) return Bad(absl::StrCat(what, " is there twice"));
     if (tensor.shape.empty() || tensor.shape.size() > 4) return Bad(absl::StrCat(what, " must have 1 to 4 dimensions"));

@@ -14,7 +14,7 @@ namespace sage {
 namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
-constexpr size_t kMaxDimensions = 16;
+constexpr size_t kMaxShapeSizes = 16;
 
 }  // namespace
 
@@ -62,8 +62,8 @@ class SafetensorsParser {
 
   absl::Status ReadShape(const std::string& tensor, const Json& value, Shape* shape) const {
     const auto it = value.find("shape");
-    if (it == value.end() || !it->is_array() || it->size() > kMaxDimensions) {
-      return Bad("tensor '", tensor, "': shape must be an array of at most ", kMaxDimensions, " sizes");
+    if (it == value.end() || !it->is_array() || it->size() > kMaxShapeSizes) {
+      return Bad("tensor '", tensor, "': shape must be an array of at most ", kMaxShapeSizes, " sizes");
     }
     for (const Json& d : *it) {
       if (!d.is_number_unsigned() || d.get<uint64_t>() > (uint64_t{1} << 48)) {

@@ -296,7 +296,7 @@ bool ItemsFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
   return DictView(in, v, Type::kItems, &view) && in.List(view.items(), out, Type::kGenerator);
 }
 
-constexpr FilterRow kRows[] = {
+constexpr FilterRow kListFilters[] = {
     {"length", LengthFilter},     {"count", LengthFilter},      {"list", ListFilter},          {"first", FirstFilter},
     {"last", LastFilter},         {"reverse", ReverseFilter},   {"join", JoinFilter},          {"sort", SortFilter},
     {"dictsort", DictSortFilter}, {"max", ExtremeFilter<true>}, {"min", ExtremeFilter<false>}, {"sum", SumFilter},
@@ -306,7 +306,7 @@ constexpr FilterRow kRows[] = {
 
 }  // namespace
 
-absl::Span<const FilterRow> ListFilters() { return kRows; }
+absl::Span<const FilterRow> ListFilters() { return kListFilters; }
 
 bool GetPath(Interpreter& in, const Value& v, const Value* path, const Value* fallback, Value* out) {
   *out = v;

@@ -200,7 +200,7 @@ bool FileSizeFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
       absl::StrCat(FormatFixed(base * bytes / unit, 1, 'f'), " ", std::string(1, prefix), binary ? "iB" : "B"), out);
 }
 
-constexpr FilterRow kRows[] = {
+constexpr FilterRow kNumberFilters[] = {
     {"int", IntFilter},
     {"float", FloatFilter},
     {"abs", AbsFilter},
@@ -212,6 +212,6 @@ constexpr FilterRow kRows[] = {
 
 }  // namespace
 
-absl::Span<const FilterRow> NumberFilters() { return kRows; }
+absl::Span<const FilterRow> NumberFilters() { return kNumberFilters; }
 
 }  // namespace sage::jinja

@@ -77,7 +77,7 @@ bool AttrFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
   return in.Attribute(v, name, out);
 }
 
-constexpr FilterRow kRows[] = {
+constexpr FilterRow kSelectFilters[] = {
     {"map", MapFilter},
     {"select", SelectFilter<true, false>},
     {"reject", SelectFilter<false, false>},
@@ -88,6 +88,6 @@ constexpr FilterRow kRows[] = {
 
 }  // namespace
 
-absl::Span<const FilterRow> SelectFilters() { return kRows; }
+absl::Span<const FilterRow> SelectFilters() { return kSelectFilters; }
 
 }  // namespace sage::jinja

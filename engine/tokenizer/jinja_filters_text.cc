@@ -281,7 +281,7 @@ bool ToJsonFilter(Interpreter& in, const Value& v, Args& args, Value* out) {
   return AppendJson(in, v, style, &text) && in.Text(std::move(text), out);
 }
 
-constexpr FilterRow kRows[] = {
+constexpr FilterRow kTextFilters[] = {
     {"upper", CaseFilter<Case::kUpper>},
     {"lower", CaseFilter<Case::kLower>},
     {"capitalize", CaseFilter<Case::kCapitalize>},
@@ -305,7 +305,7 @@ constexpr FilterRow kRows[] = {
 
 }  // namespace
 
-absl::Span<const FilterRow> TextFilters() { return kRows; }
+absl::Span<const FilterRow> TextFilters() { return kTextFilters; }
 
 bool BindBool(const Value* arg, bool fallback) { return arg == nullptr ? fallback : Truthy(*arg); }
 

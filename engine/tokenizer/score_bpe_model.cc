@@ -15,12 +15,12 @@ struct Piece {
   bool frozen;
 };
 
-struct Candidate {
+struct PairToMerge {
   float score;
   int32_t left;
   int32_t right;
   size_t size;  // bytes of both sides when this was pushed
-  bool operator<(const Candidate& other) const {
+  bool operator<(const PairToMerge& other) const {
     return score != other.score ? score < other.score : left > other.left;
   }
 };
@@ -42,7 +42,7 @@ class Merger {
   void Run(std::vector<int32_t>& ids) {
     for (size_t i = 0; i + 1 < pieces_.size(); ++i) Push(static_cast<int32_t>(i));
     while (!heap_.empty()) {
-      const Candidate top = heap_.top();
+      const PairToMerge top = heap_.top();
       heap_.pop();
       Piece& left = pieces_[top.left];
       Piece& right = pieces_[top.right];
@@ -106,7 +106,7 @@ class Merger {
   const ScoreBpeModel& model_;
   std::string_view word_;
   std::vector<Piece> pieces_;
-  std::priority_queue<Candidate> heap_;
+  std::priority_queue<PairToMerge> heap_;
   TextMap<size_t> parts_;  // where an unused piece was joined
   bool last_unk_ = false;
 };
