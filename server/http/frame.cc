@@ -78,6 +78,8 @@ bool FrameReader::ReadField(std::string_view line) {
   } else if (Is(name, "Content-Encoding") && !value.empty() && !Is(value, "identity")) {
     // A few bytes could unpack to more than the machine holds, before anyone asked who sends them.
     return Refuse(415, "Content-Encoding is not supported: send the body as it is");
+  } else if (Is(name, "Content-Type")) {
+    form_ = Is(Strip(value.substr(0, value.find(';'))), "application/x-www-form-urlencoded");
   } else if (Is(name, "Expect")) {
     if (!Is(value, "100-continue")) return Refuse(417, "Expect may be 100-continue only");
     expects_continue_ = true;
@@ -110,6 +112,10 @@ bool FrameReader::ReadHeader(std::string_view header) {
   }
   if (first) return Refuse(400, "must begin with METHOD PATH HTTP/1.1");
   if (chunked_ && has_length_) return Refuse(400, "Content-Length and Transfer-Encoding exclude one another");
+  if (form_ && body_bytes_ > kMostForm) {
+    return Refuse(413, absl::StrCat("a form has at most ", kMostForm, " bytes, got ", body_bytes_,
+                                    "; send JSON with Content-Type: application/json"));
+  }
   return true;
 }
 

@@ -15,6 +15,7 @@ class FrameReader {
  public:
   enum class State { kHeader, kBody, kComplete, kBad };
   static constexpr size_t kMostHeader = 64 << 10, kMostBody = 64 << 20;
+  static constexpr size_t kMostForm = 8192;  // what cpp-httplib takes of a form, as curl -d calls what it sends
 
   State Look(std::string_view buffer);
   // Once the header is whole.
@@ -41,6 +42,7 @@ class FrameReader {
   size_t body_bytes_ = 0;    // by Content-Length, or chunks read so far
   size_t next_chunk_ = 0;    // chunked: where the next size line begins, within the body
   bool has_length_ = false, chunked_ = false, trailer_ = false, expects_continue_ = false;
+  bool form_ = false;
   std::string method_, path_;
   absl::Status error_;
   int http_code_ = 0;

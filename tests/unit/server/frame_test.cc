@@ -40,6 +40,17 @@ TEST(Frame, EndsWithTheEmptyLineOrTheBody) {
   EXPECT_TRUE(frame.expects_continue());
 }
 
+// cpp-httplib answers such a form with a bare 413; whoever forgot the header is told which.
+TEST(Frame, ALargeFormIsRefusedByName) {
+  const std::string form = "POST / HTTP/1.1\r\nContent-Type: application/x-www-form-urlencoded; charset=utf-8\r\n";
+  EXPECT_EQ(CodeOf(form + "Content-Length: 8193\r\n\r\n"), 413);
+  EXPECT_EQ(CodeOf(form + "Content-Length: 8192\r\n\r\n"), 0);
+  EXPECT_EQ(CodeOf("POST / HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 8193\r\n\r\n"), 0);
+  FrameReader frame;
+  frame.Look("POST / HTTP/1.1\r\nContent-Length: 9000\r\ncontent-type: application/x-www-form-urlencoded\r\n\r\n");
+  EXPECT_NE(frame.error().message().find("application/json"), frame.error().message().npos) << frame.error();
+}
+
 TEST(Frame, WhatFollowsIsNotPartOfIt) {
   const std::string first = "POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi", both = first + "GET / HTTP/1.1\r\n\r\n";
   FrameReader frame;
