@@ -31,7 +31,14 @@ std::optional<Failure> Session::Connect() {
   } else if (error.reason == "SERVER_UNREACHABLE") {
     failure.code = "UNAVAILABLE";
     failure.exit_code = kUnreachable;
-    failure.message += " (start one, or name another with --server or SAGE_SERVER)";
+    const bool refused = error.message.find("Connection refused") != std::string::npos ||
+                         error.message.find("No such file") != std::string::npos;
+    const bool tls = !options_.ca.empty() || !options_.cert.empty() || !options_.key.empty();
+    failure.message +=
+        refused ? " (start one, or name another with --server or SAGE_SERVER)"
+        : tls   ? " (something listens there: is it the gRPC port, does --ca sign its certificate and name, does "
+                  "it want another --cert and --key?)"
+                : " (if something listens there: is it the gRPC port, and does it want TLS, --ca?)";
   }
   return failure;
 }

@@ -21,6 +21,10 @@ std::optional<std::string> ReadWhole(const std::string& path) {
 
 std::shared_ptr<grpc::ChannelCredentials> Credentials(const Options& options, Error* error) {
   if (options.ca.empty() && options.cert.empty() && options.key.empty()) return grpc::InsecureChannelCredentials();
+  if (options.cert.empty() != options.key.empty()) {
+    *error = {"INVALID_ARGUMENT", "CREDENTIALS", "cert and key: both or neither", {}};
+    return nullptr;
+  }
   grpc::SslCredentialsOptions tls;
   const std::pair<const std::string*, std::string*> files[] = {
       {&options.ca, &tls.pem_root_certs}, {&options.cert, &tls.pem_cert_chain}, {&options.key, &tls.pem_private_key}};
@@ -48,6 +52,18 @@ std::optional<Error> ReadUpdates(grpc::ClientContext* context, Reader reader, co
   const grpc::Status status = reader->Finish();
   if (status.ok() || !wanted) return std::nullopt;
   return ToError(status);
+}
+
+// What gRPC says of a channel that cannot connect: a call is the only way to be told.
+std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  v1::ListEnginesResponse answer;
+  const grpc::Status status =
+      v1::EngineService::NewStub(channel)->ListEngines(&context, v1::ListEnginesRequest(), &answer);
+  const std::string text = status.error_message(), mark = "last error: ";
+  const size_t at = text.find(mark);
+  return at == std::string::npos ? text : text.substr(at + mark.size());
 }
 
 }  // namespace
@@ -93,6 +109,14 @@ std::unique_ptr<Client> Client::Connect(const Options& options, Error* error) {
       return nullptr;
     }
     client->token_ = token->substr(0, token->find_first_of("\r\n"));
+    // The daemon's own list has names and roles beside its tokens: sent as a token it would only be called wrong.
+    if (client->token_.empty() || client->token_.find_first_of(" \t#") != std::string::npos) {
+      *error = {"INVALID_ARGUMENT",
+                "TOKEN_FILE",
+                options.token_file + ": the first line must be the token and nothing else",
+                {}};
+      return nullptr;
+    }
   }
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
@@ -107,6 +131,7 @@ std::unique_ptr<Client> Client::Connect(const Options& options, Error* error) {
       return nullptr;
     }
     *error = {"UNAVAILABLE", "SERVER_UNREACHABLE", "no sagequantd answers at " + options.server, {}};
+    if (const std::string why = WhyNotConnected(client->channel_); !why.empty()) error->message += ": " + why;
     return nullptr;
   }
   client->engines_ = EngineService::NewStub(client->channel_);

@@ -16,7 +16,7 @@ TARGET = HERE / "sagequant" / "_wire"
 
 
 def main():
-    if not PROTO.is_dir():
+    if not (PROTO / "sage").is_dir():
         if TARGET.is_dir():
             return  # a source archive that was made with its stubs
         sys.exit(f"generate.py: {PROTO} is not there")

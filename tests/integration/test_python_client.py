@@ -29,6 +29,33 @@ def sagequant(tmp_path_factory):
     sys.path.remove(str(folder / "site"))
 
 
+def test_a_source_archive_builds_the_same_wheel(tmp_path):
+    """`python -m build` makes the archive first and the wheel from it, where no proto/ is near."""
+    made = subprocess.run([sys.executable, "-c", f"import setuptools.build_meta as b; print(b.build_sdist({str(tmp_path)!r}))"],
+                          cwd=PACKAGE, check=True, capture_output=True, text=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check",
+                    "-w", str(tmp_path), str(tmp_path / made.stdout.split()[-1])], check=True, capture_output=True)
+    wheel, = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"sagequant/client.py", "sagequant/py.typed", "sagequant/_wire/generation_pb2.py", "sagequant/_wire/engine_pb2.pyi"} <= names
+
+
+def test_wrong_kinds_are_named(sagequant, daemon, tmp_path):
+    """What protobuf would refuse without saying what is refused here, by name and value."""
+    client = sagequant.UnifiedInferenceClient.create(server=daemon.grpc)
+    for word, call in (("prompt", lambda: client.generate(5)), ("runtime", lambda: client.generate("x", runtime=5)),
+                       ("max_tokens", lambda: client.generate("x", max_tokens="many")), ("seed", lambda: client.generate("x", seed=-1)),
+                       ("stop", lambda: client.generate("x", stop=[1])), ("logit_bias", lambda: client.generate("x", logit_bias=[3])),
+                       ("text", lambda: client.score(None))):
+        with pytest.raises(sagequant.errors.InvalidArgumentError) as refused:
+            call()
+        assert refused.value.reason == "WRONG_TYPE" and refused.value.message.startswith(word + ":")
+    for text in ("", "abc admin name=ops\n", "# a comment\nabc\n"):
+        (tmp_path / "token").write_text(text)
+        with pytest.raises(sagequant.errors.InvalidArgumentError, match="the token and nothing else"):
+            sagequant.UnifiedInferenceClient.create(server=daemon.grpc, token_file=str(tmp_path / "token")).models()
+
+
 @pytest.fixture(scope="module")
 def manager(sagequant, daemon):
     config = sagequant.QuantConfig(weight_dtype="int8", activation_dtype="w8a16", group_size=0, kv_cache_dtype="fp8", backend="cpu")

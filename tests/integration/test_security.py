@@ -62,6 +62,10 @@ def test_tokens_on_grpc_and_http(tmp_path, model_root, papers):
     for flags in ([], ["--token-file", str(papers["folder"] / "wrong")]):
         code, error = daemon.fails("llm", "engine", "list", *flags)
         assert (code, error["code"]) == (1, "UNAUTHENTICATED"), error
+    for text in ("", "s3cret-one admin name=ops\n", "# tokens\ns3cret-one\n"):  # the daemon's own list is told of here, not sent
+        (tmp_path / "list").write_text(text)
+        code, error = daemon.fails("llm", "engine", "list", "--token-file", str(tmp_path / "list"))
+        assert (code, error["reason"]) == (2, "TOKEN_FILE") and "nothing else" in error["message"], error
     # Health stays open for probes; everything else asks.
     channel = grpc.insecure_channel(daemon.grpc)
     check = channel.unary_unary("/grpc.health.v1.Health/Check")

@@ -125,37 +125,61 @@ def main_kernel(bindings: Sequence[KernelBinding]) -> str:
     return max(sorted(sizes), key=lambda kernel: sizes[kernel], default="")
 
 
+def _set_option(out: generation_pb2.GenerationOptions, name: str, value: Any) -> None:
+    if name in _SAMPLING:
+        setattr(out.sampling, name, value)
+    elif name in _OPTIONS:
+        setattr(out, name, value)
+    elif name == "stop":
+        out.stop.extend([value] if isinstance(value, str) else value)
+    elif name == "stop_ids":
+        out.stop_ids.extend(value)
+    elif name == "logit_bias":
+        for token, bias in value.items():
+            out.sampling.logit_bias[int(token)] = bias
+    else:
+        known = ", ".join(sorted((*_SAMPLING, *_OPTIONS, "stop", "stop_ids", "logit_bias")))
+        raise InvalidArgumentError(f"{name}: is no option of a generation; there is {known}", "UNKNOWN_OPTION")
+
+
 def generation_options(options: Mapping[str, Any]) -> generation_pb2.GenerationOptions:
     out = generation_pb2.GenerationOptions()
     for name, value in options.items():
         if value is None:
             continue
-        if name == "max_completion_tokens":
-            name = "max_tokens"
-        if name in _SAMPLING:
-            setattr(out.sampling, name, value)
-        elif name in _OPTIONS:
-            setattr(out, name, value)
-        elif name == "stop":
-            out.stop.extend([value] if isinstance(value, str) else value)
-        elif name == "stop_ids":
-            out.stop_ids.extend(value)
-        elif name == "logit_bias":
-            for token, bias in value.items():
-                out.sampling.logit_bias[int(token)] = bias
-        else:
-            known = ", ".join(sorted((*_SAMPLING, *_OPTIONS, "stop", "stop_ids", "logit_bias")))
-            raise InvalidArgumentError(f"{name}: is no option of a generation; there is {known}", "UNKNOWN_OPTION")
+        try:
+            _set_option(out, "max_tokens" if name == "max_completion_tokens" else name, value)
+        except InvalidArgumentError:  # which is a ValueError too
+            raise
+        except (TypeError, ValueError, AttributeError):  # protobuf's own text names neither the option nor the value
+            raise InvalidArgumentError(f"{name}: has no value of its kind, got {value!r}", "WRONG_TYPE") from None
     return out
+
+
+def engine_name(runtime: Any, default: str) -> str:
+    """`runtime` is a Runtime, an engine id, or None for the default."""
+    name = getattr(runtime, "engine_id", runtime)
+    if name is not None and not isinstance(name, str):
+        raise InvalidArgumentError(f"runtime: must be what load_quantized gave or an engine id, got {runtime!r}", "WRONG_TYPE")
+    return name or default
+
+
+def put_prompt(request: Any, field: str, prompt: Union[str, Sequence[int]]) -> None:
+    """A text, or token ids; `field` is how the caller names it."""
+    if isinstance(prompt, str):
+        request.text = prompt
+        return
+    try:
+        request.token_ids.ids.extend(prompt)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"{field}: must be a text or a sequence of token ids, got {type(prompt).__name__}",
+                                   "WRONG_TYPE") from None
 
 
 def generate_request(engine: str, prompt: Union[str, Sequence[int]],
                      options: Mapping[str, Any]) -> generation_pb2.GenerateRequest:
     request = generation_pb2.GenerateRequest(engine_id=engine, options=generation_options(options))
-    if isinstance(prompt, str):
-        request.text = prompt
-    else:
-        request.token_ids.ids.extend(prompt)
+    put_prompt(request, "prompt", prompt)
     return request
 
 

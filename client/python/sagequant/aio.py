@@ -200,7 +200,7 @@ class AsyncUnifiedInferenceClient:
         await self.close()
 
     def _name(self, runtime: Optional[Union[AsyncRuntime, str]]) -> str:
-        return runtime.engine_id if isinstance(runtime, AsyncRuntime) else runtime or self._engine
+        return convert.engine_name(runtime, self._engine)
 
     async def _gather(self, method: Any, request: Any, chat: bool = False) -> Completion:
         convert.ask_for_whole_answer(request)

@@ -223,10 +223,7 @@ class UnifiedInferenceClient:
               max_windows: int = 0) -> Dict[str, float]:
         """Log-likelihood of a text: nll, ppl, scored, windows."""
         request = generation_pb2.ScoreRequest(engine_id=self._name(runtime), window=window, max_windows=max_windows)
-        if isinstance(text, str):
-            request.text = text
-        else:
-            request.token_ids.ids.extend(text)
+        convert.put_prompt(request, "text", text)
         answer = self._channel.call(self._channel.generation.Score, request)
         return {"nll": answer.nll, "ppl": answer.ppl, "scored": answer.scored, "windows": answer.windows}
 
@@ -256,7 +253,7 @@ class UnifiedInferenceClient:
         self.close()
 
     def _name(self, runtime: Optional[Union[Runtime, str]]) -> str:
-        return runtime.engine_id if isinstance(runtime, Runtime) else runtime or self._engine
+        return convert.engine_name(runtime, self._engine)
 
     def _gather(self, method: Any, request: Any, chat: bool = False) -> Completion:
         convert.ask_for_whole_answer(request)

@@ -57,6 +57,9 @@ class Connection:
         token = self.token
         if self.token_file:
             token = (Path(self.token_file).read_text().splitlines() or [""])[0].strip()
+            # The daemon's own list has names and roles beside its tokens: sent as a token it would only be called wrong.
+            if not token or set(token) & set(" \t#"):
+                raise InvalidArgumentError(f"{self.token_file}: the first line must be the token and nothing else", "TOKEN_FILE")
         return [("authorization", f"Bearer {token}")] if token else []
 
     def credentials(self) -> Optional[grpc.ChannelCredentials]:
