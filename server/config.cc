@@ -4,10 +4,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstring>
 #include <functional>
 #include <optional>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -314,9 +317,14 @@ absl::Status CheckConfig(const DaemonConfig& config) {
     return Bad(absl::StrCat("http-listen: beyond loopback needs --http-tls or --token-file, got ",
                             config.http_listen.ToString()));
   }
-  for (const std::string& path :
-       {config.tls_cert, config.tls_key, config.tls_client_ca, config.token_file, config.engines_file}) {
-    if (!path.empty() && !FileExists(path)) return Bad(absl::StrCat("file not found: ", path));
+  const std::pair<const char*, const std::string*> files[] = {{"tls-cert", &config.tls_cert},
+                                                              {"tls-key", &config.tls_key},
+                                                              {"tls-client-ca", &config.tls_client_ca},
+                                                              {"token-file", &config.token_file},
+                                                              {"engines-file", &config.engines_file}};
+  for (const auto& [setting, path] : files) {
+    if (path->empty() || access(path->c_str(), R_OK) == 0) continue;
+    return Bad(absl::StrCat(setting, ": cannot read ", *path, ": ", std::strerror(errno)));
   }
   for (const std::string& root : config.model_roots) {
     if (!IsDirectory(root)) return Bad(absl::StrCat("model-root: must be a folder, got ", root));

@@ -155,10 +155,13 @@ absl::Status ReadOutputs(const ModelInferRequest& request, InferenceInput* out) 
 
 }  // namespace
 
+absl::Status CheckModelVersion(const char* field, const std::string& version) {
+  if (version.empty() || version == "1") return absl::OkStatus();
+  return BadField(field, "UNKNOWN_VERSION", absl::StrCat("must be 1, got ", version.substr(0, 80)));
+}
+
 absl::Status CheckInferenceModel(const ModelInferRequest& request) {
-  if (!request.model_version().empty() && request.model_version() != "1") {
-    return BadField("model_version", "UNKNOWN_VERSION", absl::StrCat("must be 1, got ", request.model_version()));
-  }
+  SAGE_RETURN_IF_ERROR(CheckModelVersion("model_version", request.model_version()));
   if (request.id().size() > 256) return BadField("id", "TOO_LONG", "at most 256 bytes");
   if (request.model_name().empty()) return BadField("model_name", "EMPTY", "must be named");
   return absl::OkStatus();

@@ -20,6 +20,8 @@ struct InferenceInput {
   bool wants_text = true, wants_ids = false, wants_reason = true;
 };
 
+// Every model has the version 1, which need not be said.
+absl::Status CheckModelVersion(const char* field, const std::string& version);
 // Version, id and model name. INVALID_ARGUMENT names the field, here and below.
 absl::Status CheckInferenceModel(const inference::ModelInferRequest& request);
 // `may_stream`: the call can answer more than once (and does unless asked not to).

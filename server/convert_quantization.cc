@@ -88,7 +88,7 @@ absl::StatusOr<CalibrationSpec> ToCalibrationSpec(const pb::CalibrateRequest& re
 
 absl::StatusOr<ConvertSpec> ToConvertSpec(const pb::ConvertRequest& request, const ModelPaths& paths) {
   ConvertSpec spec;
-  SAGE_ASSIGN_OR_RETURN(spec.artifact, paths.ResolveModel(request.artifact()));
+  SAGE_ASSIGN_OR_RETURN(spec.artifact, paths.ResolveModel(request.artifact(), "artifact"));
   if (request.format().empty()) return BadField("format", "EMPTY", "must be named");
   spec.format = request.format();
   spec.output = request.output();
@@ -101,9 +101,9 @@ absl::StatusOr<ReportSpec> ToReportSpec(const pb::EvaluateRequest& request, cons
   SAGE_RETURN_IF_ERROR(AtMost("window", request.window(), 1 << 20));
   if (request.window() == 1) return BadField("window", "OUT_OF_RANGE", "must be at least 2");
   if (request.tasks_size() > 64) return BadField("tasks", "TOO_MANY", "at most 64 tasks");
-  SAGE_ASSIGN_OR_RETURN(spec.artifact, paths.ResolveModel(request.artifact()));
+  SAGE_ASSIGN_OR_RETURN(spec.artifact, paths.ResolveModel(request.artifact(), "artifact"));
   if (!request.reference().empty()) {
-    SAGE_ASSIGN_OR_RETURN(spec.reference, paths.ResolveModel(request.reference()));
+    SAGE_ASSIGN_OR_RETURN(spec.reference, paths.ResolveModel(request.reference(), "reference"));
   }
   if (!request.dataset().empty() && request.dataset_content().empty()) {
     SAGE_ASSIGN_OR_RETURN(spec.dataset, paths.ResolveData(request.dataset()));

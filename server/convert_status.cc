@@ -1,6 +1,7 @@
 // Builds and reads the error details of google.rpc.
 #include "server/convert_status.h"
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status.h"
 #include "google/rpc/error_details.pb.h"
@@ -38,11 +39,20 @@ std::string ReasonOf(const absl::Status& status) {
   return reason.empty() ? CodeName(status.code()) : reason;
 }
 
-int RetryAfterSeconds(const absl::Status& status) {
-  const std::string reason = ReasonOf(status);
-  if (status.code() == absl::StatusCode::kUnavailable) return 1;
-  if (status.code() != absl::StatusCode::kResourceExhausted) return 0;
-  return reason == "INSUFFICIENT_MEMORY" ? 10 : 1;
+absl::Duration RetryAfter(const absl::Status& status) {
+  const ErrorReason reason = GetErrorReason(status);
+  if (status.code() == absl::StatusCode::kUnavailable) return absl::Seconds(1);
+  if (status.code() != absl::StatusCode::kResourceExhausted) return absl::ZeroDuration();
+  int64_t known = 0;  // whoever refused may know when there is room again
+  const auto told = reason.metadata.find("retry_after_ms");
+  if (told != reason.metadata.end() && absl::SimpleAtoi(told->second, &known) && known > 0) {
+    return absl::Milliseconds(known);
+  }
+  return absl::Seconds(reason.reason == "INSUFFICIENT_MEMORY" ? 10 : 1);
+}
+
+int64_t RetryAfterSeconds(const absl::Status& status) {
+  return absl::ToInt64Seconds(absl::Ceil(RetryAfter(status), absl::Seconds(1)));
 }
 
 google::rpc::Status ToRpcStatus(const absl::Status& status) {
@@ -62,9 +72,11 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
     (*info.mutable_metadata())[Utf8(key)] = Utf8(value);
   }
   out.add_details()->PackFrom(info);
-  if (const int seconds = RetryAfterSeconds(status); seconds > 0) {
+  if (const absl::Duration wait = RetryAfter(status); wait > absl::ZeroDuration()) {
     google::rpc::RetryInfo retry;
-    retry.mutable_retry_delay()->set_seconds(seconds);
+    absl::Duration rest;
+    retry.mutable_retry_delay()->set_seconds(absl::IDivDuration(wait, absl::Seconds(1), &rest));
+    retry.mutable_retry_delay()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
     out.add_details()->PackFrom(retry);
   }
   if (auto field = reason.metadata.find("field"); field != reason.metadata.end()) {

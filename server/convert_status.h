@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "engine/base/json.h"
 
 namespace google::rpc {
@@ -27,8 +28,9 @@ std::string CodeName(absl::StatusCode code);  // "INVALID_ARGUMENT"
 int HttpCode(absl::StatusCode code);          // 400, 404, 429, ...
 // The OpenAI error body: {"error":{"message","type","param","code"}}.
 Json OpenAiError(const absl::Status& status);
-// Whether a later retry of the same request may work, and after how many seconds (0 = do not say).
-int RetryAfterSeconds(const absl::Status& status);
+// After what time a retry of the same request may work (zero = do not say); in whole seconds, rounded up, for HTTP.
+absl::Duration RetryAfter(const absl::Status& status);
+int64_t RetryAfterSeconds(const absl::Status& status);
 
 // INVALID_ARGUMENT for a field, with the field's name for BadRequest.
 absl::Status BadField(const std::string& field, const std::string& reason, const std::string& message);

@@ -25,11 +25,12 @@ std::string RealPath(const std::string& path) {
 
 absl::Status CheckName(const std::string& name, const char* what) {
   if (name.empty()) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "NAME_EMPTY", absl::StrCat(what, ": must be named"));
+    return MakeError(absl::StatusCode::kInvalidArgument, "NAME_EMPTY", absl::StrCat(what, ": must be named"),
+                     {{"field", what}});
   }
   if (name.size() > 4096 || name.find('\0') != std::string::npos) {
     return MakeError(absl::StatusCode::kInvalidArgument, "NAME_INVALID",
-                     absl::StrCat(what, ": a name has at most 4096 bytes and no NUL"));
+                     absl::StrCat(what, ": a name has at most 4096 bytes and no NUL"), {{"field", what}});
   }
   return absl::OkStatus();
 }
@@ -144,11 +145,11 @@ absl::StatusOr<std::string> ModelPaths::Resolve(const std::string& name, const s
                    {{"name", name}});
 }
 
-absl::StatusOr<std::string> ModelPaths::ResolveModel(const std::string& name) const {
+absl::StatusOr<std::string> ModelPaths::ResolveModel(const std::string& name, const char* what) const {
   std::vector<std::string> below = {artifacts_dir_};
   below.insert(below.end(), roots_.begin(), roots_.end());
   below.push_back(data_dir_);
-  return Resolve(name, below, "MODEL_NOT_FOUND", "model");
+  return Resolve(name, below, "MODEL_NOT_FOUND", what);
 }
 
 absl::StatusOr<std::string> ModelPaths::ResolveData(const std::string& name) const {

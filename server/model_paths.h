@@ -15,7 +15,7 @@ class ModelPaths {
 
   // MODEL: a path under a root or the artifacts, an artifact's name, ORG/NAME below a root, or a Hugging Face cache
   // folder (models--ORG--NAME) below a root. NOT_FOUND (MODEL_NOT_FOUND), PERMISSION_DENIED (PATH_OUTSIDE_ROOTS).
-  absl::StatusOr<std::string> ResolveModel(const std::string& name) const;
+  absl::StatusOr<std::string> ResolveModel(const std::string& name, const char* what = "model") const;
   // A file or folder under a root or the data folder (datasets, task folders).
   absl::StatusOr<std::string> ResolveData(const std::string& name) const;
   // An existing artifact's folder by name. NOT_FOUND (ARTIFACT_NOT_FOUND).

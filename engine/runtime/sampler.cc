@@ -94,7 +94,11 @@ absl::Status CheckSampling(const SamplingSpec& spec, int64_t V) {
     return OutOfRange("frequency_penalty", "in [-2, 2]", spec.frequency_penalty);
   }
   for (const auto& [id, bias] : spec.logit_bias) {
-    if (id < 0 || id >= V) return OutOfRange("logit_bias id", absl::StrCat("in [0, ", V, ")"), id);
+    if (id < 0 || id >= V) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_SAMPLING",
+                       absl::StrCat("sampling: logit_bias ids must be in [0, ", V, "), got ", id),
+                       {{"field", "logit_bias"}});
+    }
     if (!InRange(bias, -1e9, 1e9)) return OutOfRange("logit_bias", "in [-1e9, 1e9]", bias);
   }
   return absl::OkStatus();

@@ -21,6 +21,9 @@ namespace {
 
 constexpr absl::Duration kWritePatience = absl::Seconds(30);
 constexpr size_t kMostPathTold = 200;
+constexpr char kNoRoute[] =
+    ": no such route; there is GET /v1/models, POST /v1/chat/completions, POST /v1/completions, /v1/management/..., "
+    "GET /health and GET /metrics";
 
 void AddProbes(Daemon& daemon, const std::atomic<bool>& serving, httplib::Server& server) {
   // Not live: a step hangs. A restart is all that helps then, and the orchestrator's liveness probe does it.
@@ -127,7 +130,7 @@ std::string RefusalText(Daemon& daemon, const Connection& connection, const absl
   std::string out =
       absl::StrCat("HTTP/1.1 ", code, " \r\nContent-Type: application/json\r\nContent-Length: ", body.size(),
                    "\r\nConnection: close\r\n");
-  if (const int seconds = RetryAfterSeconds(status); seconds > 0)
+  if (const int64_t seconds = RetryAfterSeconds(status); seconds > 0)
     absl::StrAppend(&out, "Retry-After: ", seconds, "\r\n");
   return absl::StrCat(out, "\r\n", body);
 }
@@ -139,11 +142,11 @@ void AddErrors(Daemon& daemon, httplib::Server& server) {
                                   : response.status < 500 ? absl::StatusCode::kInvalidArgument
                                                           : absl::StatusCode::kInternal;
     const int status = response.status;
-    RefuseUnrouted(
-        daemon, request,
-        MakeError(code, status == 404 ? "NO_SUCH_ROUTE" : "BAD_HTTP_REQUEST",
-                  absl::StrCat(request.method, " ", request.path.substr(0, kMostPathTold), ": HTTP ", status)),
-        response);
+    RefuseUnrouted(daemon, request,
+                   MakeError(code, status == 404 ? "NO_SUCH_ROUTE" : "BAD_HTTP_REQUEST",
+                             absl::StrCat(request.method, " ", request.path.substr(0, kMostPathTold),
+                                          status == 404 ? std::string(kNoRoute) : absl::StrCat(": HTTP ", status))),
+                   response);
     response.status = status;
   });
   server.set_exception_handler([](const httplib::Request&, httplib::Response& response, auto&&) {
@@ -187,7 +190,7 @@ void SetJson(const Json& body, httplib::Response& response, int status) {
 
 void SetError(const absl::Status& status, httplib::Response& response) {
   SetJson(OpenAiError(status), response, HttpCode(status.code()));
-  if (const int seconds = RetryAfterSeconds(status); seconds > 0) {
+  if (const int64_t seconds = RetryAfterSeconds(status); seconds > 0) {
     response.set_header("Retry-After", std::to_string(seconds));
   }
   if (HttpCode(status.code()) == 401) response.set_header("WWW-Authenticate", "Bearer");

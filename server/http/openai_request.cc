@@ -29,13 +29,32 @@ absl::Status ReadInt(const OrderedJson& json, const char* key, Int* out) {
   const OrderedJson& value = json[key];
   const bool whole =
       value.is_number_integer() || (value.is_number_float() && std::floor(value.get<double>()) == value.get<double>());
-  if (!whole || std::abs(value.get<double>()) > 9e15) return BadField(key, "WRONG_TYPE", "must be a whole number");
-  const int64_t number = value.is_number_integer() ? value.get<int64_t>() : static_cast<int64_t>(value.get<double>());
-  if (number < static_cast<int64_t>(std::numeric_limits<Int>::min()) ||
-      number > static_cast<int64_t>(std::numeric_limits<Int>::max())) {
-    return BadField(key, "OUT_OF_RANGE", absl::StrCat("out of range, got ", number));
+  if (!whole) return BadField(key, "WRONG_TYPE", "must be a whole number");
+  // Past 2^53 a double is no longer the number that was meant.
+  const bool exact = value.is_number_float() ? std::abs(value.get<double>()) < 9e15
+                                             : !value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX;
+  const int64_t number = !exact                      ? 0
+                         : value.is_number_integer() ? value.get<int64_t>()
+                                                     : static_cast<int64_t>(value.get<double>());
+  constexpr auto kLeast = static_cast<int64_t>(std::numeric_limits<Int>::min());
+  constexpr auto kMost = static_cast<int64_t>(std::numeric_limits<Int>::max());
+  if (!exact || number < kLeast || number > kMost) {
+    return BadField(key, "OUT_OF_RANGE", absl::StrCat("must be from ", kLeast, " to ", kMost, ", got ", value.dump()));
   }
   *out = static_cast<Int>(number);
+  return absl::OkStatus();
+}
+
+// Any 64 bits, signed or not: the seeds that answers tell use them all.
+absl::Status ReadSeed(const OrderedJson& json, std::optional<uint64_t>* out) {
+  if (!Has(json, "seed")) return absl::OkStatus();
+  if (json["seed"].is_number_unsigned()) {
+    *out = json["seed"].get<uint64_t>();
+    return absl::OkStatus();
+  }
+  int64_t seed = 0;
+  SAGE_RETURN_IF_ERROR(ReadInt(json, "seed", &seed));
+  *out = static_cast<uint64_t>(seed);
   return absl::OkStatus();
 }
 
@@ -86,7 +105,11 @@ absl::Status ReadLogprobs(const OrderedJson& json, OpenAiRequest* out) {
   SAGE_RETURN_IF_ERROR(ReadBool(json, "logprobs", &out->logprobs));
   if (!out->logprobs) return absl::OkStatus();
   out->spec.logprobs = 0;
-  return ReadInt(json, "top_logprobs", &out->spec.logprobs);
+  SAGE_RETURN_IF_ERROR(ReadInt(json, "top_logprobs", &out->spec.logprobs));
+  if (const int told = out->spec.logprobs; told < 0 || told > 20) {  // by the name it has here
+    return BadField("top_logprobs", "OUT_OF_RANGE", absl::StrCat("must be from 0 to 20, got ", told));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ReadPrompt(const OrderedJson& json, OpenAiRequest* out) {
@@ -165,6 +188,16 @@ absl::Status ReadChat(const OrderedJson& json, OpenAiRequest* out) {
   return ReadBool(json, "add_generation_prompt", &out->add_generation_prompt);
 }
 
+// Templates hear of tools, and nobody makes the model call one: a promise of a call is refused.
+absl::Status CheckToolChoice(const OrderedJson& json) {
+  if (!Has(json, "tool_choice")) return absl::OkStatus();
+  const OrderedJson& choice = json["tool_choice"];
+  if (choice == "auto" || choice == "none") return absl::OkStatus();
+  return BadField(
+      "tool_choice", "UNSUPPORTED",
+      absl::StrCat("must be \"auto\" or \"none\": a call cannot be forced, got ", choice.dump().substr(0, 80)));
+}
+
 absl::Status RefuseUnsupported(const OrderedJson& json, bool chat) {
   for (const char* key : {"suffix", "functions", "function_call", "modalities", "audio"}) {
     if (Has(json, key)) return BadField(key, "UNSUPPORTED", "is not supported");
@@ -173,6 +206,7 @@ absl::Status RefuseUnsupported(const OrderedJson& json, bool chat) {
       json["response_format"].value("type", "text") != "text") {
     return BadField("response_format", "UNSUPPORTED", "only type \"text\" is supported");
   }
+  SAGE_RETURN_IF_ERROR(CheckToolChoice(json));
   // Nothing is generated and then thrown away: as many as are asked for, or refused.
   const OrderedJson n = Has(json, "n") ? json["n"] : OrderedJson(1);
   if (!chat && Has(json, "best_of") && json["best_of"] != n) {
@@ -207,11 +241,7 @@ absl::StatusOr<OpenAiRequest> ParseOpenAiRequest(const std::string& body, bool c
   SAGE_RETURN_IF_ERROR(ReadDouble(json, "repetition_penalty", &spec.sampling.repetition_penalty));
   SAGE_RETURN_IF_ERROR(ReadDouble(json, "presence_penalty", &spec.sampling.presence_penalty));
   SAGE_RETURN_IF_ERROR(ReadDouble(json, "frequency_penalty", &spec.sampling.frequency_penalty));
-  if (Has(json, "seed")) {
-    int64_t seed = 0;
-    SAGE_RETURN_IF_ERROR(ReadInt(json, "seed", &seed));
-    spec.sampling.seed = static_cast<uint64_t>(seed);
-  }
+  SAGE_RETURN_IF_ERROR(ReadSeed(json, &spec.sampling.seed));
   SAGE_RETURN_IF_ERROR(ReadInt(json, "n", &spec.n));
   SAGE_RETURN_IF_ERROR(ReadBool(json, "ignore_eos", &spec.ignore_eos));
   SAGE_RETURN_IF_ERROR(ReadBool(json, "stream", &out.stream));

@@ -145,7 +145,7 @@ class InferenceService final : public inference::GRPCInferenceService::CallbackS
                                        inference::ModelReadyResponse* response) override {
     return RunUnary(daemon_, context, "ModelReady", Lane::kQuick, Admission::kNotNeeded,
                     [=, this](Call&) -> absl::Status {
-                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request->name()));
+                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, Find(*request));
                       response->set_ready(record.info.state == "RUNNING");
                       return absl::OkStatus();
                     });
@@ -165,7 +165,7 @@ class InferenceService final : public inference::GRPCInferenceService::CallbackS
                                           inference::ModelMetadataResponse* response) override {
     return RunUnary(daemon_, context, "ModelMetadata", Lane::kQuick, Admission::kNotNeeded,
                     [=, this](Call&) -> absl::Status {
-                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request->name()));
+                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, Find(*request));
                       response->set_name(record.info.engine_id);
                       response->add_versions("1");
                       response->set_platform("sagequant_" + record.info.backend);
@@ -183,7 +183,7 @@ class InferenceService final : public inference::GRPCInferenceService::CallbackS
                                         inference::ModelConfigResponse* response) override {
     return RunUnary(daemon_, context, "ModelConfig", Lane::kQuick, Admission::kNotNeeded,
                     [=, this](Call&) -> absl::Status {
-                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request->name()));
+                      SAGE_ASSIGN_OR_RETURN(EngineRecord record, Find(*request));
                       FillConfig(record.info, response->mutable_config());
                       return absl::OkStatus();
                     });
@@ -237,13 +237,19 @@ class InferenceService final : public inference::GRPCInferenceService::CallbackS
   }
 
  private:
+  template <typename Request>
+  absl::StatusOr<EngineRecord> Find(const Request& request) {
+    SAGE_RETURN_IF_ERROR(CheckModelVersion("version", request.version()));
+    return daemon_.engines().Get(request.name());
+  }
+
   absl::Status Statistics(const inference::ModelStatisticsRequest& request,
                           inference::ModelStatisticsResponse* response) {
     std::vector<EngineRecord> records;
     if (request.name().empty()) {
       records = daemon_.engines().List();
     } else {
-      SAGE_ASSIGN_OR_RETURN(EngineRecord record, daemon_.engines().Get(request.name()));
+      SAGE_ASSIGN_OR_RETURN(EngineRecord record, Find(request));
       records.push_back(std::move(record));
     }
     for (const EngineRecord& record : records) {

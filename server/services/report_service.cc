@@ -35,7 +35,7 @@ class ReportService final : public pb::ReportService::CallbackService {
     if (!request.operation().empty()) {
       SAGE_ASSIGN_OR_RETURN(record, daemon_.operations().Get(request.operation()));
     } else {
-      SAGE_ASSIGN_OR_RETURN(const std::string path, daemon_.paths().ResolveModel(request.artifact()));
+      SAGE_ASSIGN_OR_RETURN(const std::string path, daemon_.paths().ResolveModel(request.artifact(), "artifact"));
       absl::StatusOr<OperationRecord> newest = daemon_.store().NewestSucceeded("evaluate", path);
       if (newest.ok()) record = *newest;
     }

@@ -85,7 +85,11 @@ def test_bad_tensors(client, engine):
         with pytest.raises(InferenceServerException) as caught:
             client.infer(engine, inputs)
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-    with pytest.raises(InferenceServerException):
+    for ask in (client.is_model_ready, client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
+        ask(engine, model_version="1")
+        with pytest.raises(InferenceServerException, match="must be 1, got 2"):
+            ask(engine, model_version="2")
+    with pytest.raises(InferenceServerException, match="must be 1, got 2"):
         client.infer(engine, text("a"), model_version="2")
     with pytest.raises(InferenceServerException, match="text_output, output_ids"):
         client.infer(engine, text("a"), outputs=[grpcclient.InferRequestedOutput("logits")])

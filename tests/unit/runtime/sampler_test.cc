@@ -186,7 +186,7 @@ TEST(Sampler, CheckNamesTheField) {
   EXPECT_EQ(reason([](SamplingSpec& s) { s.repetition_penalty = 0; }), "repetition_penalty");
   EXPECT_EQ(reason([](SamplingSpec& s) { s.presence_penalty = 3; }), "presence_penalty");
   EXPECT_EQ(reason([](SamplingSpec& s) { s.frequency_penalty = -3; }), "frequency_penalty");
-  EXPECT_EQ(reason([](SamplingSpec& s) { s.logit_bias[10] = 1; }), "logit_bias id");
+  EXPECT_EQ(reason([](SamplingSpec& s) { s.logit_bias[10] = 1; }), "logit_bias");
   EXPECT_TRUE(CheckSampling(SamplingSpec(), 10).ok());
 }
 

@@ -109,6 +109,15 @@ TEST(Config, WarnsOfAPortThatIsOpenToEveryone) {
   EXPECT_TRUE(ConfigWarnings(ParseCommandLine({}, {})->config).empty()) << "loopback";
 }
 
+// Each file by its setting, with what the system says of it.
+TEST(Config, UnreadableFilesAreNamed) {
+  for (const std::string flag : {"token-file", "engines-file"}) {
+    const auto line = ParseCommandLine({"--" + flag, "/nowhere/at-all"}, {});
+    ASSERT_TRUE(line.ok()) << line.status();
+    EXPECT_EQ(CheckConfig(line->config).message(), flag + ": cannot read /nowhere/at-all: No such file or directory");
+  }
+}
+
 TEST(Config, Durations) {
   auto line = ParseCommandLine({"--drain-timeout", "500ms", "--drain-delay", "2m"}, {});
   ASSERT_TRUE(line.ok()) << line.status();

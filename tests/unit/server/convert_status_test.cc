@@ -29,6 +29,13 @@ TEST(ConvertStatus, DetailsOfEachKind) {
   EXPECT_EQ(info.domain(), "sagequant");
   EXPECT_EQ(info.metadata().at("limit"), "3");
   EXPECT_GT(retry.retry_delay().seconds(), 0);
+  // Whoever knows how long it takes is believed, in both protocols.
+  const absl::Status rate =
+      MakeError(absl::StatusCode::kResourceExhausted, "RATE_LIMITED", "wait", {{"retry_after_ms", "9250"}});
+  ASSERT_TRUE(Unpack(ToRpcStatus(rate), &retry));
+  EXPECT_EQ(retry.retry_delay().seconds(), 9);
+  EXPECT_EQ(retry.retry_delay().nanos(), 250000000);
+  EXPECT_EQ(RetryAfterSeconds(rate), 10);
   auto field = ToRpcStatus(BadField("top_p", "OUT_OF_RANGE", "must be"));
   ASSERT_TRUE(Unpack(field, &bad));
   EXPECT_EQ(bad.field_violations(0).field(), "top_p");

@@ -43,6 +43,14 @@ TEST_F(ModelPathsTest, FindsModels) {
   EXPECT_EQ(*paths_.ResolveModel("org/../org/model"), (top_ / "root/org/model").string());
 }
 
+// A wrong name is told by the field that held it.
+TEST_F(ModelPathsTest, NamesTheField) {
+  const absl::Status empty = paths_.ResolveModel("", "artifact").status();
+  EXPECT_EQ(empty.message(), "artifact: must be named");
+  EXPECT_EQ(GetErrorReason(empty).metadata["field"], "artifact");
+  EXPECT_EQ(paths_.ResolveModel("gone", "reference").status().message().substr(0, 17), "reference: \"gone\"");
+}
+
 TEST_F(ModelPathsTest, RefusesWhatLeadsOutside) {
   for (const std::string& name :
        {std::string("../outside/secret"), std::string("link"), std::string("/etc"), (top_ / "outside/secret").string(),
