@@ -11,6 +11,8 @@ endif()
 configure_file(${CMAKE_SOURCE_DIR}/deploy/systemd/sagequantd.service.in ${CMAKE_BINARY_DIR}/sagequantd.service @ONLY)
 configure_file(${CMAKE_SOURCE_DIR}/deploy/systemd/postinst.in ${CMAKE_BINARY_DIR}/debian/postinst @ONLY
   FILE_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
+configure_file(${CMAKE_SOURCE_DIR}/deploy/systemd/postrm.in ${CMAKE_BINARY_DIR}/debian/postrm @ONLY
+  FILE_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
 configure_file(${CMAKE_SOURCE_DIR}/deploy/systemd/prerm ${CMAKE_BINARY_DIR}/debian/prerm COPYONLY)
 file(WRITE ${CMAKE_BINARY_DIR}/debian/conffiles "${SAGE_CONFIG_DIR}/sagequantd.yaml\n")
 
@@ -38,5 +40,6 @@ set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION net)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_CONTROL_EXTRA
-  "${CMAKE_BINARY_DIR}/debian/postinst;${CMAKE_BINARY_DIR}/debian/prerm;${CMAKE_BINARY_DIR}/debian/conffiles")
+  "${CMAKE_BINARY_DIR}/debian/postinst;${CMAKE_BINARY_DIR}/debian/prerm;${CMAKE_BINARY_DIR}/debian/postrm"
+  "${CMAKE_BINARY_DIR}/debian/conffiles")
 include(CPack)

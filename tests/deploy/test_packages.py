@@ -35,7 +35,7 @@ def test_deb_has_everything(tree):
     assert "Package: sagequant\n" in control and re.search(r"Depends:.*libgrpc\+\+", control), control
     assert "-dev" not in re.search(r"Depends:.*", control)[0], "what runs needs no headers"
     assert "/etc/sagequant/sagequantd.yaml" in (tree / "DEBIAN/conffiles").read_text()
-    for script in ("postinst", "prerm"):
+    for script in ("postinst", "prerm", "postrm"):
         assert os.access(tree / "DEBIAN" / script, os.X_OK)
         subprocess.run(["sh", "-n", tree / "DEBIAN" / script], check=True)
     assert not list(tree.rglob("*_test")) and not list(tree.rglob("*.a"))
@@ -52,6 +52,26 @@ def test_postinst_makes_a_token_once(tree, tmp_path):
     assert re.search(r"^[0-9a-f]{64} admin name=root$", tokens, re.M) and (tmp_path / "tokens").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "models").stat().st_mode & 0o777 == 0o755
     assert (tree / "etc/sagequant/sagequantd.yaml").read_text().count("\nmodel_root: [/srv/models]") == 1, "the folder of the postinst"
+
+
+def test_purging_leaves_no_token(tree, tmp_path):
+    settings = tmp_path / "etc"
+    settings.mkdir()
+    script = (tree / "DEBIAN/postrm").read_text().replace("/etc/sagequant", str(settings)).replace("/run/systemd", str(tmp_path / "no"))
+    (settings / "tokens").write_text("secret admin\n")
+    for word in ("remove", "upgrade"):
+        subprocess.run(["sh", "-c", script, "postrm", word], check=True)
+        assert (settings / "tokens").exists()
+    (settings / "mine").write_text("")
+    subprocess.run(["sh", "-c", script, "postrm", "purge"], check=True)
+    assert [file.name for file in settings.iterdir()] == ["mine"], "what others put there is theirs"
+
+
+def test_without_systemd_the_same_door(tree):
+    """What deploy/install says to start by hand has the flags of the unit: tokens and a data folder of its own."""
+    unit = re.search(r"^ExecStart=\S+ (.*)$", (tree / "usr/lib/systemd/system/sagequantd.service").read_text(), re.M)[1]
+    said = re.search(r'"  sagequantd (.*)"$', (DEPLOY / "install").read_text(), re.M)[1]
+    assert unit.replace("%S", "/var/lib").replace("%d", "/etc/sagequant") == said
 
 
 def first_calls(tmp_path):
