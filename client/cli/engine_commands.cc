@@ -60,6 +60,8 @@ Json EngineJson(const v1::Engine& e) {
                    {"prompt_tokens_total", l.prompt_tokens_total()},
                    {"kv_page_tokens", l.kv_page_tokens()},
                    {"steps_total", l.steps_total()},
+                   {"activation_hits_total", l.activation_hits_total()},
+                   {"activation_misses_total", l.activation_misses_total()},
                    {"last_step_age_seconds", l.last_step_age_seconds()}};
   }
   if (e.bindings_size() > 0) {

@@ -203,3 +203,15 @@ def test_calibrated_gguf(daemon, tmp_path, method, fmt, scheme):
     assert again["resumed"] is True and again["path"] == made["path"]
     other = ["golden/12-llama-sharded" if a == "golden/03-llama3-rope" else a for a in arguments]
     assert daemon.fails(*other)[1]["reason"] == "ARTIFACT_EXISTS"
+
+
+def test_activations_that_a_step_quantizes_once_are_counted(daemon):
+    daemon.json("quant", "calibrate", "--model", "stories260K", "--output", "counted", "--weight-dtype", "int8",
+                "--activation-dtype", "int8")
+    daemon.json("llm", "engine", "start", "counted", "--engine-id", "counted")
+    daemon.json("llm", "generate", "--engine", "counted", "--prompt", "Once", "--max-tokens", "4", "--temperature", "0")
+    load = daemon.json("llm", "engine", "get", "counted")["load"]
+    daemon.json("llm", "engine", "stop", "counted")
+    # A layer quantizes what q, k, v read, what o reads, what gate and up read and what down reads: 4 made, 3 taken again.
+    assert load["activation_misses_total"] > 0
+    assert load["activation_hits_total"] * 4 == load["activation_misses_total"] * 3
