@@ -224,7 +224,7 @@ void AddStart(CLI::App& engine, Context& context) {
       "--max-seqs", [request](int32_t v) { request->set_max_seqs(v); }, "Sequences in one step");
   command->add_option_function<int64_t>(
       "--max-queue-requests", [request](int64_t v) { request->set_max_queue_requests(v); },
-      "Requests that may wait before more are refused (1024)");
+      "Requests that may wait before more are refused (as many as --max-seqs, at least 32)");
   command->add_option_function<int64_t>(
       "--max-queue-tokens", [request](int64_t v) { request->set_max_queue_tokens(v); },
       "Prompt tokens that may wait before more are refused (1048576)");

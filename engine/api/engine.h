@@ -142,7 +142,7 @@ struct EngineSpec {
   int64_t max_seqs = 64;         // sequences in one step
   int64_t max_model_len = 0;     // 0 = the model's own, lowered to what the KV memory holds
   int64_t kv_bytes = 0;          // 0 = enough for a default number of tokens
-  int64_t max_queue_requests = 1024;
+  int64_t max_queue_requests = 0;  // that may wait; 0 = max_seqs, at least 32
   int64_t max_queue_tokens = 1 << 20;
   int64_t max_step_tokens = 512;  // prefill chunk and decode rows together
   bool prefix_cache = true;       // full pages of finished sequences serve later ones that begin alike

@@ -13,17 +13,23 @@ absl::Status Inbox::CheckOpen() const {
   return MakeError(absl::StatusCode::kUnavailable, "ENGINE_DRAINING", "engine: takes no new requests while it stops");
 }
 
+absl::Status Inbox::Full(int64_t requests, int64_t tokens) const {
+  const absl::Duration retry = std::clamp(waited_, absl::Milliseconds(100), absl::Minutes(1));
+  return MakeError(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
+                   absl::StrCat("queue: at most ", limits_.max_queue_requests, " requests and ",
+                                limits_.max_queue_tokens, " prompt ids may wait, got ", requests + 1, " and ", tokens),
+                   {{"waiting_requests", absl::StrCat(requests)},
+                    {"waiting_tokens", absl::StrCat(waiting_tokens())},
+                    {"retry_after_ms", absl::StrCat(absl::ToInt64Milliseconds(retry))}});
+}
+
 absl::Status Inbox::Push(std::shared_ptr<GenerationRequest> request) {
   const int64_t tokens = static_cast<int64_t>(request->spec.prompt_ids.size()) * request->spec.n;
   std::lock_guard<std::mutex> lock(mutex_);
   SAGE_RETURN_IF_ERROR(CheckOpen());
   const int64_t requests_now = waiting_requests(), tokens_now = waiting_tokens();
   if (requests_now + 1 > limits_.max_queue_requests || tokens_now + tokens > limits_.max_queue_tokens) {
-    return MakeError(
-        absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
-        absl::StrCat("queue: at most ", limits_.max_queue_requests, " requests and ", limits_.max_queue_tokens,
-                     " prompt ids may wait, got ", requests_now + 1, " and ", tokens_now + tokens),
-        {{"waiting_requests", absl::StrCat(requests_now)}, {"waiting_tokens", absl::StrCat(tokens_now)}});
+    return Full(requests_now, tokens_now + tokens);
   }
   waiting_requests_.store(requests_now + 1, std::memory_order_relaxed);
   waiting_tokens_.store(tokens_now + tokens, std::memory_order_relaxed);
@@ -61,8 +67,9 @@ bool Inbox::Take(bool busy, Work* work) {
   return true;
 }
 
-void Inbox::LeftQueue(int64_t requests, int64_t tokens) {
+void Inbox::LeftQueue(int64_t requests, int64_t tokens, absl::Duration waited) {
   std::lock_guard<std::mutex> lock(mutex_);
+  if (waited > absl::ZeroDuration()) waited_ = waited;
   waiting_requests_.store(waiting_requests() - requests, std::memory_order_relaxed);
   waiting_tokens_.store(waiting_tokens() - tokens, std::memory_order_relaxed);
 }

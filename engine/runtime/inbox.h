@@ -35,8 +35,9 @@ class Inbox {
   };
   // Step thread: what is new. Sleeps while there is nothing new and `busy` is false. False when the engine stops.
   bool Take(bool busy, Work* work);
-  // Step thread: choices that have run or ended no longer count.
-  void LeftQueue(int64_t requests, int64_t tokens);
+  // Step thread: choices that have run or ended no longer count. `waited`, where some now run, is how long they did:
+  // who is refused hears to come back after as long.
+  void LeftQueue(int64_t requests, int64_t tokens, absl::Duration waited = absl::ZeroDuration());
 
   // Refuses new work, waits until what was accepted has ended (cancelling it at the earliest deadline of all callers)
   // and lets the step thread go.
@@ -48,6 +49,7 @@ class Inbox {
 
  private:
   absl::Status CheckOpen() const;
+  absl::Status Full(int64_t requests, int64_t tokens) const;
   template <typename Job>
   absl::Status PushJob(std::vector<std::shared_ptr<Job>>& jobs, std::shared_ptr<Job> job);
 
@@ -57,6 +59,7 @@ class Inbox {
   Work new_work_;
   bool draining_ = false, stopping_ = false;
   absl::Time drain_deadline_ = absl::InfiniteFuture();
+  absl::Duration waited_ = absl::ZeroDuration();  // of those that left the queue last
   bool sleeping_ = false;  // the step thread found nothing to do, and nothing has come since
   std::atomic<bool> cancel_all_{false};
   std::atomic<int64_t> waiting_requests_{0}, waiting_tokens_{0};  // written under mutex_

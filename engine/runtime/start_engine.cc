@@ -40,7 +40,7 @@ absl::Status CheckSpec(const EngineSpec& spec) {
   SAGE_RETURN_IF_ERROR(check("max_step_tokens", spec.max_step_tokens, 1, kMaxStepTokens));
   SAGE_RETURN_IF_ERROR(check("max_model_len", spec.max_model_len, 0, int64_t{1} << 24));
   SAGE_RETURN_IF_ERROR(check("kv_bytes", spec.kv_bytes, 0, kMaxKvBytes));
-  SAGE_RETURN_IF_ERROR(check("max_queue_requests", spec.max_queue_requests, 1, int64_t{1} << 24));
+  SAGE_RETURN_IF_ERROR(check("max_queue_requests", spec.max_queue_requests, 0, int64_t{1} << 24));
   SAGE_RETURN_IF_ERROR(check("max_queue_tokens", spec.max_queue_tokens, 1, int64_t{1} << 40));
   return check("threads", spec.threads, 0, 1024);
 }
@@ -365,7 +365,9 @@ absl::StatusOr<std::shared_ptr<InferenceEngine>> StartLlmEngine(const EngineSpec
   parts.scheduler = {spec.max_seqs, std::max(spec.max_step_tokens, spec.max_seqs),
                      std::max<int64_t>(16, spec.max_step_tokens / 4)};
   parts.scheduler.drafts = spec.draft_mode == "ngram";
-  parts.admission = {spec.max_queue_requests, spec.max_queue_tokens};
+  // As many as run: who waits last waits for about one answer, however much more is asked.
+  const int64_t waiting = spec.max_queue_requests > 0 ? spec.max_queue_requests : std::max<int64_t>(32, spec.max_seqs);
+  parts.admission = {waiting, spec.max_queue_tokens};
   parts.max_model_len = start.kv.max_model_len;
   parts.metrics = metrics != nullptr ? metrics : &NullMetricSink();
   EngineMetrics(*parts.metrics, parts.info.engine_id).Loaded(parts.info.load_ms * 1e-3);

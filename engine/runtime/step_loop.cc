@@ -135,11 +135,13 @@ void StepLoop::EndRequests() {
 
 void StepLoop::NoteAdmitted(const StepPlan& plan, absl::Time now) {
   int64_t requests = 0, tokens = 0;
+  absl::Duration waited;
   for (const std::shared_ptr<Sequence>& sequence : plan.admitted) {
     GenerationRequest& request = *sequence->request;
     if (request.queued == request.spec.n) {
       request.scheduled_at = now;
       metrics_.Queued(absl::ToDoubleSeconds(now - request.submitted_at));
+      waited = std::max(waited, now - request.submitted_at);
     }
     tokens += sequence->prompt_length;
     const int64_t cached = std::min(sequence->computed, sequence->prompt_length);
@@ -147,7 +149,7 @@ void StepLoop::NoteAdmitted(const StepPlan& plan, absl::Time now) {
     metrics_.PrefixCache(cached, sequence->prompt_length);
     if (--request.queued == 0) ++requests;
   }
-  if (tokens > 0) inbox_.LeftQueue(requests, tokens);
+  if (tokens > 0) inbox_.LeftQueue(requests, tokens, waited);
   running_.store(scheduler_.running(), std::memory_order_relaxed);
 }
 

@@ -26,18 +26,18 @@ struct Destination {
   Out* Row(int64_t i) const { return data + i * stride - (packed_upper ? i * (i + 1) / 2 : 0); }
 };
 
-void MergeTile(const GemmKernels<float>& k, const float* tile, int rows, int columns, const int* first, float sign,
-               float* const* row) {
-  k.merge(tile, k.columns, rows, columns, first, sign, row);
+// Equal blocks rather than full ones and a rest; a multiple of the depth that packing turns at once.
+int64_t BlockDepth(int64_t depth) {
+  constexpr int64_t kMost = 192, kTurned = 16;
+  if (depth <= kMost) return depth;
+  return CeilDiv(CeilDiv(depth, CeilDiv(depth, kMost)), kTurned) * kTurned;
 }
-void MergeTile(const GemmKernels<float>& k, const float* tile, int rows, int columns, const int* first, float sign,
-               double* const* row) {
-  k.merge_f64(tile, k.columns, rows, columns, first, sign, row);
+
+template <typename T>
+auto MergeOf(const GemmKernels<T>& k, bool stores, const T*) {
+  return stores ? k.store : k.merge;
 }
-void MergeTile(const GemmKernels<double>& k, const double* tile, int rows, int columns, const int* first, double sign,
-               double* const* row) {
-  k.merge(tile, k.columns, rows, columns, first, sign, row);
-}
+auto MergeOf(const GemmKernels<float>& k, bool, const double*) { return k.merge_f64; }
 
 struct Range {
   int64_t begin, end;
@@ -47,18 +47,20 @@ struct Range {
 template <typename T, typename Out>
 class BlockProduct {
  public:
-  BlockProduct(const GemmSpec<T>& spec, Destination<Out> c, ThreadPool& threads, const GemmKernels<T>& kernels)
+  BlockProduct(const GemmSpec<T>& spec, Destination<Out> c, ThreadPool& threads, const GemmKernels<T>& kernels,
+               int64_t depth, bool first_stores)
       : spec_(spec),
         c_(c),
         threads_(threads),
         kernels_(kernels),
-        depth_(std::min(kGemmDepth, spec.depth)),
+        depth_(std::min(depth, spec.depth)),
+        first_stores_(first_stores),
         a_(CeilDiv(spec.rows, kernels.rows) * kernels.rows * depth_),
         b_(CeilDiv(spec.columns, kernels.columns) * kernels.columns * depth_) {}
 
   void Run() {
-    for (int64_t begin = 0; begin < spec_.depth; begin += kGemmDepth) {
-      const int64_t depth = std::min(kGemmDepth, spec_.depth - begin);
+    for (int64_t begin = 0; begin < spec_.depth; begin += depth_) {
+      const int64_t depth = std::min(depth_, spec_.depth - begin);
       Range rows = {0, spec_.rows}, columns = {0, spec_.columns};
       if (spec_.zeros == KnownZeros::kLeftUpper) rows.end = std::min(rows.end, begin + depth);
       if (spec_.zeros == KnownZeros::kRightUpper) columns.begin = begin;
@@ -68,6 +70,7 @@ class BlockProduct {
       columns = {columns.begin / kernels_.columns, CeilDiv(columns.end, kernels_.columns)};
       if (rows.begin >= rows.end || columns.begin >= columns.end) continue;
       Pack(begin, depth, rows, columns);
+      merge_ = MergeOf(kernels_, first_stores_ && begin == 0, static_cast<const Out*>(nullptr));
       Multiply(depth, rows, columns);
     }
   }
@@ -119,15 +122,17 @@ class BlockProduct {
     const int rows = static_cast<int>(std::min<int64_t>(kernels_.rows, spec_.rows - i0));
     const int columns = static_cast<int>(std::min<int64_t>(kernels_.columns, spec_.columns - j0));
     if (spec_.upper_only && j0 + columns <= i0) return;
-    alignas(64) T tile[kMostTileElements];
-    kernels_.tile(depth, a_.data() + i0 * depth, b_.data() + j0 * depth, tile);
     Out* row[kMostTileRows];
     int first[kMostTileRows];
     for (int r = 0; r < rows; ++r) {
       row[r] = c_.Row(i0 + r) + j0;
       first[r] = spec_.upper_only ? static_cast<int>(std::clamp<int64_t>(i0 + r - j0, 0, columns)) : 0;
+      // The rows of c lie far apart: they come while the tile is summed.
+      for (int j = first[r]; j < columns; j += static_cast<int>(64 / sizeof(Out))) __builtin_prefetch(row[r] + j, 1);
     }
-    MergeTile(kernels_, tile, rows, columns, first, spec_.sign, row);
+    alignas(64) T tile[kMostTileElements];
+    kernels_.tile(depth, a_.data() + i0 * depth, b_.data() + j0 * depth, tile);
+    merge_(tile, kernels_.columns, rows, columns, first, spec_.sign, row);
   }
 
   const GemmSpec<T>& spec_;
@@ -135,6 +140,8 @@ class BlockProduct {
   ThreadPool& threads_;
   const GemmKernels<T>& kernels_;
   const int64_t depth_;
+  const bool first_stores_;
+  void (*merge_)(const T* tile, int width, int rows, int columns, const int* first, T sign, Out* const* row) = nullptr;
   AlignedBuffer<T> a_, b_;
 };
 
@@ -149,7 +156,9 @@ void AddTokens(const float* a, const float* b, int64_t M, int64_t N, int64_t K, 
   spec.b = {b, K, 1};
   spec.accumulate = true;
   spec.upper_only = symmetric;
-  BlockProduct<float, double>(spec, {sums, K, symmetric}, threads, HostGemmTier().f32).Run();
+  BlockProduct<float, double>(spec, {sums, K, symmetric}, threads, HostGemmTier().f32, kGemmDepth,
+                              /*first_stores=*/false)
+      .Run();
 }
 
 }  // namespace
@@ -157,7 +166,9 @@ void AddTokens(const float* a, const float* b, int64_t M, int64_t N, int64_t K, 
 template <typename T>
 void Gemm(const GemmSpec<T>& spec, T* c, int64_t stride, ThreadPool& threads, const GemmTier& tier) {
   if (spec.rows <= 0 || spec.columns <= 0) return;
-  if (!spec.accumulate) {
+  // Where every block reaches all of c the first one stores.
+  const bool first_stores = !spec.accumulate && spec.zeros == KnownZeros::kNone && spec.depth > 0;
+  if (!spec.accumulate && !first_stores) {
     threads.ParallelFor(spec.rows, CeilDiv(kLeastPacked, spec.columns), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = spec.upper_only ? std::min(i, spec.columns) : 0;
@@ -165,7 +176,8 @@ void Gemm(const GemmSpec<T>& spec, T* c, int64_t stride, ThreadPool& threads, co
       }
     });
   }
-  if (spec.depth > 0) BlockProduct<T, T>(spec, {c, stride}, threads, KernelsOf<T>(tier)).Run();
+  if (spec.depth <= 0) return;
+  BlockProduct<T, T>(spec, {c, stride}, threads, KernelsOf<T>(tier), BlockDepth(spec.depth), first_stores).Run();
 }
 
 template <typename T>

@@ -1,7 +1,7 @@
 // Blocked, multi-threaded matrix products for calibration: general products and sums of x x^T over tokens.
 //
-// Each result element is summed in one fixed order (fused chains of kGemmDepth terms, chains added in index order), so
-// neither the number of threads nor the processor tier nor the shape of a tile changes a bit.
+// Each result element is summed in one fixed order (fused chains of a length that follows from the depth alone, chains
+// added in index order), so neither the number of threads nor the processor tier nor the shape of a tile changes a bit.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace sage {
 
-// Terms of one chain: a block of the summed dimension.
+// Tokens of one f32 chain of the sums below.
 constexpr int64_t kGemmDepth = 256;
 
 // Element (i, j) is data[i * row_stride + j * column_stride].

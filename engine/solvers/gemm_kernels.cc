@@ -54,6 +54,8 @@ int64_t PackTurned(const float* source, int64_t line_stride, int64_t depth, floa
   const int64_t whole = depth / 16 * 16;
   for (int64_t d = 0; d < whole; d += 16) {
     for (int l = 0; l < kWidth; l += 4) {
+      // More lines than the processor follows by itself.
+      for (int ahead = l; ahead < l + 4; ++ahead) __builtin_prefetch(source + ahead * line_stride + d + 32);
       for (int64_t i = d; i < d + 16; i += 4)
         TurnFour(source + l * line_stride + i, line_stride, sliver + i * kWidth + l, kWidth);
     }
@@ -84,12 +86,13 @@ void Pack(const T* source, int64_t line_stride, int64_t depth_stride, int lines,
   }
 }
 
-#define SAGE_GEMM_KERNELS(tier, V)                                                                                \
-  {                                                                                                               \
-    lanes::tier::V::kTileRows, lanes::tier::V::kTileVectors *lanes::tier::V::kLanes, tier::Tile<lanes::tier::V>,  \
-        tier::Merge<lanes::tier::V>, tier::MergeInto<lanes::tier::V::T, double>, tier::AddScaled<lanes::tier::V>, \
-        Pack<lanes::tier::V::T, lanes::tier::V::kTileRows>,                                                       \
-        Pack<lanes::tier::V::T, lanes::tier::V::kTileVectors * lanes::tier::V::kLanes>                            \
+#define SAGE_GEMM_KERNELS(tier, V)                                                                               \
+  {                                                                                                              \
+    lanes::tier::V::kTileRows, lanes::tier::V::kTileVectors *lanes::tier::V::kLanes, tier::Tile<lanes::tier::V>, \
+        tier::Merge<lanes::tier::V, false>, tier::Merge<lanes::tier::V, true>,                                   \
+        tier::MergeInto<lanes::tier::V::T, double>, tier::AddScaled<lanes::tier::V>,                             \
+        Pack<lanes::tier::V::T, lanes::tier::V::kTileRows>,                                                      \
+        Pack<lanes::tier::V::T, lanes::tier::V::kTileVectors * lanes::tier::V::kLanes>                           \
   }
 
 const GemmTier kPlainGemm = {"plain", SAGE_GEMM_KERNELS(plain, F32), SAGE_GEMM_KERNELS(plain, F64)};

@@ -16,7 +16,9 @@ struct GemmKernels {
   void (*tile)(int64_t depth, const T* a, const T* b, T* tile) = nullptr;
   // row[r][j] += sign * tile[r, j] for first[r] <= j < columns.
   void (*merge)(const T* tile, int width, int rows, int columns, const int* first, T sign, T* const* row) = nullptr;
-  // The same into f64 sums.
+  // row[r][j] = sign * tile[r, j] for the same j.
+  void (*store)(const T* tile, int width, int rows, int columns, const int* first, T sign, T* const* row) = nullptr;
+  // `merge` into f64 sums.
   void (*merge_f64)(const T* tile, int width, int rows, int columns, const int* first, T sign,
                     double* const* row) = nullptr;
   // y[i] = fma(a, x[i], y[i]).

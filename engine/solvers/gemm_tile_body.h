@@ -34,8 +34,8 @@ SAGE_LANE_TARGET void Tile(int64_t depth, const typename V::T* a, const typename
 }
 
 // row[r][j] += sign * tile[r, j] for first[r] <= j < columns; sign is 1 or -1, so the product is exact and fusing it
-// changes nothing.
-template <typename V>
+// changes nothing. With kStores what row[r][j] held is not read.
+template <typename V, bool kStores>
 SAGE_LANE_TARGET void Merge(const typename V::T* tile, int width, int rows, int columns, const int* first,
                             typename V::T sign, typename V::T* const* row) {
   const typename V::R factor = V::Broadcast(&sign);
@@ -45,11 +45,11 @@ SAGE_LANE_TARGET void Merge(const typename V::T* tile, int width, int rows, int 
     if (columns == V::kTileVectors * V::kLanes && first[r] == 0) {
 #pragma GCC unroll 2
       for (int v = 0; v < V::kTileVectors * V::kLanes; v += V::kLanes) {
-        V::Store(out + v, V::Fma(factor, V::Load(in + v), V::Load(out + v)));
+        V::Store(out + v, V::Fma(factor, V::Load(in + v), kStores ? V::Zero() : V::Load(out + v)));
       }
       continue;
     }
-    for (int j = first[r]; j < columns; ++j) out[j] += sign * in[j];
+    for (int j = first[r]; j < columns; ++j) out[j] = (kStores ? typename V::T{0} : out[j]) + sign * in[j];
   }
 }
 

@@ -256,6 +256,7 @@ TEST(Engine, QueueIsBoundedByRequestsAndTokens) {
   const absl::Status full = submit(1);  // requests
   EXPECT_EQ(Reason(full), "QUEUE_FULL");
   EXPECT_TRUE(absl::IsResourceExhausted(full));
+  EXPECT_EQ(GetErrorReason(full).metadata["retry_after_ms"], "100");  // nobody has waited longer yet
   EXPECT_EQ(Reason(submit(101)), "PROMPT_EXCEEDS_QUEUE");
   EXPECT_EQ(e.engine->stats().waiting, 3);
   EXPECT_EQ(e.engine->stats().waiting_tokens, 80);
@@ -264,6 +265,25 @@ TEST(Engine, QueueIsBoundedByRequestsAndTokens) {
   cs[2]->Wait();
   cs[3]->Wait();
   ExpectNoPages(*e.engine);
+}
+
+TEST(Engine, WhoIsRefusedHearsHowLongOthersWaited) {
+  FakeEngineSpec fake;
+  fake.max_seqs = 1;
+  fake.delay = absl::Milliseconds(5);
+  fake.admission = {1, 100};
+  FakeEngine e = StartFake(fake);
+  Collector first, second, third, fourth;
+  ASSERT_TRUE(e.engine->Submit(Greedy(Prompt(4, 1), 60), first.sink()).ok());
+  first.WaitForEvents(1);
+  ASSERT_TRUE(e.engine->Submit(Greedy(Prompt(4, 1), 60), second.sink()).ok());
+  second.WaitForEvents(1);  // has waited for all of the first: 60 steps of 5 ms
+  ASSERT_TRUE(e.engine->Submit(Greedy(Prompt(4, 1), 1), third.sink()).ok());
+  auto full = GetErrorReason(e.engine->Submit(Greedy(Prompt(4, 1), 1), fourth.sink()).status());
+  EXPECT_EQ(full.reason, "QUEUE_FULL");
+  EXPECT_GT(std::stoi(full.metadata["retry_after_ms"]), 100);
+  second.Wait();
+  third.Wait();
 }
 
 TEST(Engine, NonFiniteLogitsFailOnlyTheirRequest) {
