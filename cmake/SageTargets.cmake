@@ -6,7 +6,7 @@
 function(sage_set_isa_flags)
   foreach(file IN LISTS ARGN)
     if(file MATCHES "/tier_[a-z0-9]+\\.cc$")
-      set_source_files_properties(${file} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+      set_source_files_properties(${file} PROPERTIES SKIP_PRECOMPILE_HEADERS ON SKIP_UNITY_BUILD_INCLUSION ON)
     endif()
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       if(file MATCHES "/tier_avx2\\.cc$")
@@ -43,6 +43,8 @@ function(sage_library name)
   sage_precompile(sage_precompiled_engine ${name})
   if(ARG_TOGETHER)
     set_target_properties(${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${ARG_TOGETHER})
+    # GCC takes a file that is included for a header.
+    target_compile_options(${name} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
   endif()
 endfunction()
 

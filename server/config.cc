@@ -350,21 +350,40 @@ std::vector<std::string> ConfigWarnings(const DaemonConfig& config) {
   return out;
 }
 
-std::string DescribeConfig(const DaemonConfig& config) {
-  std::string out = absl::StrCat(
-      "data_dir: ", config.data_dir, "\nmodel_root: [", absl::StrJoin(config.model_roots, ", "),
-      "]\ngrpc_listen: ", config.grpc_listen.ToString(), "\nhttp_listen: ", config.http_listen.ToString(),
-      "\nthreads: ", config.threads, "\ntls: ",
-      config.tls_cert.empty()        ? "off"
-      : config.tls_client_ca.empty() ? "on"
-                                     : "mutual",
-      "\ntoken: ", config.token_file.empty() ? "off" : "on", "\naudit_log: ", config.audit_log,
-      "\nengines_file: ", config.engines_file, "\notlp_endpoint: ", config.otlp_endpoint,
-      "\nlog_format: ", config.log_format, "\ndrain_delay: ", config.drain_delay_seconds,
-      "\ndrain_timeout: ", config.drain_timeout_seconds, "\noperation_workers: ", config.operation_workers,
-      "\nmax_streams: ", config.max_streams, "\nmax_connections: ", config.max_connections,
-      "\nhttp_threads: ", config.http_threads, "\nmax_http_connections: ", config.max_http_connections, "\n");
-  for (const std::string& warning : ConfigWarnings(config)) absl::StrAppend(&out, "warning: ", warning, "\n");
+std::string DescribeConfig(const DaemonConfig& c) {
+  const auto word = [](bool on) { return std::string(on ? "true" : "false"); };
+  const std::pair<const char*, std::string> lines[] = {
+      {"data_dir", c.data_dir},
+      {"model_root", absl::StrCat("[", absl::StrJoin(c.model_roots, ", "), "]")},
+      {"grpc_listen", c.grpc_listen.ToString()},
+      {"http_listen", c.http_listen.ToString()},
+      {"threads", absl::StrCat(c.threads)},
+      {"port_file", c.port_file},
+      {"tls", c.tls_cert.empty() ? "off" : c.tls_client_ca.empty() ? "on" : "mutual"},
+      {"tls_cert", c.tls_cert},
+      {"tls_key", c.tls_key},
+      {"tls_client_ca", c.tls_client_ca},
+      {"http_tls", word(c.http_tls)},
+      {"token", c.token_file.empty() ? "off" : "on"},
+      {"token_file", c.token_file},
+      {"audit_log", c.audit_log},
+      {"engines_file", c.engines_file},
+      {"otlp_endpoint", c.otlp_endpoint},
+      {"open_metrics", word(c.open_metrics)},
+      {"log_format", c.log_format},
+      {"log_level", c.log_level},
+      {"drain_delay", absl::StrCat(c.drain_delay_seconds)},
+      {"drain_timeout", absl::StrCat(c.drain_timeout_seconds)},
+      {"operation_workers", absl::StrCat(c.operation_workers)},
+      {"http_threads", absl::StrCat(c.http_threads)},
+      {"max_streams", absl::StrCat(c.max_streams)},
+      {"max_connections", absl::StrCat(c.max_connections)},
+      {"max_http_connections", absl::StrCat(c.max_http_connections)},
+      {"watchdog", absl::StrCat(c.watchdog_seconds)},
+  };
+  std::string out;
+  for (const auto& [key, value] : lines) absl::StrAppend(&out, key, ": ", value, "\n");
+  for (const std::string& warning : ConfigWarnings(c)) absl::StrAppend(&out, "warning: ", warning, "\n");
   return out;
 }
 

@@ -65,7 +65,8 @@ std::map<std::string, std::string> ProcessEnvironment();
 absl::Status CheckConfig(const DaemonConfig& config);
 // What is allowed and probably not meant, one sentence each.
 std::vector<std::string> ConfigWarnings(const DaemonConfig& config);
-// One "key: value" a line, the warnings last; nothing secret is in it.
-std::string DescribeConfig(const DaemonConfig& config);
+// One "key: value" a line (every key; files by name, whether TLS and tokens are on), the warnings last; nothing secret
+// is in it.
+std::string DescribeConfig(const DaemonConfig& c);
 
 }  // namespace sage::server

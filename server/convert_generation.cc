@@ -138,6 +138,7 @@ void FillScore(const ScoreResult& result, pb::ScoreResponse* out) {
   out->set_ppl(result.ppl);
   out->set_scored(result.scored);
   out->set_windows(result.windows);
+  out->set_window(result.window);
   for (const ScorePosition& position : result.positions) {
     auto* row = out->add_positions();
     row->set_id(position.id);

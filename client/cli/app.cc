@@ -4,7 +4,12 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <string>
+#include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "client/cli/command.h"
 
 namespace sage::cli {
@@ -36,6 +41,33 @@ bool AsksForJson(int argc, char** argv) {
   return false;
 }
 
+// "A subcommand is required" says neither which word is wrong nor which words there are.
+std::string MissingCommand(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* at = &app;
+  std::string name = app.get_name(), wrong;
+  for (int i = 1; i < argc && wrong.empty(); ++i) {
+    const std::string word = argv[i];
+    if (!word.empty() && word[0] == '-') {
+      const CLI::Option* option = app.get_option_no_throw(word);
+      if (option != nullptr && option->get_items_expected_max() > 0) ++i;
+      continue;
+    }
+    const auto found = at->get_subcommands([&](const CLI::App* command) { return command->check_name(word); });
+    if (found.empty()) {
+      wrong = word;
+    } else {
+      at = found.front();
+      absl::StrAppend(&name, " ", word);
+    }
+  }
+  std::vector<std::string> known;
+  for (const CLI::App* command : at->get_subcommands([](const CLI::App*) { return true; })) {
+    known.push_back(command->get_name());
+  }
+  return absl::StrCat(name, ": ", wrong.empty() ? "a command is needed" : absl::StrCat("no command '", wrong, "'"),
+                      ", one of ", absl::StrJoin(known, ", "));
+}
+
 }  // namespace
 
 int RunCommandLine(int argc, char** argv) {
@@ -65,6 +97,9 @@ int RunCommandLine(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(e);  // help or version
     context.options.json = AsksForJson(argc, argv);
+    if (absl::StrContains(e.what(), "subcommand is required")) {
+      return UsageError(context.options, "USAGE", MissingCommand(app, argc, argv));
+    }
     return UsageError(context.options, "USAGE", e.what() + std::string(" (see ") + program + " --help)");
   }
   return context.exit_code;

@@ -311,11 +311,13 @@ std::optional<Failure> Score(Context& context, const ScoreInput& input) {
   const grpc::Status status = stub->Score(call.get(), request, &answer);
   if (!status.ok()) return context.session->ToFailure(status);
   if (!context.options.json) {
-    std::printf("ppl %.4f  nll %.4f  scored %lld  windows %lld\n", answer.ppl(), answer.nll(),
-                static_cast<long long>(answer.scored()), static_cast<long long>(answer.windows()));
+    std::printf("ppl %.4f  nll %.4f  scored %lld  windows %lld of %lld\n", answer.ppl(), answer.nll(),
+                static_cast<long long>(answer.scored()), static_cast<long long>(answer.windows()),
+                static_cast<long long>(answer.window()));
     return std::nullopt;
   }
   Json out = {{"nll", answer.nll()}, {"ppl", answer.ppl()}, {"scored", answer.scored()}, {"windows", answer.windows()}};
+  out["window"] = answer.window();
   if (input.top > 0) {
     out["positions"] = Json::array();
     for (const v1::ScorePosition& p : answer.positions()) {

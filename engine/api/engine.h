@@ -120,7 +120,8 @@ struct ScoreResult {
   double ppl = 0;  // exp(nll / scored)
   int64_t scored = 0;
   int64_t windows = 0;
-  std::vector<ScorePosition> positions;
+  int64_t window = 0;                    // positions of one: what was asked, at most the engine's context
+  std::vector<ScorePosition> positions;  // of each window all but its first id
 };
 
 // ---- Engines ----

@@ -264,7 +264,7 @@ absl::StatusOr<StoredLinear> AscendCheckpoint::GetLinear(std::string_view module
   return out;
 }
 
-bool Recognize(const std::string& path) {
+bool RecognizeAscendV1(const std::string& path) {
   return IsDirectory(path) && FileExists(absl::StrCat(path, "/", kDescription)) && FileExists(path + "/config.json") &&
          HfQuantMethodIs(path, "");
 }
@@ -286,7 +286,7 @@ std::string Stem(const std::string& path) {
   return best.empty() ? "quant_model_weights" : best;
 }
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenAscendV1(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<HfFolder> folder, HfFolder::Open(path, Stem(path)));
   auto out = std::make_shared<AscendCheckpoint>(std::move(folder));
   SAGE_RETURN_IF_ERROR(out->ReadDescription());
@@ -301,7 +301,7 @@ const CheckpointFormatDef kAscendV1 = {
     .summary =
         "msModelSlim's AscendV1: W8A16, W8A8 static and dynamic, W4A8, C8 scales of the KV cache; written by convert",
     .rank = 12,
-    .recognize = Recognize,
-    .open = Open};
+    .recognize = RecognizeAscendV1,
+    .open = OpenAscendV1};
 
 }  // namespace sage::checkpoint_formats

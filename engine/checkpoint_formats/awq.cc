@@ -19,12 +19,12 @@
 namespace sage::checkpoint_formats {
 namespace {
 
-constexpr char kMethod[] = "awq";
-constexpr char kSideFile[] = "quant_config.json";
+constexpr char kAwqMethod[] = "awq";
+constexpr char kAwqSideFile[] = "quant_config.json";
 
 enum class Layout { kGemm, kGemv, kGemvFast };
 
-absl::Status Unsupported(const std::string& where, const std::string& rule) {
+absl::Status AwqUnsupported(const std::string& where, const std::string& rule) {
   return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED",
                    absl::StrCat(where, ": ", rule));
 }
@@ -41,7 +41,7 @@ class AwqCheckpoint final : public Checkpoint {
 
   const Json& config() const override { return folder_->config(); }
   const Json& generation_config() const override { return folder_->generation_config(); }
-  std::string_view format() const override { return kMethod; }
+  std::string_view format() const override { return kAwqMethod; }
   std::string path() const override { return folder_->path(); }
   std::vector<std::string> linear_names() const override {
     std::vector<std::string> out = folder_->DenseLinearNames();
@@ -114,24 +114,25 @@ absl::Status AwqCheckpoint::ReadConfig(const QuantizationConfig& config) {
     if (!values.contains(key)) return Bad(config.source, absl::StrCat(key, " must be present"));
   }
   SAGE_ASSIGN_OR_RETURN(const int64_t bits, JsonInt(values, "bits", 4));
-  if (bits != 4) return Unsupported(where, absl::StrCat("bits must be 4, got ", bits));
+  if (bits != 4) return AwqUnsupported(where, absl::StrCat("bits must be 4, got ", bits));
   SAGE_ASSIGN_OR_RETURN(group_size_, JsonInt(values, "group_size", -1));
   if (group_size_ != -1 && (group_size_ < 1 || group_size_ > std::numeric_limits<int32_t>::max())) {
     return Bad(config.source, absl::StrCat("group_size must be -1 or positive, got ", group_size_));
   }
   SAGE_ASSIGN_OR_RETURN(const bool zero_point, JsonBool(values, "zero_point", true));
-  if (!zero_point) return Unsupported(where, "zero_point must be true, got false");
+  if (!zero_point) return AwqUnsupported(where, "zero_point must be true, got false");
   SAGE_ASSIGN_OR_RETURN(const std::string format, JsonString(values, "checkpoint_format", "gemm"));
   SAGE_ASSIGN_OR_RETURN(const std::string version, JsonString(values, "version", format));
   const std::string word = absl::AsciiStrToLower(version);
   if (word != "gemm" && word != "gemv" && word != "gemv_fast") {
-    return Unsupported(where,
-                       absl::StrCat("version must be gemm, gemv or gemv_fast, got '", version.substr(0, 60), "'"));
+    return AwqUnsupported(where,
+                          absl::StrCat("version must be gemm, gemv or gemv_fast, got '", version.substr(0, 60), "'"));
   }
   layout_ = word == "gemm" ? Layout::kGemm : word == "gemv" ? Layout::kGemv : Layout::kGemvFast;
   for (const std::string& rule : config.dynamic_keys) {
     if (absl::StartsWith(rule, "-:")) continue;  // excluded modules have no qweight
-    return Unsupported(where, absl::StrCat("dynamic must only exclude modules, got rule '", rule.substr(0, 120), "'"));
+    return AwqUnsupported(where,
+                          absl::StrCat("dynamic must only exclude modules, got rule '", rule.substr(0, 120), "'"));
   }
   const auto dense = values.find("modules_to_not_convert");
   if (dense == values.end() || dense->is_null()) return absl::OkStatus();
@@ -228,8 +229,8 @@ absl::Status AddGemm(const char* name, const std::vector<uint8_t>& codes, int64_
 absl::Status AwqCheckpoint::RepackGemv(const std::string& module, const Words& words, StoredLinear* out) const {
   const int64_t N = words.N, K = words.K, G = words.G, width = AwqZeroWords(K, words.group);
   if (width == 0) {
-    return Unsupported(folder_->path(),
-                       absl::StrCat(module, ": gemv has group sizes 32, 64 and from 128 on, got ", words.group));
+    return AwqUnsupported(folder_->path(),
+                          absl::StrCat(module, ": gemv has group sizes 32, 64 and from 128 on, got ", words.group));
   }
   SAGE_RETURN_IF_ERROR(
       ExpectTensor(module, "qzeros", words.qzeros, words.qzeros.dtype == DType::kI32, "I32", {N, width}));
@@ -255,11 +256,11 @@ absl::Status AwqCheckpoint::RepackGemv(const std::string& module, const Words& w
 absl::Status AwqCheckpoint::RepackFast(const std::string& module, const Words& words, StoredLinear* out) const {
   const int64_t N = words.N, K = words.K, G = words.G, width = AwqZeroWords(K, words.group);
   if (width == 0 || K % 64 != 0) {
-    return Unsupported(folder_->path(),
-                       absl::StrCat(module,
-                                    ": gemv_fast has group sizes 32, 64 and from 128 on and K a multiple of 64, "
-                                    "got K=",
-                                    K, ", group_size=", words.group));
+    return AwqUnsupported(folder_->path(),
+                          absl::StrCat(module,
+                                       ": gemv_fast has group sizes 32, 64 and from 128 on and K a multiple of 64, "
+                                       "got K=",
+                                       K, ", group_size=", words.group));
   }
   SAGE_RETURN_IF_ERROR(
       ExpectTensor(module, "qzeros", words.qzeros, words.qzeros.dtype == DType::kF16, "F16", {8 * width, N}));
@@ -275,9 +276,11 @@ absl::Status AwqCheckpoint::RepackFast(const std::string& module, const Words& w
   return absl::OkStatus();
 }
 
-bool Recognize(const std::string& path) { return FolderQuantizedBy(path, kMethod, kSideFile, /*unnamed=*/true); }
+bool RecognizeAwq(const std::string& path) {
+  return FolderQuantizedBy(path, kAwqMethod, kAwqSideFile, /*unnamed=*/true);
+}
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenAwq(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(const QuantizationConfig config, ReadQuantizationConfig(path));
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<HfFolder> folder, HfFolder::Open(path));
   auto out = std::make_shared<AwqCheckpoint>(std::move(folder));
@@ -285,8 +288,8 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
   return std::shared_ptr<Checkpoint>(std::move(out));
 }
 
-absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
-                                 const std::vector<std::string>& ignored) {
+absl::StatusOr<Json> WriteAwqConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                    const std::vector<std::string>& ignored) {
   if (strategy.name != "awq_w4a16") return CannotStore("awq", strategy);
   return AwqQuantizationConfig(spec, ignored);
 }
@@ -294,11 +297,11 @@ absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef
 }  // namespace
 
 extern const CheckpointFormatDef kAwq;
-const CheckpointFormatDef kAwq = {.name = kMethod,
+const CheckpointFormatDef kAwq = {.name = kAwqMethod,
                                   .summary = "AutoAWQ and GPTQModel folders: 4-bit weights, gemm, gemv and gemv_fast",
                                   .rank = 11,
-                                  .recognize = Recognize,
-                                  .open = Open,
-                                  .write_config = WriteConfig};
+                                  .recognize = RecognizeAwq,
+                                  .open = OpenAwq,
+                                  .write_config = WriteAwqConfig};
 
 }  // namespace sage::checkpoint_formats

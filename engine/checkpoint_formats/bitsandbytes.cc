@@ -12,7 +12,7 @@
 namespace sage::checkpoint_formats {
 namespace {
 
-constexpr char kMethod[] = "bitsandbytes";
+constexpr char kBitsandbytesMethod[] = "bitsandbytes";
 
 class BitsandbytesCheckpoint final : public HfCheckpoint {
  public:
@@ -100,15 +100,15 @@ absl::StatusOr<StoredLinear> BitsandbytesCheckpoint::GetInt8(const std::string& 
   return out;
 }
 
-bool Recognize(const std::string& path) { return HfQuantMethodIs(path, kMethod); }
+bool RecognizeBitsandbytes(const std::string& path) { return HfQuantMethodIs(path, kBitsandbytesMethod); }
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenBitsandbytes(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<HfFolder> folder, HfFolder::Open(path));
   return std::shared_ptr<Checkpoint>(std::make_shared<BitsandbytesCheckpoint>(std::move(folder)));
 }
 
-absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
-                                 const std::vector<std::string>& ignored) {
+absl::StatusOr<Json> WriteBitsandbytesConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                             const std::vector<std::string>& ignored) {
   const bool nf4 = strategy.name == "nf4_w4a16", bytes = strategy.name == "bnb_int8_w8a16";
   if (!nf4 && !bytes && strategy.name != "fp4_w4a16") return CannotStore("bitsandbytes", strategy);
   return Json{{"quant_method", "bitsandbytes"},
@@ -132,8 +132,8 @@ extern const CheckpointFormatDef kBitsandbytes;
 const CheckpointFormatDef kBitsandbytes = {.name = "bitsandbytes",
                                            .summary = "bitsandbytes NF4, FP4 (single and double quantized) and int8",
                                            .rank = 10,
-                                           .recognize = Recognize,
-                                           .open = Open,
-                                           .write_config = WriteConfig};
+                                           .recognize = RecognizeBitsandbytes,
+                                           .open = OpenBitsandbytes,
+                                           .write_config = WriteBitsandbytesConfig};
 
 }  // namespace sage::checkpoint_formats

@@ -18,7 +18,7 @@
 namespace sage::checkpoint_formats {
 namespace {
 
-constexpr char kMethod[] = "compressed-tensors";
+constexpr char kCompressedTensorsMethod[] = "compressed-tensors";
 
 class CompressedTensorsCheckpoint final : public Checkpoint {
  public:
@@ -147,9 +147,9 @@ absl::Status CompressedTensorsCheckpoint::ReadConfig() {
   return absl::OkStatus();
 }
 
-bool Recognize(const std::string& path) { return HfQuantMethodIs(path, kMethod); }
+bool RecognizeCompressedTensors(const std::string& path) { return HfQuantMethodIs(path, kCompressedTensorsMethod); }
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenCompressedTensors(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<HfFolder> folder, HfFolder::Open(path));
   auto out = std::make_shared<CompressedTensorsCheckpoint>(std::move(folder));
   SAGE_RETURN_IF_ERROR(out->ReadConfig());
@@ -163,8 +163,8 @@ const CheckpointFormatDef kCompressedTensors = {
     .name = "compressed_tensors",
     .summary = "compressed-tensors: integers of 2 to 8 bits with 16- or 8-bit activations, fp8, mxfp4, nvfp4",
     .rank = 10,
-    .recognize = Recognize,
-    .open = Open,
+    .recognize = RecognizeCompressedTensors,
+    .open = OpenCompressedTensors,
     .write_config = CompressedTensorsConfig,
     .merge_configs = MergeCompressedTensorsConfigs};
 

@@ -198,11 +198,11 @@ std::string KindOf(const std::string& path) {
   return found;
 }
 
-bool Recognize(const std::string& path) {
+bool RecognizeDiffulex(const std::string& path) {
   return IsDirectory(path) && FileExists(path + "/config.json") && !KindOf(path).empty() && HfQuantMethodIs(path, "");
 }
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenDiffulex(const std::string& path) {
   const std::string kind = KindOf(path);
   if (kind == "both") {
     return MakeError(absl::StatusCode::kInvalidArgument, "CHECKPOINT_INVALID",
@@ -220,7 +220,7 @@ extern const CheckpointFormatDef kDiffulex;
 const CheckpointFormatDef kDiffulex = {.name = "diffulex",
                                        .summary = "Diffulex's 4-bit layout of January 2026, read as f32",
                                        .rank = 11,
-                                       .recognize = Recognize,
-                                       .open = Open};
+                                       .recognize = RecognizeDiffulex,
+                                       .open = OpenDiffulex};
 
 }  // namespace sage::checkpoint_formats

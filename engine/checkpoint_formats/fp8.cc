@@ -96,13 +96,13 @@ absl::Status Fp8Checkpoint::ReadConfig() {
   return ReadModelOptAlgorithm(modelopt);
 }
 
-bool Recognize(const std::string& path) {
+bool RecognizeFp8(const std::string& path) {
   if (HfQuantMethodIs(path, "fp8") || HfQuantMethodIs(path, "modelopt")) return true;
   // Older ModelOpt exports say nothing in config.json.
   return HfQuantMethodIs(path, "") && FileExists(path + kModelOptFile);
 }
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenFp8(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<HfFolder> folder, HfFolder::Open(path));
   auto out = std::make_shared<Fp8Checkpoint>(std::move(folder));
   SAGE_RETURN_IF_ERROR(out->ReadConfig());
@@ -115,7 +115,7 @@ extern const CheckpointFormatDef kFp8;
 const CheckpointFormatDef kFp8 = {.name = "fp8",
                                   .summary = "fp8 weights of vLLM and AutoFP8, DeepSeek blocks and ModelOpt",
                                   .rank = 10,
-                                  .recognize = Recognize,
-                                  .open = Open};
+                                  .recognize = RecognizeFp8,
+                                  .open = OpenFp8};
 
 }  // namespace sage::checkpoint_formats

@@ -264,8 +264,8 @@ std::string FindFile(const std::string& path) {
   return found.size() == 1 ? found[0] : "";
 }
 
-bool Recognize(const std::string& path) { return !FindFile(path).empty(); }
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+bool RecognizeGguf(const std::string& path) { return !FindFile(path).empty(); }
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenGguf(const std::string& path) {
   return GgufCheckpoint::Open(FindFile(path));
 }
 
@@ -279,7 +279,7 @@ const CheckpointFormatDef kGguf = {
         "gguf (every tensor exactly), gguf_f32, gguf_f16, gguf_bf16, gguf_q4_0, gguf_q4_1, gguf_q8_0, "
         "gguf_q4_k, gguf_q6_k, gguf_q4_k_m",
     .rank = 20,
-    .recognize = Recognize,
-    .open = Open};
+    .recognize = RecognizeGguf,
+    .open = OpenGguf};
 
 }  // namespace sage::checkpoint_formats

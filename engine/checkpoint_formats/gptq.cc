@@ -22,8 +22,8 @@
 namespace sage::checkpoint_formats {
 namespace {
 
-constexpr char kMethod[] = "gptq";
-constexpr char kSideFile[] = "quantize_config.json";
+constexpr char kGptqMethod[] = "gptq";
+constexpr char kGptqSideFile[] = "quantize_config.json";
 constexpr size_t kMaxRules = 256;
 
 // How the words of one module are to be read.
@@ -40,7 +40,7 @@ struct Rule {
   Json overrides;
 };
 
-absl::Status Unsupported(const std::string& path, const std::string& rule) {
+absl::Status GptqUnsupported(const std::string& path, const std::string& rule) {
   return MakeError(absl::StatusCode::kUnimplemented, "CHECKPOINT_FORMAT_NOT_SUPPORTED", absl::StrCat(path, ": ", rule));
 }
 
@@ -52,7 +52,7 @@ absl::Status ApplyFields(const std::string& where, const Json& values, Scheme* s
   SAGE_ASSIGN_OR_RETURN(scheme->bits, JsonInt(values, "bits", scheme->bits));
   if (scheme->bits < 1 || scheme->bits > 32) return bad(absl::StrCat("bits must be 2, 3, 4 or 8, got ", scheme->bits));
   if (!IsGptqBits(static_cast<int>(scheme->bits))) {
-    return Unsupported(where, absl::StrCat("bits must be 2, 3, 4 or 8, got ", scheme->bits));
+    return GptqUnsupported(where, absl::StrCat("bits must be 2, 3, 4 or 8, got ", scheme->bits));
   }
   SAGE_ASSIGN_OR_RETURN(scheme->group_size, JsonInt(values, "group_size", scheme->group_size));
   if (scheme->group_size != -1 &&
@@ -65,7 +65,7 @@ absl::Status ApplyFields(const std::string& where, const Json& values, Scheme* s
   }
   SAGE_ASSIGN_OR_RETURN(const std::string pack, JsonString(values, "pack_dtype", "int32"));
   if (pack != "int32")
-    return Unsupported(where, absl::StrCat("pack_dtype must be int32, got '", pack.substr(0, 60), "'"));
+    return GptqUnsupported(where, absl::StrCat("pack_dtype must be int32, got '", pack.substr(0, 60), "'"));
   return absl::OkStatus();
 }
 
@@ -75,7 +75,7 @@ class GptqCheckpoint final : public Checkpoint {
 
   const Json& config() const override { return folder_->config(); }
   const Json& generation_config() const override { return folder_->generation_config(); }
-  std::string_view format() const override { return kMethod; }
+  std::string_view format() const override { return kGptqMethod; }
   std::string path() const override { return folder_->path(); }
   std::vector<std::string> linear_names() const override {
     std::vector<std::string> out = folder_->DenseLinearNames();
@@ -145,8 +145,8 @@ absl::Status GptqCheckpoint::ReadConfig(const QuantizationConfig& config) {
   SAGE_ASSIGN_OR_RETURN(const std::string format, JsonString(config.values, "checkpoint_format", "gptq"));
   SAGE_ASSIGN_OR_RETURN(const bool marlin, JsonBool(config.values, "is_marlin_format", false));
   if (marlin || (format != "gptq" && format != "gptq_v2")) {
-    return Unsupported(where, absl::StrCat("checkpoint_format must be gptq or gptq_v2, got '",
-                                           marlin ? "marlin" : format.substr(0, 60), "'"));
+    return GptqUnsupported(where, absl::StrCat("checkpoint_format must be gptq or gptq_v2, got '",
+                                               marlin ? "marlin" : format.substr(0, 60), "'"));
   }
   label_ = format == "gptq" ? GptqZeros::kV1 : GptqZeros::kV2;
   for (const char* key : {"bits", "group_size"}) {
@@ -185,7 +185,7 @@ absl::StatusOr<Scheme> GptqCheckpoint::SchemeOf(const std::string& module) const
     if (rule.exclude) return Bad(module, absl::StrCat(name, " excludes the module, but it has a qweight"));
     for (const char* key : {"format", "checkpoint_format", "method", "quant_method", "adapter"}) {
       if (rule.overrides.contains(key) && !rule.overrides[key].is_null()) {
-        return Unsupported(folder_->path(), absl::StrCat(module, ": ", name, " must not override ", key));
+        return GptqUnsupported(folder_->path(), absl::StrCat(module, ": ", name, " must not override ", key));
       }
     }
     SAGE_RETURN_IF_ERROR(ApplyFields(absl::StrCat(folder_->path(), ": ", module, ": ", name), rule.overrides, &scheme));
@@ -315,9 +315,11 @@ std::vector<std::string> GptqCheckpoint::notes() const {
                        mislabelled, " modules are those of ", v1 ? "gptq_v2" : "gptq", "; read by the zeros")};
 }
 
-bool Recognize(const std::string& path) { return FolderQuantizedBy(path, kMethod, kSideFile, /*unnamed=*/true); }
+bool RecognizeGptq(const std::string& path) {
+  return FolderQuantizedBy(path, kGptqMethod, kGptqSideFile, /*unnamed=*/true);
+}
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenGptq(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(const QuantizationConfig config, ReadQuantizationConfig(path));
   // AutoGPTQ named its weights by bits and group size.
   SAGE_ASSIGN_OR_RETURN(const std::string name, JsonString(config.values, "model_file_base_name", ""));
@@ -327,9 +329,9 @@ absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
   return std::shared_ptr<Checkpoint>(std::move(out));
 }
 
-absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
-                                 const std::vector<std::string>& ignored) {
-  if (!absl::StartsWith(std::string(strategy.name), "gptq_")) return CannotStore(kMethod, strategy);
+absl::StatusOr<Json> WriteGptqConfig(const LinearSpec& spec, const LinearStrategyDef& strategy,
+                                     const std::vector<std::string>& ignored) {
+  if (!absl::StartsWith(std::string(strategy.name), "gptq_")) return CannotStore(kGptqMethod, strategy);
   return GptqQuantizationConfig(spec, strategy.weight_bits, ignored);
 }
 
@@ -337,13 +339,13 @@ absl::StatusOr<Json> WriteConfig(const LinearSpec& spec, const LinearStrategyDef
 
 extern const CheckpointFormatDef kGptq;
 const CheckpointFormatDef kGptq = {
-    .name = kMethod,
+    .name = kGptqMethod,
     .summary = "GPTQ and GPTQModel folders: 2-, 3-, 4- and 8-bit weights, gptq and gptq_v2",
     .rank = 11,
-    .recognize = Recognize,
-    .open = Open,
-    .write_config = WriteConfig,
+    .recognize = RecognizeGptq,
+    .open = OpenGptq,
+    .write_config = WriteGptqConfig,
     .merge_configs = MergeGptqConfigs,
-    .config_file = kSideFile};
+    .config_file = kGptqSideFile};
 
 }  // namespace sage::checkpoint_formats

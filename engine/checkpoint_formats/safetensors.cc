@@ -30,9 +30,9 @@ class SafetensorsCheckpoint final : public Checkpoint {
   std::unique_ptr<HfFolder> folder_;
 };
 
-bool Recognize(const std::string& path) { return IsDirectory(path) && FileExists(path + "/config.json"); }
+bool RecognizeSafetensors(const std::string& path) { return IsDirectory(path) && FileExists(path + "/config.json"); }
 
-absl::StatusOr<std::shared_ptr<Checkpoint>> Open(const std::string& path) {
+absl::StatusOr<std::shared_ptr<Checkpoint>> OpenSafetensors(const std::string& path) {
   SAGE_ASSIGN_OR_RETURN(std::unique_ptr<HfFolder> folder, HfFolder::Open(path));
   const auto quantization = folder->config().find("quantization_config");
   if (quantization != folder->config().end() && !quantization->is_null()) {
@@ -52,7 +52,7 @@ extern const CheckpointFormatDef kSafetensors;
 const CheckpointFormatDef kSafetensors = {.name = "safetensors",
                                           .summary = "Hugging Face folder with F32, F16 or BF16 safetensors",
                                           .rank = 0,
-                                          .recognize = Recognize,
-                                          .open = Open};
+                                          .recognize = RecognizeSafetensors,
+                                          .open = OpenSafetensors};
 
 }  // namespace sage::checkpoint_formats

@@ -150,6 +150,7 @@ absl::StatusOr<bool> ScoreRun::RunChunk(StepContext& ctx, int64_t max_rows) {
 }
 
 ScoreResult ScoreRun::TakeResult() {
+  result_.window = job_->spec.window;
   result_.windows = windows_;
   result_.ppl = result_.scored > 0 ? std::exp(result_.nll / static_cast<double>(result_.scored)) : 0;
   return std::move(result_);

@@ -11,6 +11,8 @@ constexpr int kMostTileElements = 12 * 32;
 constexpr int kMostTileRows = 12;
 // Rows and columns of the part of c that one task computes: its packed rows stay in the second-level cache.
 constexpr int64_t kTaskRows = 144, kTaskColumns = 256;
+// Blocks of the summed dimension that are packed together: c is gone through once for all of them.
+constexpr int64_t kBlocksAtOnce = 4;
 // Multiply-adds and packed values below which another thread costs more than it saves.
 constexpr int64_t kLeastTask = int64_t{1} << 19, kLeastPacked = int64_t{1} << 15;
 
@@ -43,39 +45,60 @@ struct Range {
   int64_t begin, end;
 };
 
-// One block of the summed dimension, packed in slivers of the kernel's width.
+// Some blocks of the summed dimension at a time, packed in slivers of the kernel's width. A task adds all of them to
+// its part of c while that lies in the second-level cache.
 template <typename T, typename Out>
 class BlockProduct {
  public:
   BlockProduct(const GemmSpec<T>& spec, Destination<Out> c, ThreadPool& threads, const GemmKernels<T>& kernels,
-               int64_t depth, bool first_stores)
+               int64_t block_depth, bool first_stores)
       : spec_(spec),
         c_(c),
         threads_(threads),
         kernels_(kernels),
-        depth_(std::min(depth, spec.depth)),
+        block_depth_(block_depth),
+        packed_depth_(std::min(kBlocksAtOnce * block_depth, spec.depth)),
         first_stores_(first_stores),
-        a_(CeilDiv(spec.rows, kernels.rows) * kernels.rows * depth_),
-        b_(CeilDiv(spec.columns, kernels.columns) * kernels.columns * depth_) {}
+        a_(CeilDiv(spec.rows, kernels.rows) * kernels.rows * packed_depth_),
+        b_(CeilDiv(spec.columns, kernels.columns) * kernels.columns * packed_depth_) {}
 
   void Run() {
-    for (int64_t begin = 0; begin < spec_.depth; begin += depth_) {
-      const int64_t depth = std::min(depth_, spec_.depth - begin);
-      Range rows = {0, spec_.rows}, columns = {0, spec_.columns};
-      if (spec_.zeros == KnownZeros::kLeftUpper) rows.end = std::min(rows.end, begin + depth);
-      if (spec_.zeros == KnownZeros::kRightUpper) columns.begin = begin;
-      if (spec_.zeros == KnownZeros::kRightLower) columns.end = std::min(columns.end, begin + depth);
-      // In slivers from here on.
-      rows = {rows.begin / kernels_.rows, CeilDiv(rows.end, kernels_.rows)};
-      columns = {columns.begin / kernels_.columns, CeilDiv(columns.end, kernels_.columns)};
-      if (rows.begin >= rows.end || columns.begin >= columns.end) continue;
-      Pack(begin, depth, rows, columns);
-      merge_ = MergeOf(kernels_, first_stores_ && begin == 0, static_cast<const Out*>(nullptr));
-      Multiply(depth, rows, columns);
+    for (int64_t begin = 0; begin < spec_.depth; begin += packed_depth_) {
+      const int64_t end = std::min(begin + packed_depth_, spec_.depth);
+      std::vector<Block> blocks;
+      Range rows = {spec_.rows, 0}, columns = {spec_.columns, 0};
+      for (int64_t at = begin; at < end; at += block_depth_) {
+        const Block block = BlockAt(at, std::min(end, at + block_depth_), begin);
+        if (block.rows.begin >= block.rows.end || block.columns.begin >= block.columns.end) continue;
+        rows = {std::min(rows.begin, block.rows.begin), std::max(rows.end, block.rows.end)};
+        columns = {std::min(columns.begin, block.columns.begin), std::max(columns.end, block.columns.end)};
+        blocks.push_back(block);
+      }
+      if (blocks.empty()) continue;
+      Pack(begin, end - begin, rows, columns);
+      Multiply(blocks, end - begin, rows, columns);
     }
   }
 
  private:
+  struct Block {
+    int64_t at, depth;    // in what is packed
+    bool stores;          // c is not read
+    Range rows, columns;  // in slivers: where the block is not known to be zero
+  };
+
+  Block BlockAt(int64_t begin, int64_t end, int64_t packed_from) const {
+    Range rows = {0, spec_.rows}, columns = {0, spec_.columns};
+    if (spec_.zeros == KnownZeros::kLeftUpper) rows.end = std::min(rows.end, end);
+    if (spec_.zeros == KnownZeros::kRightUpper) columns.begin = begin;
+    if (spec_.zeros == KnownZeros::kRightLower) columns.end = std::min(columns.end, end);
+    return {begin - packed_from,
+            end - begin,
+            first_stores_ && begin == 0,
+            {rows.begin / kernels_.rows, CeilDiv(rows.end, kernels_.rows)},
+            {columns.begin / kernels_.columns, CeilDiv(columns.end, kernels_.columns)}};
+  }
+
   void Pack(int64_t begin, int64_t depth, Range rows, Range columns) {
     const int64_t row_slivers = rows.end - rows.begin, all = row_slivers + columns.end - columns.begin;
     threads_.ParallelFor(all, CeilDiv(kLeastPacked, depth * kernels_.rows), [&](int64_t first, int64_t last) {
@@ -97,7 +120,7 @@ class BlockProduct {
     });
   }
 
-  void Multiply(int64_t depth, Range rows, Range columns) {
+  void Multiply(const std::vector<Block>& blocks, int64_t depth, Range rows, Range columns) {
     const int64_t row_slivers = rows.end - rows.begin, column_slivers = columns.end - columns.begin;
     int64_t high = std::max<int64_t>(1, kTaskRows / kernels_.rows);
     int64_t wide = std::max<int64_t>(1, kTaskColumns / kernels_.columns);
@@ -111,13 +134,17 @@ class BlockProduct {
     threads_.Run(down * across, [&](int64_t task, int) {
       const int64_t row = rows.begin + task / across * high, column = columns.begin + task % across * wide;
       const Range r = {row, std::min(rows.end, row + high)}, c = {column, std::min(columns.end, column + wide)};
-      for (int64_t j = c.begin; j < c.end; ++j) {
-        for (int64_t i = r.begin; i < r.end; ++i) MultiplyTile(depth, i, j);
+      for (const Block& block : blocks) {
+        const int64_t j_end = std::min(c.end, block.columns.end), i_end = std::min(r.end, block.rows.end);
+        for (int64_t j = std::max(c.begin, block.columns.begin); j < j_end; ++j) {
+          for (int64_t i = std::max(r.begin, block.rows.begin); i < i_end; ++i) MultiplyTile(block, depth, i, j);
+        }
       }
     });
   }
 
-  void MultiplyTile(int64_t depth, int64_t row_sliver, int64_t column_sliver) {
+  // `packed` is the depth of a packed sliver.
+  void MultiplyTile(const Block& block, int64_t packed, int64_t row_sliver, int64_t column_sliver) {
     const int64_t i0 = row_sliver * kernels_.rows, j0 = column_sliver * kernels_.columns;
     const int rows = static_cast<int>(std::min<int64_t>(kernels_.rows, spec_.rows - i0));
     const int columns = static_cast<int>(std::min<int64_t>(kernels_.columns, spec_.columns - j0));
@@ -131,17 +158,18 @@ class BlockProduct {
       for (int j = first[r]; j < columns; j += static_cast<int>(64 / sizeof(Out))) __builtin_prefetch(row[r] + j, 1);
     }
     alignas(64) T tile[kMostTileElements];
-    kernels_.tile(depth, a_.data() + i0 * depth, b_.data() + j0 * depth, tile);
-    merge_(tile, kernels_.columns, rows, columns, first, spec_.sign, row);
+    kernels_.tile(block.depth, a_.data() + i0 * packed + block.at * kernels_.rows,
+                  b_.data() + j0 * packed + block.at * kernels_.columns, tile);
+    MergeOf(kernels_, block.stores, static_cast<const Out*>(nullptr))(tile, kernels_.columns, rows, columns, first,
+                                                                      spec_.sign, row);
   }
 
   const GemmSpec<T>& spec_;
   const Destination<Out> c_;
   ThreadPool& threads_;
   const GemmKernels<T>& kernels_;
-  const int64_t depth_;
+  const int64_t block_depth_, packed_depth_;
   const bool first_stores_;
-  void (*merge_)(const T* tile, int width, int rows, int columns, const int* first, T sign, Out* const* row) = nullptr;
   AlignedBuffer<T> a_, b_;
 };
 

@@ -91,7 +91,7 @@ def test_score(daemon, engine, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a little girl named Lily. She loved to play outside. " * 8)
     out = daemon.json("llm", "score", "--engine", engine, "--text-file", str(text), "--window", "64", "--windows", "2")
-    assert out["windows"] == 2 and out["scored"] == 126 and out["ppl"] < 60
+    assert out["windows"] == 2 and out["window"] == 64 and out["scored"] == 126 and out["ppl"] < 60
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps([1, 403, 407, 261, 378]))
     out = daemon.json("llm", "score", "--engine", engine, "--ids-file", str(ids), "--top", "3")
@@ -162,6 +162,9 @@ def test_errors(daemon, engine, arguments, exit_code, code):
 
 def test_usage_error_and_unreachable(daemon):
     assert daemon.sage("llm", "generate", "--no-such-flag", check=False).returncode == 2
+    wrong = daemon.sage("--timeout", "5", "llm", "bogus", check=False)
+    assert wrong.returncode == 2 and "no command 'bogus', one of engine" in wrong.stdout + wrong.stderr
+    assert "sage llm engine: a command is needed, one of start" in daemon.sage("llm", "engine", check=False, json_out=False).stderr
     run = daemon.sage("llm", "engine", "list", "--server", "127.0.0.1:1", "--timeout", "3", check=False)
     assert run.returncode == 3 and json.loads(run.stdout)["error"]["code"] == "UNAVAILABLE"
     code, error = daemon.fails("llm", "engine", "list", "--timeout", "0.000001")  # the daemon is there, the time is not

@@ -248,6 +248,7 @@ def test_check_config_and_precedence(tmp_path):
     good = subprocess.run([BIN / "sagequantd", "--config", config, "--data-dir", tmp_path / "d", "--check-config"],
                           capture_output=True, text=True, env=environment)
     assert good.returncode == 0, good.stderr
+    assert {"threads: 2", "log_level: info", "watchdog: 120", "open_metrics: false"} <= set(good.stdout.splitlines())
     config.write_text("no_such_key: 1\n")
     bad = subprocess.run([BIN / "sagequantd", "--config", config, "--data-dir", tmp_path / "d", "--check-config"],
                          capture_output=True, text=True)

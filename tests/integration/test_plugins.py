@@ -58,7 +58,7 @@ sage_plugin_table(TABLE {folder}/table.cc HEADER engine/api/linear_strategy.h RE
 """)
     shell(f"cmake -P {script}")
     source, test = (folder / name for name in code)
-    return {"folder": folder, "strategy": compile_like("engine/linear_strategies/int8_w8a16.cc", source, folder / "strategy.o"),
+    return {"folder": folder, "strategy": compile_like("engine/linear_strategies/int8_affine.cc", source, folder / "strategy.o"),
             "table": compile_like("generated/linear_strategies_table.cc", folder / "table.cc", folder / "table.o"),
             "test": compile_like("tests/unit/linear_strategies/packed_linear_test.cc", test, folder / "test.o")}
 

@@ -9,7 +9,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::ascend_export_test {
 namespace {
 
 absl::StatusOr<ConvertResult> Convert(const std::string& from, const std::string& format, const std::string& to) {
@@ -147,4 +147,4 @@ TEST(AscendExport, ScalesOfTheKvCacheAreC8) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::ascend_export_test

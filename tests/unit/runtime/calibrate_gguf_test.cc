@@ -10,7 +10,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::calibrate_gguf_test {
 namespace {
 
 class CalibrateGgufTest : public TinyModelTest {
@@ -137,4 +137,4 @@ TEST_F(CalibrateGgufTest, WordsThatATypeCannotHonourAreRefused) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::calibrate_gguf_test

@@ -12,7 +12,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::calibrate_options_test {
 namespace {
 
 std::string ReasonOf(const absl::Status& status) { return GetErrorReason(status).reason; }
@@ -306,4 +306,4 @@ TEST(CalibrateOptions, FilesOfActivationsAreGoneAtOnce) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::calibrate_options_test

@@ -12,7 +12,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/artifact_folder.h"
 
-namespace sage {
+namespace sage::calibrate_test {
 namespace {
 
 std::string ReasonOf(const absl::Status& status) { return GetErrorReason(status).reason; }
@@ -303,4 +303,4 @@ TEST(GlobMatch, StarsAndQuestionMarks) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::calibrate_test

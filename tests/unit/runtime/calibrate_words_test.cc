@@ -12,7 +12,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::calibrate_words_test {
 namespace {
 
 std::string ReasonOf(const absl::Status& status) { return GetErrorReason(status).reason; }
@@ -339,4 +339,4 @@ TEST_F(Words, DynamicActivationsWithZeroPoints) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::calibrate_words_test

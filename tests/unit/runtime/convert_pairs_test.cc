@@ -10,7 +10,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::convert_pairs_test {
 namespace {
 
 struct Start {
@@ -188,4 +188,4 @@ TEST(ConvertPairs, WordsThatContradictAGgufAreRefused) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::convert_pairs_test

@@ -12,7 +12,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::convert_schemes_test {
 namespace {
 
 std::string SharedCheckpoint(const std::string& name) {
@@ -209,4 +209,4 @@ TEST_F(ConvertSchemes, AFolderWhoseKvCacheAloneIsQuantized) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::convert_schemes_test

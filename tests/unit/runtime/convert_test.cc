@@ -5,7 +5,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/artifact_folder.h"
 
-namespace sage {
+namespace sage::convert_test {
 namespace {
 
 absl::StatusOr<ConvertResult> Convert(const std::string& artifact, const std::string& format,
@@ -100,4 +100,4 @@ TEST(Convert, RefusalsNameTheRuleAndLeaveNothing) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::convert_test

@@ -7,7 +7,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/artifact_folder.h"
 
-namespace sage {
+namespace sage::dataset_test {
 namespace {
 
 TEST(Dataset, PlainTextIsOneEntry) {
@@ -100,4 +100,4 @@ TEST(Dataset, ValuesAreRefusedByLine) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::dataset_test

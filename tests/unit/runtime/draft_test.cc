@@ -3,7 +3,7 @@
 
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::draft_test {
 namespace {
 
 using Ids = std::vector<int32_t>;
@@ -30,4 +30,4 @@ TEST(Draft, LengthFollowsWhatWasRight) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::draft_test

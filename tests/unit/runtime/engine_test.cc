@@ -7,7 +7,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/fake_decoder.h"
 
-namespace sage {
+namespace sage::engine_test {
 namespace {
 
 std::string Reason(const absl::Status& status) { return GetErrorReason(status).reason; }
@@ -462,6 +462,7 @@ TEST(Engine, ScoreEqualsTheReferenceBesideGeneration) {
   const auto result = e.engine->Score(spec, CancelToken(), [&](const Progress& p) { progressed = p.done; });
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->windows, 5);
+  EXPECT_EQ(result->window, 20);
   EXPECT_EQ(result->scored, 5 * 19);
   ASSERT_EQ(result->positions.size(), 95u);
   double nll = 0;
@@ -515,4 +516,4 @@ TEST(Engine, ScoreChecksItsSpecAndCancels) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::engine_test

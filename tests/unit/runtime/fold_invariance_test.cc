@@ -12,7 +12,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/model_logits.h"
 
-namespace sage {
+namespace sage::fold_invariance_test {
 namespace {
 
 // Stores what it is given, as f32.
@@ -119,4 +119,4 @@ TEST(FoldInvariance, ChangesNoLogitOfTheGoldenModels) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::fold_invariance_test

@@ -13,7 +13,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::gguf_export_test {
 namespace {
 
 absl::StatusOr<ConvertResult> Convert(const std::string& from, const std::string& format, const std::string& to) {
@@ -243,4 +243,4 @@ TEST(GgufExport, VocabulariesGiveTheSameIds) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::gguf_export_test

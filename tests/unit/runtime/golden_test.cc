@@ -9,7 +9,7 @@
 #include "tests/unit/decoder/golden_data.h"
 #include "tests/unit/runtime/fake_decoder.h"
 
-namespace sage {
+namespace sage::golden_test {
 namespace {
 
 class GoldenEngine : public testing::TestWithParam<const char*> {};
@@ -206,4 +206,4 @@ INSTANTIATE_TEST_SUITE_P(Models, GoldenEngine,
                          });
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::golden_test

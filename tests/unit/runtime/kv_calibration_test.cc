@@ -15,7 +15,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/artifact_folder.h"
 
-namespace sage {
+namespace sage::kv_calibration_test {
 namespace {
 
 std::string ReasonOf(const absl::Status& status) { return GetErrorReason(status).reason; }
@@ -306,4 +306,4 @@ TEST(KvCalibration, KvOnlyArtifactsServeCloseToTheExactCache) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::kv_calibration_test

@@ -10,7 +10,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::layer_statistics_test {
 namespace {
 
 constexpr int64_t kTokens = 96;
@@ -128,4 +128,4 @@ TEST_F(LayerStatistics, EqualStreamsShiftNothing) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::layer_statistics_test

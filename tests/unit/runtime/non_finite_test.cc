@@ -8,7 +8,7 @@
 #include "tests/unit/runtime/artifact_folder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::non_finite_test {
 namespace {
 
 // The first element of a float tensor of model-00001-of-*.safetensors becomes NaN or infinite.
@@ -90,4 +90,4 @@ TEST(NonFinite, TensorsAreRefusedWhenAModelLoads) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::non_finite_test

@@ -3,7 +3,7 @@
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::render_chat_test {
 namespace {
 
 TEST(RenderChat, ToolsTakeTheirOwnTemplate) {
@@ -35,4 +35,4 @@ TEST(RenderChat, ToolsAndDocumentsAreNoneWhereNobodyGaveThem) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::render_chat_test

@@ -2,7 +2,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/fake_decoder.h"
 
-namespace sage {
+namespace sage::reuse_test {
 namespace {
 
 TEST(Engine, PrefixesOfEarlierRequestsAreNotComputedAgain) {
@@ -71,4 +71,4 @@ TEST(Engine, DynamicRopeSharesOnlyPromptsOfOneLength) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::reuse_test

@@ -13,7 +13,7 @@
 #include "tests/unit/runtime/model_logits.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::rotation_test {
 namespace {
 
 std::string ReasonOf(const absl::Status& status) { return GetErrorReason(status).reason; }
@@ -210,4 +210,4 @@ TEST(Rotation, EstimatesCountTheTables) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::rotation_test

@@ -11,7 +11,7 @@
 #include "engine/runtime/logprobs.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::sampler_test {
 namespace {
 
 TEST(SamplerGolden, EveryCaseMatchesTransformers) {
@@ -208,4 +208,4 @@ TEST(Logprobs, NormaliserRankAndTop) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::sampler_test

@@ -5,7 +5,7 @@
 
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::scheduler_test {
 namespace {
 
 std::shared_ptr<Sequence> MakeSequence(int choice, int64_t prompt) {
@@ -274,4 +274,4 @@ TEST(Scheduler, ReapTakesRunningAndWaiting) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::scheduler_test

@@ -18,7 +18,7 @@
 #include "tests/unit/runtime/fake_decoder.h"
 #include "tests/unit/runtime/tiny_model.h"
 
-namespace sage {
+namespace sage::start_engine_test {
 namespace {
 
 constexpr int64_t kPageBytes = 1000;
@@ -386,4 +386,4 @@ TEST(Memory, AnEngineKeepsItsKvMemory) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::start_engine_test

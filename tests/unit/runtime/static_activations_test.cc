@@ -11,7 +11,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/runtime/artifact_folder.h"
 
-namespace sage {
+namespace sage::static_activations_test {
 namespace {
 
 std::string ReasonOf(const absl::Status& status) { return GetErrorReason(status).reason; }
@@ -172,4 +172,4 @@ TEST(ActivationCache, CountsEveryReaderUnderMixedStrategies) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::static_activations_test

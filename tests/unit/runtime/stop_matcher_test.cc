@@ -3,7 +3,7 @@
 
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::stop_matcher_test {
 namespace {
 
 struct Outcome {
@@ -61,4 +61,4 @@ TEST(StopMatcher, HoldsBackOnlyWhatMayBecomeAStop) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::stop_matcher_test

@@ -8,7 +8,7 @@
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::activation_range_test {
 namespace {
 
 TEST(ActivationRange, ExtremesOfAllBatchesWhateverTheirOrder) {
@@ -72,4 +72,4 @@ TEST(ActivationRange, RefusesWhatIsNotFiniteAndNothing) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::activation_range_test

@@ -9,7 +9,7 @@
 #include "engine/solvers/code_training.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::block_training_test {
 namespace {
 
 // A random block, its texts and what the unquantized block makes of them.
@@ -227,4 +227,4 @@ TEST(CodeTraining, HonoursGroupIndices) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::block_training_test

@@ -9,7 +9,7 @@
 #include "engine/solvers/block_math.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::decoder_block_test {
 namespace {
 
 struct Variant {
@@ -218,4 +218,4 @@ TEST(BlockMath, Exponential) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::decoder_block_test

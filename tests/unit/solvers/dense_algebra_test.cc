@@ -10,7 +10,7 @@
 #include "engine/solvers/triangular_factor.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::dense_algebra_test {
 namespace {
 
 template <typename T>
@@ -212,4 +212,4 @@ TEST(FactorUpper, NamesTheFailingColumn) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::dense_algebra_test

@@ -9,7 +9,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/solvers/layer_problem.h"
 
-namespace sage {
+namespace sage::gptq_test {
 namespace {
 
 std::vector<float> Identity(int64_t K, float value) {
@@ -326,4 +326,4 @@ TEST(RemainingEnergy, IsTheDiagonalWhereInputsAreIndependentAndLessElsewhere) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::gptq_test

@@ -7,7 +7,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/solvers/layer_problem.h"
 
-namespace sage {
+namespace sage::grid_descent_test {
 namespace {
 
 std::vector<double> RowErrors(const GridWeight& w, const LayerProblem& layer, ThreadPool& threads) {
@@ -135,4 +135,4 @@ TEST(GridDescent, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::grid_descent_test

@@ -9,7 +9,7 @@
 
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::grid_kernels_test {
 namespace {
 
 constexpr double kNoBound = std::numeric_limits<double>::infinity();
@@ -105,4 +105,4 @@ TEST(GridKernels, NextMovesAreThoseOfACodeByCodeWalk) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::grid_kernels_test

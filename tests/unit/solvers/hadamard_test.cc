@@ -8,7 +8,7 @@
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::hadamard_test {
 namespace {
 
 // Rows packed as bits: two rows are orthogonal when half of their entries differ.
@@ -127,4 +127,4 @@ TEST(RandomSigns, AreFixedBySeed) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::hadamard_test

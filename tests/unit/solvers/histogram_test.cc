@@ -8,7 +8,7 @@
 #include "engine/base/status.h"
 #include "gtest/gtest.h"
 
-namespace sage {
+namespace sage::histogram_test {
 namespace {
 
 std::vector<float> Uniform(int64_t count, float most, uint32_t seed) {
@@ -127,4 +127,4 @@ TEST(KlRange, UniformKeepsItsMaximumAndOutliersGo) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::histogram_test

@@ -8,7 +8,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/solvers/layer_problem.h"
 
-namespace sage {
+namespace sage::output_target_test {
 namespace {
 
 constexpr int64_t kN = 12, kK = 48, kM = 1200;
@@ -109,4 +109,4 @@ TEST(CrossSum, AgreesWithPlainSumsHoweverTheTokensAreCut) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::output_target_test

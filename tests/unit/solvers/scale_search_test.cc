@@ -5,7 +5,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/solvers/layer_problem.h"
 
-namespace sage {
+namespace sage::scale_search_test {
 namespace {
 
 TEST(InputMagnitude, CountsAllBatches) {
@@ -199,4 +199,4 @@ TEST(ScaleSearch, RefusesWithReasons) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::scale_search_test

@@ -6,7 +6,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/solvers/layer_problem.h"
 
-namespace sage {
+namespace sage::sign_rounding_test {
 namespace {
 
 TEST(SignRounding, ImprovesPlainRounding) {
@@ -117,4 +117,4 @@ TEST(SignRounding, RefusesWithReasons) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::sign_rounding_test

@@ -5,7 +5,7 @@
 #include "gtest/gtest.h"
 #include "tests/unit/solvers/layer_problem.h"
 
-namespace sage {
+namespace sage::weight_mse_test {
 namespace {
 
 double Error(const std::vector<float>& w, const std::vector<float>& q, const std::vector<float>& importance,
@@ -77,4 +77,4 @@ TEST(WeightMse, RefusesWithReasons) {
 }
 
 }  // namespace
-}  // namespace sage
+}  // namespace sage::weight_mse_test

@@ -3,20 +3,17 @@
 #include "engine/backends/cpu/kv_pages.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "attention_fp8_e4m3_generic";
-
-std::string Refuse(const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "generic", cpu); }
-
-absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout) {
-  return BindKvPages(layout, KvFormat::kE4M3, kGenericTier, kName);
-}
-
-}  // namespace
 
 extern const AttentionKernelDef kAttentionFp8E4m3Generic;
 const AttentionKernelDef kAttentionFp8E4m3Generic = {
-    .name = kName, .kv_strategy = "fp8_e4m3", .rank = 0, .refuse = Refuse, .bind = Bind};
+    .name = "attention_fp8_e4m3_generic",
+    .kv_strategy = "fp8_e4m3",
+    .rank = 0,
+    .refuse = [](const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "generic", cpu); },
+    .bind =
+        [](const KvLayout& layout) {
+          return BindKvPages(layout, KvFormat::kE4M3, kGenericTier, std::string(kAttentionFp8E4m3Generic.name));
+        },
+};
 
 }  // namespace sage::cpu

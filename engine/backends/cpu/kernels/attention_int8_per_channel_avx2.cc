@@ -3,20 +3,17 @@
 #include "engine/backends/cpu/kv_pages.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "attention_int8_per_channel_avx2";
-
-std::string Refuse(const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "avx2", cpu); }
-
-absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout) {
-  return BindKvPages(layout, KvFormat::kInt8Channel, kAvx2Tier, kName);
-}
-
-}  // namespace
 
 extern const AttentionKernelDef kAttentionInt8PerChannelAvx2;
 const AttentionKernelDef kAttentionInt8PerChannelAvx2 = {
-    .name = kName, .kv_strategy = "int8_per_channel", .rank = 10, .refuse = Refuse, .bind = Bind};
+    .name = "attention_int8_per_channel_avx2",
+    .kv_strategy = "int8_per_channel",
+    .rank = 10,
+    .refuse = [](const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "avx2", cpu); },
+    .bind =
+        [](const KvLayout& layout) {
+          return BindKvPages(layout, KvFormat::kInt8Channel, kAvx2Tier, std::string(kAttentionInt8PerChannelAvx2.name));
+        },
+};
 
 }  // namespace sage::cpu

@@ -3,20 +3,18 @@
 #include "engine/backends/cpu/kv_pages.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "attention_int8_per_channel_avx512";
-
-std::string Refuse(const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "avx512", cpu); }
-
-absl::StatusOr<std::unique_ptr<KvKernel>> Bind(const KvLayout& layout) {
-  return BindKvPages(layout, KvFormat::kInt8Channel, kAvx512Tier, kName);
-}
-
-}  // namespace
 
 extern const AttentionKernelDef kAttentionInt8PerChannelAvx512;
 const AttentionKernelDef kAttentionInt8PerChannelAvx512 = {
-    .name = kName, .kv_strategy = "int8_per_channel", .rank = 20, .refuse = Refuse, .bind = Bind};
+    .name = "attention_int8_per_channel_avx512",
+    .kv_strategy = "int8_per_channel",
+    .rank = 20,
+    .refuse = [](const KvLayout& layout, const CpuFeatures& cpu) { return RefuseKvPages(layout, "avx512", cpu); },
+    .bind =
+        [](const KvLayout& layout) {
+          return BindKvPages(layout, KvFormat::kInt8Channel, kAvx512Tier,
+                             std::string(kAttentionInt8PerChannelAvx512.name));
+        },
+};
 
 }  // namespace sage::cpu

@@ -4,23 +4,21 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_bf16_generic";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("generic", cpu);
-  return tier.empty() ? RefuseSizes(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
-  return BindDense(std::move(weight), kGenericTier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearBf16Generic;
 const LinearKernelDef kLinearBf16Generic = {
-    .name = kName, .strategy = "bf16", .rank = 0, .refuse = Refuse, .bind = Bind};
+    .name = "linear_bf16_generic",
+    .strategy = "bf16",
+    .rank = 0,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("generic", cpu);
+          return tier.empty() ? RefuseSizes(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool&) {
+          return BindDense(std::move(weight), kGenericTier, std::string(kLinearBf16Generic.name));
+        },
+};
 
 }  // namespace sage::cpu

@@ -4,22 +4,19 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_f16_avx512";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("avx512", cpu);
-  return tier.empty() ? RefuseSizes(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
-  return BindDense(std::move(weight), kAvx512Tier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearF16Avx512;
-const LinearKernelDef kLinearF16Avx512 = {.name = kName, .strategy = "f16", .rank = 20, .refuse = Refuse, .bind = Bind};
+const LinearKernelDef kLinearF16Avx512 = {
+    .name = "linear_f16_avx512",
+    .strategy = "f16",
+    .rank = 20,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("avx512", cpu);
+          return tier.empty() ? RefuseSizes(query) : tier;
+        },
+    .bind = [](LinearWeight weight,
+               ThreadPool&) { return BindDense(std::move(weight), kAvx512Tier, std::string(kLinearF16Avx512.name)); },
+};
 
 }  // namespace sage::cpu

@@ -4,22 +4,19 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_f32_avx2";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("avx2", cpu);
-  return tier.empty() ? RefuseSizes(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
-  return BindDense(std::move(weight), kAvx2Tier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearF32Avx2;
-const LinearKernelDef kLinearF32Avx2 = {.name = kName, .strategy = "f32", .rank = 10, .refuse = Refuse, .bind = Bind};
+const LinearKernelDef kLinearF32Avx2 = {
+    .name = "linear_f32_avx2",
+    .strategy = "f32",
+    .rank = 10,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("avx2", cpu);
+          return tier.empty() ? RefuseSizes(query) : tier;
+        },
+    .bind = [](LinearWeight weight,
+               ThreadPool&) { return BindDense(std::move(weight), kAvx2Tier, std::string(kLinearF32Avx2.name)); },
+};
 
 }  // namespace sage::cpu

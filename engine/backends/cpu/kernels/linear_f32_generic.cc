@@ -4,22 +4,19 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_f32_generic";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("generic", cpu);
-  return tier.empty() ? RefuseSizes(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool&) {
-  return BindDense(std::move(weight), kGenericTier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearF32Generic;
-const LinearKernelDef kLinearF32Generic = {.name = kName, .strategy = "f32", .rank = 0, .refuse = Refuse, .bind = Bind};
+const LinearKernelDef kLinearF32Generic = {
+    .name = "linear_f32_generic",
+    .strategy = "f32",
+    .rank = 0,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("generic", cpu);
+          return tier.empty() ? RefuseSizes(query) : tier;
+        },
+    .bind = [](LinearWeight weight,
+               ThreadPool&) { return BindDense(std::move(weight), kGenericTier, std::string(kLinearF32Generic.name)); },
+};
 
 }  // namespace sage::cpu

@@ -4,23 +4,21 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_fp4_w4a16_avx512";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("avx512", cpu);
-  return tier.empty() ? RefuseSizes(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
-  return BindFloatPanels(std::move(weight), threads, kAvx512Tier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearFp4W4a16Avx512;
 const LinearKernelDef kLinearFp4W4a16Avx512 = {
-    .name = kName, .strategy = "fp4_w4a16", .rank = 20, .refuse = Refuse, .bind = Bind};
+    .name = "linear_fp4_w4a16_avx512",
+    .strategy = "fp4_w4a16",
+    .rank = 20,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("avx512", cpu);
+          return tier.empty() ? RefuseSizes(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool& threads) {
+          return BindFloatPanels(std::move(weight), threads, kAvx512Tier, std::string(kLinearFp4W4a16Avx512.name));
+        },
+};
 
 }  // namespace sage::cpu

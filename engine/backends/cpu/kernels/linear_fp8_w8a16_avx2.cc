@@ -4,23 +4,21 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_fp8_w8a16_avx2";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("avx2", cpu);
-  return tier.empty() ? RefuseSizes(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
-  return BindFloatPanels(std::move(weight), threads, kAvx2Tier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearFp8W8a16Avx2;
 const LinearKernelDef kLinearFp8W8a16Avx2 = {
-    .name = kName, .strategy = "fp8_w8a16", .rank = 10, .refuse = Refuse, .bind = Bind};
+    .name = "linear_fp8_w8a16_avx2",
+    .strategy = "fp8_w8a16",
+    .rank = 10,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("avx2", cpu);
+          return tier.empty() ? RefuseSizes(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool& threads) {
+          return BindFloatPanels(std::move(weight), threads, kAvx2Tier, std::string(kLinearFp8W8a16Avx2.name));
+        },
+};
 
 }  // namespace sage::cpu

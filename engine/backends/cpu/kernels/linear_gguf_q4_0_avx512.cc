@@ -4,23 +4,21 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_gguf_q4_0_avx512";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("avx512", cpu);
-  return tier.empty() ? RefuseBlocks(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
-  return BindBlocks(std::move(weight), threads, kAvx512Tier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearGgufQ40Avx512;
 const LinearKernelDef kLinearGgufQ40Avx512 = {
-    .name = kName, .strategy = "gguf_q4_0", .rank = 20, .refuse = Refuse, .bind = Bind};
+    .name = "linear_gguf_q4_0_avx512",
+    .strategy = "gguf_q4_0",
+    .rank = 20,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("avx512", cpu);
+          return tier.empty() ? RefuseBlocks(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool& threads) {
+          return BindBlocks(std::move(weight), threads, kAvx512Tier, std::string(kLinearGgufQ40Avx512.name));
+        },
+};
 
 }  // namespace sage::cpu

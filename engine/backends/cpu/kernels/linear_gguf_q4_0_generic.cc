@@ -4,23 +4,21 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_gguf_q4_0_generic";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("generic", cpu);
-  return tier.empty() ? RefuseBlocks(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
-  return BindBlocks(std::move(weight), threads, kGenericTier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearGgufQ40Generic;
 const LinearKernelDef kLinearGgufQ40Generic = {
-    .name = kName, .strategy = "gguf_q4_0", .rank = 0, .refuse = Refuse, .bind = Bind};
+    .name = "linear_gguf_q4_0_generic",
+    .strategy = "gguf_q4_0",
+    .rank = 0,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("generic", cpu);
+          return tier.empty() ? RefuseBlocks(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool& threads) {
+          return BindBlocks(std::move(weight), threads, kGenericTier, std::string(kLinearGgufQ40Generic.name));
+        },
+};
 
 }  // namespace sage::cpu

@@ -4,23 +4,22 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_int4_w4a16_avx512";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("avx512", cpu);
-  return tier.empty() ? RefusePanels(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
-  return BindPanels(std::move(weight), /*nibbles=*/true, threads, kAvx512Tier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearInt4W4a16Avx512;
 const LinearKernelDef kLinearInt4W4a16Avx512 = {
-    .name = kName, .strategy = "int4_w4a16", .rank = 20, .refuse = Refuse, .bind = Bind};
+    .name = "linear_int4_w4a16_avx512",
+    .strategy = "int4_w4a16",
+    .rank = 20,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("avx512", cpu);
+          return tier.empty() ? RefusePanels(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool& threads) {
+          return BindPanels(std::move(weight), /*nibbles=*/true, threads, kAvx512Tier,
+                            std::string(kLinearInt4W4a16Avx512.name));
+        },
+};
 
 }  // namespace sage::cpu

@@ -4,23 +4,22 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_int4_w4a8_avx2";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("avx2", cpu);
-  return tier.empty() ? RefusePanels(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
-  return BindPanels(std::move(weight), /*nibbles=*/true, threads, kAvx2Tier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearInt4W4a8Avx2;
 const LinearKernelDef kLinearInt4W4a8Avx2 = {
-    .name = kName, .strategy = "int4_w4a8", .rank = 10, .refuse = Refuse, .bind = Bind};
+    .name = "linear_int4_w4a8_avx2",
+    .strategy = "int4_w4a8",
+    .rank = 10,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("avx2", cpu);
+          return tier.empty() ? RefusePanels(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool& threads) {
+          return BindPanels(std::move(weight), /*nibbles=*/true, threads, kAvx2Tier,
+                            std::string(kLinearInt4W4a8Avx2.name));
+        },
+};
 
 }  // namespace sage::cpu

@@ -4,23 +4,22 @@
 #include "engine/backends/cpu/tiers.h"
 
 namespace sage::cpu {
-namespace {
-
-constexpr char kName[] = "linear_int8_w8a8_generic";
-
-std::string Refuse(const LinearKernelQuery& query, const CpuFeatures& cpu) {
-  const std::string tier = RefuseTier("generic", cpu);
-  return tier.empty() ? RefusePanels(query) : tier;
-}
-
-absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(LinearWeight weight, ThreadPool& threads) {
-  return BindPanels(std::move(weight), /*nibbles=*/false, threads, kGenericTier, kName);
-}
-
-}  // namespace
 
 extern const LinearKernelDef kLinearInt8W8a8Generic;
 const LinearKernelDef kLinearInt8W8a8Generic = {
-    .name = kName, .strategy = "int8_w8a8", .rank = 0, .refuse = Refuse, .bind = Bind};
+    .name = "linear_int8_w8a8_generic",
+    .strategy = "int8_w8a8",
+    .rank = 0,
+    .refuse =
+        [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
+          const std::string tier = RefuseTier("generic", cpu);
+          return tier.empty() ? RefusePanels(query) : tier;
+        },
+    .bind =
+        [](LinearWeight weight, ThreadPool& threads) {
+          return BindPanels(std::move(weight), /*nibbles=*/false, threads, kGenericTier,
+                            std::string(kLinearInt8W8a8Generic.name));
+        },
+};
 
 }  // namespace sage::cpu
