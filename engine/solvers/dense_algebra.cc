@@ -10,7 +10,7 @@ namespace {
 constexpr int kMostTileElements = 12 * 32;
 constexpr int kMostTileRows = 12;
 // Rows and columns of the part of c that one task computes: its packed rows stay in the second-level cache.
-constexpr int64_t kTaskRows = 144, kTaskColumns = 256;
+constexpr int64_t kTaskRows = 96, kTaskColumns = 256;
 // Blocks of the summed dimension that are packed together: c is gone through once for all of them.
 constexpr int64_t kBlocksAtOnce = 4;
 // Multiply-adds and packed values below which another thread costs more than it saves.
@@ -59,8 +59,10 @@ class BlockProduct {
         block_depth_(block_depth),
         packed_depth_(std::min(kBlocksAtOnce * block_depth, spec.depth)),
         first_stores_(first_stores),
-        a_(CeilDiv(spec.rows, kernels.rows) * kernels.rows * packed_depth_),
-        b_(CeilDiv(spec.columns, kernels.columns) * kernels.columns * packed_depth_) {}
+        rows_(CeilDiv(spec.rows, kernels.rows) * kernels.rows),
+        columns_(CeilDiv(spec.columns, kernels.columns) * kernels.columns),
+        a_(rows_ * packed_depth_),
+        b_(columns_ * packed_depth_) {}
 
   void Run() {
     for (int64_t begin = 0; begin < spec_.depth; begin += packed_depth_) {
@@ -75,7 +77,7 @@ class BlockProduct {
         blocks.push_back(block);
       }
       if (blocks.empty()) continue;
-      Pack(begin, end - begin, rows, columns);
+      for (const Block& block : blocks) Pack(block, begin + block.at);
       Multiply(blocks, end - begin, rows, columns);
     }
   }
@@ -99,22 +101,26 @@ class BlockProduct {
             {columns.begin / kernels_.columns, CeilDiv(columns.end, kernels_.columns)}};
   }
 
-  void Pack(int64_t begin, int64_t depth, Range rows, Range columns) {
-    const int64_t row_slivers = rows.end - rows.begin, all = row_slivers + columns.end - columns.begin;
-    threads_.ParallelFor(all, CeilDiv(kLeastPacked, depth * kernels_.rows), [&](int64_t first, int64_t last) {
+  // The slivers of a block lie together: a task reads few pages.
+  T* PackedRows(const Block& block, int64_t line) { return a_.data() + block.at * rows_ + line * block.depth; }
+  T* PackedColumns(const Block& block, int64_t line) { return b_.data() + block.at * columns_ + line * block.depth; }
+
+  void Pack(const Block& block, int64_t begin) {
+    const int64_t rows = block.rows.end - block.rows.begin, all = rows + block.columns.end - block.columns.begin;
+    threads_.ParallelFor(all, CeilDiv(kLeastPacked, block.depth * kernels_.rows), [&](int64_t first, int64_t last) {
       for (int64_t s = first; s < last; ++s) {
-        if (s < row_slivers) {
-          const int64_t line = (rows.begin + s) * kernels_.rows;
+        if (s < rows) {
+          const int64_t line = (block.rows.begin + s) * kernels_.rows;
           kernels_.pack_rows(spec_.a.data + line * spec_.a.row_stride + begin * spec_.a.column_stride,
                              spec_.a.row_stride, spec_.a.column_stride,
-                             static_cast<int>(std::min<int64_t>(kernels_.rows, spec_.rows - line)), depth,
-                             a_.data() + line * depth);
+                             static_cast<int>(std::min<int64_t>(kernels_.rows, spec_.rows - line)), block.depth,
+                             PackedRows(block, line));
         } else {
-          const int64_t line = (columns.begin + s - row_slivers) * kernels_.columns;
+          const int64_t line = (block.columns.begin + s - rows) * kernels_.columns;
           kernels_.pack_columns(spec_.b.data + line * spec_.b.column_stride + begin * spec_.b.row_stride,
                                 spec_.b.column_stride, spec_.b.row_stride,
-                                static_cast<int>(std::min<int64_t>(kernels_.columns, spec_.columns - line)), depth,
-                                b_.data() + line * depth);
+                                static_cast<int>(std::min<int64_t>(kernels_.columns, spec_.columns - line)),
+                                block.depth, PackedColumns(block, line));
         }
       }
     });
@@ -137,14 +143,13 @@ class BlockProduct {
       for (const Block& block : blocks) {
         const int64_t j_end = std::min(c.end, block.columns.end), i_end = std::min(r.end, block.rows.end);
         for (int64_t j = std::max(c.begin, block.columns.begin); j < j_end; ++j) {
-          for (int64_t i = std::max(r.begin, block.rows.begin); i < i_end; ++i) MultiplyTile(block, depth, i, j);
+          for (int64_t i = std::max(r.begin, block.rows.begin); i < i_end; ++i) MultiplyTile(block, i, j);
         }
       }
     });
   }
 
-  // `packed` is the depth of a packed sliver.
-  void MultiplyTile(const Block& block, int64_t packed, int64_t row_sliver, int64_t column_sliver) {
+  void MultiplyTile(const Block& block, int64_t row_sliver, int64_t column_sliver) {
     const int64_t i0 = row_sliver * kernels_.rows, j0 = column_sliver * kernels_.columns;
     const int rows = static_cast<int>(std::min<int64_t>(kernels_.rows, spec_.rows - i0));
     const int columns = static_cast<int>(std::min<int64_t>(kernels_.columns, spec_.columns - j0));
@@ -158,8 +163,7 @@ class BlockProduct {
       for (int j = first[r]; j < columns; j += static_cast<int>(64 / sizeof(Out))) __builtin_prefetch(row[r] + j, 1);
     }
     alignas(64) T tile[kMostTileElements];
-    kernels_.tile(block.depth, a_.data() + i0 * packed + block.at * kernels_.rows,
-                  b_.data() + j0 * packed + block.at * kernels_.columns, tile);
+    kernels_.tile(block.depth, PackedRows(block, i0), PackedColumns(block, j0), tile);
     MergeOf(kernels_, block.stores, static_cast<const Out*>(nullptr))(tile, kernels_.columns, rows, columns, first,
                                                                       spec_.sign, row);
   }
@@ -170,6 +174,7 @@ class BlockProduct {
   const GemmKernels<T>& kernels_;
   const int64_t block_depth_, packed_depth_;
   const bool first_stores_;
+  const int64_t rows_, columns_;  // of whole slivers
   AlignedBuffer<T> a_, b_;
 };
 

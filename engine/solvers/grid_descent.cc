@@ -15,6 +15,9 @@ namespace sage {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 256;  // rows that are worked on together: bounds the memory
+// Groups of a row whose scales are fitted together, by a factorisation a row: more would take longer than all else.
+constexpr int64_t kMostFitted = 1024;
+constexpr int64_t kMostProducts = int64_t{1} << 26;  // of groups with groups that are held at once, 512 MiB
 // Another round is not worth its products when fewer than one code of this many has moved in the last.
 constexpr int64_t kLeastMoved = 500;
 // A least-squares scale further than this from the one before it says that the row's problem is ill-posed.
@@ -59,6 +62,7 @@ class GridDescent {
         width_(GroupWidth(options.grid, K)),
         G_(K / width_),
         options_(options),
+        fits_scales_(options.tune_scales && G_ <= kMostFitted),
         threads_(threads),
         out_(out),
         gram_(gram.begin(), gram.end()),
@@ -84,7 +88,7 @@ class GridDescent {
       }
     });
     std::iota(sorted_.begin(), sorted_.end(), 0);
-    if (out_.weight.g_idx.empty() || !options.tune_scales) return;
+    if (out_.weight.g_idx.empty() || !fits_scales_) return;
     std::stable_sort(sorted_.begin(), sorted_.end(), [&](int64_t a, int64_t b) { return Group(a) < Group(b); });
     sorted_gram_.resize(K_ * K_);
     for (int64_t i = 0; i < K_ * K_; ++i) sorted_gram_[i] = gram_[sorted_[i / K_] * K_ + sorted_[i % K_]];
@@ -93,16 +97,17 @@ class GridDescent {
   void Run() {
     std::vector<double> start(N_), end(N_);
     std::vector<int64_t> moved(N_);
-    for (int64_t begin = 0; begin < N_; begin += kRowsAtOnce) {
-      const int64_t rows = std::min(kRowsAtOnce, N_ - begin);
+    const int64_t most = fits_scales_ ? std::clamp(kMostProducts / (G_ * G_), int64_t{1}, kRowsAtOnce) : kRowsAtOnce;
+    for (int64_t begin = 0; begin < N_; begin += most) {
+      const int64_t rows = std::min(most, N_ - begin);
       difference_.resize(rows * K_);
       gradient_.resize(rows * K_);
-      if (options_.tune_scales) FindWanted(begin, rows);
+      if (fits_scales_) FindWanted(begin, rows);
       Measure(begin, rows);
       StoreLosses(begin, rows, start);
       for (int round = 0; round < options_.rounds; ++round) {
         // Scales first: codes that moved to make up for a wrong scale would hold it there.
-        if (options_.tune_scales) {
+        if (fits_scales_) {
           FitScales(begin, rows);
           Measure(begin, rows);
         } else if (round > 0) {
@@ -120,7 +125,7 @@ class GridDescent {
         }
         if (all * kLeastMoved < rows * K_) break;
       }
-      if (options_.tune_scales) FitScales(begin, rows);
+      if (fits_scales_) FitScales(begin, rows);
       Measure(begin, rows);
       StoreLosses(begin, rows, end);
     }
@@ -298,6 +303,7 @@ class GridDescent {
   const absl::Span<const float> weight_;
   const int64_t N_, K_, width_, G_;
   const GridDescentOptions& options_;
+  const bool fits_scales_;
   ThreadPool& threads_;
   GridDescentResult& out_;
   const GemmKernels<float>& kernels_ = KernelsOf<float>(HostGemmTier());
