@@ -122,7 +122,7 @@ const char* OperationStateName(OperationState state) {
   return "UNSPECIFIED";
 }
 
-absl::StatusOr<std::unique_ptr<OperationStore>> OperationStore::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<OperationStore>> OperationStore::Open(const std::string& path, int64_t kept) {
   sqlite3* db = nullptr;
   const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX;
   if (sqlite3_open_v2(path.c_str(), &db, flags, nullptr) != SQLITE_OK ||
@@ -131,7 +131,7 @@ absl::StatusOr<std::unique_ptr<OperationStore>> OperationStore::Open(const std::
     sqlite3_close(db);
     return status;
   }
-  return std::unique_ptr<OperationStore>(new OperationStore(db));
+  return std::unique_ptr<OperationStore>(new OperationStore(db, kept));
 }
 
 OperationStore::~OperationStore() { sqlite3_close(db_); }
@@ -143,7 +143,13 @@ absl::Status OperationStore::Create(const OperationRecord& r) {
   insert.Text(r.id).Text(r.kind).Text(r.target).Text(r.request_id).Int(static_cast<int>(r.state)).Blob(r.spec);
   insert.Text(r.stage).Text(r.unit).Int(r.done).Int(r.total).Blob(r.error).Blob(r.result).Text(r.result_json);
   insert.Int(r.create_ms).Int(r.start_ms).Int(r.end_ms).Int(r.update_ms).Int(r.cancel_requested).Int(r.attempts);
-  return insert.Done("create");
+  SAGE_RETURN_IF_ERROR(insert.Done("create"));
+  Statement forget(
+      db_,
+      "DELETE FROM operations WHERE sequence<=? AND state>=3 AND (state<>3 OR kind='start_engine' OR EXISTS("
+      "SELECT 1 FROM operations newer WHERE newer.kind=operations.kind AND newer.target=operations.target "
+      "AND newer.state=3 AND newer.sequence>operations.sequence))");
+  return forget.Int(sqlite3_last_insert_rowid(db_) - kept_).Done("forget old operations");
 }
 
 absl::Status OperationStore::Update(const OperationRecord& r) {
@@ -238,7 +244,9 @@ absl::Status OperationStore::RecordRequest(const std::string& request_id, const 
   std::lock_guard lock(mutex_);
   Statement insert(db_, "INSERT OR REPLACE INTO requests(request_id,method,body_hash,answer) VALUES(?,?,?,?)");
   insert.Text(request_id).Text(method).Text(body_hash).Blob(answer);
-  return insert.Done("record request");
+  SAGE_RETURN_IF_ERROR(insert.Done("record request"));
+  Statement forget(db_, "DELETE FROM requests WHERE rowid<=?");
+  return forget.Int(sqlite3_last_insert_rowid(db_) - kept_).Done("forget old requests");
 }
 
 }  // namespace sage::server

@@ -43,10 +43,12 @@ struct OperationPage {
 
 class OperationStore {
  public:
-  static absl::StatusOr<std::unique_ptr<OperationStore>> Open(const std::string& path);
+  // `kept` ended operations stay, and as many answers to request ids; older ones go, but for the newest success of a
+  // kind on a target (an artifact's calibration and report; starts of engines leave nothing behind and go).
+  static absl::StatusOr<std::unique_ptr<OperationStore>> Open(const std::string& path, int64_t kept = 10000);
   ~OperationStore();
 
-  absl::Status Create(const OperationRecord& record);
+  absl::Status Create(const OperationRecord& record);  // and forgets what is too old
   absl::Status Update(const OperationRecord& record);  // everything but id, kind, spec, request_id, create_ms
   absl::StatusOr<OperationRecord> Get(const std::string& id) const;  // NOT_FOUND (OPERATION_NOT_FOUND)
   // Newest first; `kind` "" and `state` 0 mean all. INVALID_ARGUMENT (BAD_PAGE_TOKEN).
@@ -63,8 +65,9 @@ class OperationStore {
                              const std::string& answer);
 
  private:
-  explicit OperationStore(sqlite3* db) : db_(db) {}
+  OperationStore(sqlite3* db, int64_t kept) : db_(db), kept_(kept) {}
   sqlite3* db_;
+  const int64_t kept_;
   mutable std::mutex mutex_;
 };
 

@@ -86,6 +86,34 @@ TEST(Operations, RequestIdsAreAnsweredOnce) {
   EXPECT_EQ(GetErrorReason(other.status()).reason, "REQUEST_ID_REUSED");
 }
 
+TEST(Operations, OldOnesAreForgottenButTheNewestSuccessOfATarget) {
+  auto store = *OperationStore::Open(Database(), /*kept=*/3);
+  int made = 0;
+  const auto create = [&](const char* kind, const char* target, OperationState state) {
+    OperationRecord record;
+    record.id = absl::StrCat("o", ++made);
+    record.kind = kind;
+    record.target = target;
+    record.state = state;
+    EXPECT_TRUE(store->Create(record).ok());
+    EXPECT_TRUE(store->RecordRequest(absl::StrCat("r", made), "m", "h", record.id).ok());
+    return record.id;
+  };
+  const std::string running = create("calibrate", "a", OperationState::kRunning);
+  const std::string older = create("calibrate", "b", OperationState::kSucceeded);
+  const std::string newest = create("calibrate", "b", OperationState::kSucceeded);
+  const std::string failed = create("calibrate", "c", OperationState::kFailed);
+  const std::string start = create("start_engine", "e", OperationState::kSucceeded);
+  for (int i = 0; i < 3; ++i) create("start_engine", "e", OperationState::kSucceeded);
+  std::vector<std::string> left;
+  for (const OperationRecord& record : store->List("", 0, 100, "")->records) left.push_back(record.id);
+  EXPECT_EQ(left, (std::vector<std::string>{"o8", "o7", "o6", newest, running}));
+  EXPECT_FALSE(store->Get(older).ok() || store->Get(failed).ok() || store->Get(start).ok());
+  EXPECT_EQ(store->NewestSucceeded("calibrate", "b")->id, newest);
+  EXPECT_EQ(*store->FindRequest("r5", "m", "h"), std::nullopt);
+  EXPECT_EQ(*store->FindRequest("r6", "m", "h"), "o6");
+}
+
 TEST(Operations, CancelReachesRunningAndPending) {
   auto store = *OperationStore::Open(Database());
   OperationRunner runner(*store, NullMetricSink(), Kinds(), 1);
