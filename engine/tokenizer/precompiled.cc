@@ -56,7 +56,7 @@ class SentencePieceNormalizer : public Normalizer {
       in.remove_prefix(used);
     }
     if (rules_.remove_extra_whitespaces) {
-      while (out.size() >= Space().size() && out.ends_with(Space())) out.resize(out.size() - Space().size());
+      while (out.size() >= Space().size() && out.ends_with(Space())) out.erase(out.size() - Space().size());
     }
     if (rules_.add_dummy_prefix && rules_.whitespace_as_suffix) out += Space();
     text = std::move(out);
