@@ -130,7 +130,8 @@ void AddCalibrateConfig(CLI::App& command, CalibrateInput& input) {
       "--kv-sink-tokens", [&config](int64_t v) { config.set_kv_sink_tokens(v); },
       "First positions that keep 16 bits and are left out of the statistics");
   text("--scale-precision", "f32, f16 or bf16", [&config](const std::string& v) { config.set_scale_precision(v); });
-  command.add_option("--group-size", input.group_size, "Inputs that share a scale; -1 = per channel; auto = by layer");
+  command.add_option("--group-size", input.group_size,
+                     "Inputs that share a scale: divides K; -1 = per channel; auto = largest of 16..256");
   command.add_flag_function(
       "--asymmetric", [&config](int64_t) { config.set_asymmetric(true); }, "Zero points");
   command.add_flag_function(

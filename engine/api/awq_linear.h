@@ -27,7 +27,7 @@ Json AwqQuantizationConfig(const LinearSpec& spec, const std::vector<std::string
 
 namespace linear_strategies {
 
-// N must be a multiple of 8; groups of 16..256 inputs that divide K, or one a row.
+// N must be a multiple of 8; groups of any size that divides K, or one a row.
 absl::Status CheckAwq(std::string_view name, const LinearSpec& spec, int64_t N, int64_t K);
 absl::StatusOr<StoredLinear> QuantizeAwq(std::string_view name, const TensorView& weight, const LinearSpec& spec,
                                          const LayerPlan& plan, ThreadPool& threads);

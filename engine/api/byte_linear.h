@@ -13,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_join.h"
 #include "engine/api/grid_plan.h"
 #include "engine/api/stored_tensors.h"
 #include "engine/quant/integer_grid.h"
@@ -26,13 +25,7 @@ template <const char* kName, int kBits>
 struct ByteLinear {
   static absl::Status Check(const LinearSpec& spec, int64_t N, int64_t K) {
     SAGE_RETURN_IF_ERROR(CheckSize(kName, N, K));
-    const int64_t g = spec.group_size;
-    if (g != -1 && (g < 16 || g > 256 || K % g != 0)) {
-      const std::string allowed = absl::StrJoin(GroupSizesFor(K), ", ");
-      return Refuse(kName, "GROUP_SIZE_MUST_DIVIDE_K",
-                    absl::StrCat("group_size must be -1 or 16..256 and divide K, got K=", K, ", group_size=", g),
-                    {{"K", absl::StrCat(K)}, {"group_size", absl::StrCat(g)}, {"allowed", allowed}});
-    }
+    SAGE_RETURN_IF_ERROR(CheckGroupSize(kName, spec.group_size, K));
     if (spec.act_order || !(spec.clip_ratio >= 0 && spec.clip_ratio < 1)) {
       return Refuse(kName, "FIELD_NOT_SUPPORTED",
                     absl::StrCat("act_order must be false and clip_ratio in [0, 1), got act_order=", spec.act_order,

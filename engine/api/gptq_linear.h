@@ -35,7 +35,7 @@ inline GptqZeros GptqZerosOf(const LinearSpec& spec) { return spec.symmetric ? G
 
 namespace linear_strategies {
 
-// Sizes that other readers load: N and K multiples of 32, groups of 16..256 inputs that divide K or one a row.
+// Sizes that other readers load: N and K multiples of 32, groups of any size that divides K or one a row.
 absl::Status CheckGptq(std::string_view name, int bits, const LinearSpec& spec, int64_t N, int64_t K);
 absl::StatusOr<StoredLinear> QuantizeGptq(std::string_view name, int bits, const TensorView& weight,
                                           const LinearSpec& spec, const LayerPlan& plan, ThreadPool& threads);

@@ -60,7 +60,7 @@ absl::StatusOr<Tensor> Dequantize(const StoredLinear& stored);
 absl::StatusOr<std::string> ResolveLinearStrategy(std::string_view word);
 absl::StatusOr<std::string> ResolveLinearStrategy(std::string_view weight_dtype, std::string_view activation_dtype);
 
-// Group sizes that divide K, 16..256, largest first.
+// Sizes to name in errors: divisors of K, largest first; those under 8 only where there is no other, 1 never.
 std::vector<int> GroupSizesFor(int64_t K);
 
 }  // namespace sage

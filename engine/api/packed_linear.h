@@ -15,7 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_join.h"
 #include "engine/api/stored_tensors.h"
 #include "engine/quant/integer_grid.h"
 #include "engine/quant/packing.h"
@@ -28,16 +27,7 @@ struct PackedLinear {
 
   static absl::Status Check(const LinearSpec& spec, int64_t N, int64_t K) {
     SAGE_RETURN_IF_ERROR(CheckSize(kName, N, K));
-    const int64_t g = spec.group_size;
-    if (g != -1 && (g < 16 || g > 256 || K % g != 0)) {
-      const std::string allowed = absl::StrJoin(GroupSizesFor(K), ", ");
-      const char* rule =
-          g >= 16 && g <= 256 ? "group_size must divide K" : "group_size must be -1 or 16..256 and divide K";
-      return Refuse(kName, "GROUP_SIZE_MUST_DIVIDE_K",
-                    absl::StrCat(rule, ", got K=", K, ", group_size=", g,
-                                 "; sizes that do: ", allowed.empty() ? "none but -1 (per channel)" : allowed),
-                    {{"K", absl::StrCat(K)}, {"group_size", absl::StrCat(g)}, {"allowed", allowed}});
-    }
+    SAGE_RETURN_IF_ERROR(CheckGroupSize(kName, spec.group_size, K));
     if (spec.act_order) {
       return Refuse(kName, "ACT_ORDER_NOT_SUPPORTED",
                     "act_order must be false: groups are runs of consecutive inputs, got act_order=true");

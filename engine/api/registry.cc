@@ -1,4 +1,8 @@
 // Looks plug-ins up by name in the generated tables and resolves the short words of the wire and the CLI.
+#include <algorithm>
+#include <functional>
+#include <limits>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -132,10 +136,16 @@ absl::StatusOr<Tensor> Dequantize(const StoredLinear& stored) {
 }
 
 std::vector<int> GroupSizesFor(int64_t K) {
-  std::vector<int> out;
-  for (int g = 256; g >= 16; --g) {
-    if (K % g == 0) out.push_back(g);
+  std::vector<int> small, large;
+  for (int64_t low = 1; low * low <= K; ++low) {
+    if (K % low != 0) continue;
+    for (const int64_t g : {low, K / low}) {
+      if (g > 1 && g <= std::numeric_limits<int>::max()) (g < 8 ? small : large).push_back(static_cast<int>(g));
+      if (low * low == K) break;
+    }
   }
+  std::vector<int>& out = large.empty() ? small : large;
+  std::sort(out.begin(), out.end(), std::greater<>());
   return out;
 }
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "engine/api/linear_strategy.h"
 #include "engine/base/status.h"
 #include "engine/tensor/float_convert.h"
@@ -33,6 +34,17 @@ inline absl::Status CheckSize(std::string_view strategy, int64_t N, int64_t K) {
     return absl::OkStatus();
   }
   return Refuse(strategy, "BAD_LAYER_SHAPE", absl::StrCat("N and K must be 1 .. 2147483647, got N=", N, ", K=", K));
+}
+
+// One scale a row (-1), or groups that fill it.
+inline absl::Status CheckGroupSize(std::string_view strategy, int64_t group_size, int64_t K) {
+  if (group_size == -1 || (group_size >= 1 && K % group_size == 0)) return absl::OkStatus();
+  const std::string allowed = absl::StrJoin(GroupSizesFor(K), ", ");
+  return Refuse(strategy, "GROUP_SIZE_MUST_DIVIDE_K",
+                absl::StrCat(group_size >= 1 ? "group_size must divide K" : "group_size must be -1 or divide K",
+                             ", got K=", K, ", group_size=", group_size,
+                             "; sizes that do: ", allowed.empty() ? "none but -1 (per channel)" : allowed),
+                {{"K", absl::StrCat(K)}, {"group_size", absl::StrCat(group_size)}, {"allowed", allowed}});
 }
 
 inline absl::Status CheckScaleDType(std::string_view strategy, DType dtype) {

@@ -4,23 +4,13 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "engine/api/stored_tensors.h"
 
 namespace sage::linear_strategies {
 
 absl::Status CheckZeroPointSpec(std::string_view name, const LinearSpec& spec, int64_t N, int64_t K) {
   SAGE_RETURN_IF_ERROR(CheckSize(name, N, K));
-  const int64_t g = spec.group_size;
-  if (g != -1 && (g < 16 || g > 256 || K % g != 0)) {
-    const std::string allowed = absl::StrJoin(GroupSizesFor(K), ", ");
-    const char* rule =
-        g >= 16 && g <= 256 ? "group_size must divide K" : "group_size must be -1 or 16..256 and divide K";
-    return Refuse(name, "GROUP_SIZE_MUST_DIVIDE_K",
-                  absl::StrCat(rule, ", got K=", K, ", group_size=", g,
-                               "; sizes that do: ", allowed.empty() ? "none but -1 (per channel)" : allowed),
-                  {{"K", absl::StrCat(K)}, {"group_size", absl::StrCat(g)}, {"allowed", allowed}});
-  }
+  SAGE_RETURN_IF_ERROR(CheckGroupSize(name, spec.group_size, K));
   if (!(spec.clip_ratio >= 0 && spec.clip_ratio < 1)) {
     return Refuse(name, "BAD_CLIP_RATIO", absl::StrCat("clip_ratio must be in [0, 1), got ", spec.clip_ratio));
   }

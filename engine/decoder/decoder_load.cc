@@ -121,15 +121,9 @@ class DecoderLoader {
         return absl::OkStatus();
       }
     }
-    const auto sizes = GroupSizesFor(*widths.begin());
-    std::vector<int> common;
-    for (const int g : sizes) {
-      if (std::all_of(widths.begin(), widths.end(), [g](int64_t K) { return K % g == 0; })) common.push_back(g);
-    }
-    if (!common.empty()) {
-      linear_.group_size = common.front();
-    } else {
-      linear_.group_size = -1;  // no size in 16..256 divides them all: one scale a row
+    linear_.group_size = -1;  // where no size in 16..256 divides them all: one scale a row
+    for (int g = 256; g >= 16 && linear_.group_size == -1; --g) {
+      if (std::all_of(widths.begin(), widths.end(), [g](int64_t K) { return K % g == 0; })) linear_.group_size = g;
     }
     return absl::OkStatus();
   }

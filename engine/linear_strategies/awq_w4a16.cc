@@ -24,8 +24,7 @@ absl::StatusOr<std::unique_ptr<BoundLinear>> Bind(const StoredLinear& stored, st
 extern const LinearStrategyDef kAwqW4a16;
 const LinearStrategyDef kAwqW4a16 = {
     .name = kName,
-    .summary =
-        "4-bit integer weights with zero points in AutoAWQ's GEMM layout, groups of 16..256 inputs or per channel",
+    .summary = "4-bit integer weights with zero points in AutoAWQ's GEMM layout, groups that divide K or per channel",
     .weight_dtype = "awq_int4",
     .weight_bits = 4,
     .activation_bits = 16,

@@ -10,7 +10,7 @@ using GptqW2a16Linear = GptqLinear<kGptqW2a16Name, 2>;
 extern const LinearStrategyDef kGptqW2a16;
 const LinearStrategyDef kGptqW2a16 = {
     .name = kGptqW2a16Name,
-    .summary = "2-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
+    .summary = "2-bit integer weights in GPTQ's layout, groups that divide K or per channel, act-order served",
     .weight_dtype = "int2",
     .weight_bits = 2,
     .activation_bits = 16,

@@ -10,7 +10,7 @@ using GptqW3a16Linear = GptqLinear<kGptqW3a16Name, 3>;
 extern const LinearStrategyDef kGptqW3a16;
 const LinearStrategyDef kGptqW3a16 = {
     .name = kGptqW3a16Name,
-    .summary = "3-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
+    .summary = "3-bit integer weights in GPTQ's layout, groups that divide K or per channel, act-order served",
     .weight_dtype = "int3",
     .weight_bits = 3,
     .activation_bits = 16,

@@ -10,7 +10,7 @@ using GptqW4a16Linear = GptqLinear<kGptqW4a16Name, 4>;
 extern const LinearStrategyDef kGptqW4a16;
 const LinearStrategyDef kGptqW4a16 = {
     .name = kGptqW4a16Name,
-    .summary = "4-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
+    .summary = "4-bit integer weights in GPTQ's layout, groups that divide K or per channel, act-order served",
     .weight_dtype = "gptq_int4",
     .weight_bits = 4,
     .activation_bits = 16,

@@ -10,7 +10,7 @@ using GptqW8a16Linear = GptqLinear<kGptqW8a16Name, 8>;
 extern const LinearStrategyDef kGptqW8a16;
 const LinearStrategyDef kGptqW8a16 = {
     .name = kGptqW8a16Name,
-    .summary = "8-bit integer weights in GPTQ's layout, groups of 16..256 inputs or per channel, act-order served",
+    .summary = "8-bit integer weights in GPTQ's layout, groups that divide K or per channel, act-order served",
     .weight_dtype = "gptq_int8",
     .weight_bits = 8,
     .activation_bits = 16,

@@ -10,7 +10,7 @@ using Int4W4a16Linear = PackedLinear<kInt4W4a16Name, 4>;
 extern const LinearStrategyDef kInt4W4a16;
 const LinearStrategyDef kInt4W4a16 = {
     .name = kInt4W4a16Name,
-    .summary = "4-bit integer weights, groups of 16..256 inputs or per channel; compressed-tensors pack-quantized",
+    .summary = "4-bit integer weights, groups that divide K or per channel; compressed-tensors pack-quantized",
     .weight_dtype = "int4",
     .weight_bits = 4,
     .activation_bits = 16,

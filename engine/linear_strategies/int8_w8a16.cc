@@ -10,7 +10,7 @@ using Int8W8a16Linear = PackedLinear<kInt8W8a16Name, 8>;
 extern const LinearStrategyDef kInt8W8a16;
 const LinearStrategyDef kInt8W8a16 = {
     .name = kInt8W8a16Name,
-    .summary = "8-bit integer weights, groups of 16..256 inputs or per channel; compressed-tensors pack-quantized",
+    .summary = "8-bit integer weights, groups that divide K or per channel; compressed-tensors pack-quantized",
     .weight_dtype = "int8",
     .weight_bits = 8,
     .activation_bits = 16,

@@ -125,6 +125,7 @@ class Calibration {
   void AddStored(const LinearSlot& slot, const std::shared_ptr<StoredLinear>& stored, double error, ShardProgress& out,
                  std::vector<NamedTensor>& tensors);
   absl::Status AddCalibrated(int64_t shard, ShardProgress& out, std::vector<NamedTensor>& tensors);
+  void Note(std::string text);
   void NoteFewTokens(const std::vector<std::vector<int32_t>>& samples);
   absl::Status OpenStream(const CancelToken& cancel, const ProgressFn& progress);
   Json Manifest(const Json& side_files) const;
@@ -220,6 +221,17 @@ void Calibration::AddStored(const LinearSlot& slot, const std::shared_ptr<Stored
   record.quantized = true;
   out.linears.push_back(std::move(record));
   for (const auto& [name, view] : stored->tensors) tensors.push_back({slot.name + "." + name, view, stored});
+  if (plan_.ChoiceOf(slot.name).linear.symmetric && !stored->spec.symmetric) {
+    Note(absl::StrCat(
+        "asymmetric: ", stored->spec.strategy, " always stores zero points; without --asymmetric, methods ",
+        "that round by range alone (minmax, smoothquant) choose them all the same, the others keep every ",
+        "zero at the middle code"));
+  }
+}
+
+// Once, also where a run goes on that had said it before its stop.
+void Calibration::Note(std::string text) {
+  if (std::find(notes_.begin(), notes_.end(), text) == notes_.end()) notes_.push_back(std::move(text));
 }
 
 // A layer solved behind its quantized predecessors; norms and biases that folding changed replace the source's.
@@ -291,10 +303,10 @@ void Calibration::NoteFewTokens(const std::vector<std::vector<int32_t>>& samples
   for (const LinearSlot& slot : plan_.source->linears()) {
     if (plan_.Quantizes(slot)) widest = std::max(widest, slot.K);
   }
-  if (!plan_.calibrator->solves_by_gptq || tokens >= widest || !notes_.empty()) return;  // said before a stop
-  notes_.push_back(absl::StrCat("dataset: ", tokens, " tokens for layers of up to ", widest,
-                                " inputs are few: ", std::string(plan_.calibrator->name),
-                                " knows some directions by its damping alone; give more or longer samples"));
+  if (!plan_.calibrator->solves_by_gptq || tokens >= widest) return;
+  Note(absl::StrCat("dataset: ", tokens, " tokens for layers of up to ", widest,
+                    " inputs are few: ", std::string(plan_.calibrator->name),
+                    " knows some directions by its damping alone; give more or longer samples"));
 }
 
 absl::Status Calibration::AddDense(const LinearSlot& slot, ShardProgress& out, std::vector<NamedTensor>& tensors) {

@@ -92,8 +92,9 @@ bool HasKernel(const Backend* backend, const LinearSpec& spec) {
   return !backend->SelectLinear(query).kernel.empty();
 }
 
-// "auto": the largest size in 16..256 that divides K of every layer, or one scale a row where none does. The answer and
-// the artifact say which it was.
+// "auto": the largest size in 16..256 that divides K of every layer, or one scale a row where none does: smaller groups
+// cost more than their accuracy is worth, larger ones lose what groups are for. Whoever names a size may have any that
+// divides. The answer and the artifact say which it was.
 absl::StatusOr<int> AutomaticGroupSize(const LinearStrategyDef& strategy, LinearSpec spec,
                                        const std::vector<LinearSlot>& slots) {
   absl::StatusOr<std::unique_ptr<Backend>> backend = OpenBackend("cpu");

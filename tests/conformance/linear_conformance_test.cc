@@ -21,11 +21,13 @@ struct Shape2 {
   int group_size;  // -1 = per channel
   bool symmetric;
 };
-// Tails in N, one group, many groups, the narrowest and the widest group, sizes that are no power of two; whole words
-// of outputs for the layouts that pack along them.
-constexpr Shape2 kShapes[] = {{1, 32, -1, true},    {7, 96, 32, true},    {33, 576, 64, true},  {17, 512, 256, true},
-                              {5, 160, 16, true},   {64, 256, 128, true}, {19, 288, 48, false}, {35, 256, 32, false},
-                              {9, 1536, -1, false}, {13, 224, -1, true},  {96, 288, 48, false}, {32, 1536, -1, false}};
+// Tails in N, one group, many groups, narrow and wide groups, sizes that are no power of two or that no equal blocks
+// fill (514); whole words of outputs for the layouts that pack along them.
+constexpr Shape2 kShapes[] = {
+    {1, 32, -1, true},     {7, 96, 32, true},      {33, 576, 64, true},    {17, 512, 256, true}, {5, 160, 16, true},
+    {64, 256, 128, true},  {19, 288, 48, false},   {35, 256, 32, false},   {9, 1536, -1, false}, {13, 224, -1, true},
+    {96, 288, 48, false},  {32, 1536, -1, false},  {32, 576, 8, true},     {33, 576, 12, false}, {64, 576, 24, false},
+    {32, 1152, 288, true}, {64, 1152, 576, false}, {16, 1028, 514, false}, {9, 64, 2, true},     {32, 64, 1, false}};
 
 // Strategies that cannot be quantized to, and why.
 const std::map<std::string, std::string> kCannotQuantize = {{"int8_affine", "READ_ONLY_STRATEGY"}};

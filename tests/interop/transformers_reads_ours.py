@@ -26,6 +26,7 @@ STATIC = ["--activation-scheme", "static", *TEXT]
 # name, package that reads it, calibrate flags, allowed relative difference of the negative log-likelihood; None = must be refused
 CASES = [
     ("int4-pack", "compressed_tensors", ["--weight-dtype", "int4", "--group-size", "64"], 1e-3),
+    ("int4-g8", "compressed_tensors", ["--weight-dtype", "int4", "--group-size", "8"], 1e-3),
     ("int8-pack", "compressed_tensors", ["--weight-dtype", "int8", "--group-size", "64"], 1e-3),
     ("int8-channel", "compressed_tensors", ["--weight-dtype", "int8", "--group-size", "-1"], 1e-3),
     ("fp8", "compressed_tensors", ["--weight-dtype", "fp8"], 1e-3),

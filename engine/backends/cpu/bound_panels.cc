@@ -15,19 +15,20 @@ namespace {
 
 // Inputs of one activation block: the group, or the largest piece of it up to 256.
 int64_t BlockOf(int64_t group) {
-  if (group <= 256) return group;
-  for (int64_t block = 256; block >= 64; --block) {
+  if (group <= kLongestBlock) return group;
+  for (int64_t block = kLongestBlock; block >= 64; --block) {
     if (group % block == 0) return block;
   }
   return 128;  // the last block of the row is short
 }
 
-std::string GroupRule(int64_t group) {
-  return absl::StrCat("group_size must be at most 256 or have a divisor in 64..256, got ", group);
+// Blocks of activations must not straddle groups: the places that a group takes so that whole blocks fill it. Prime
+// numbers above 256 and the like are padded, by less than one place a block.
+int64_t PlacesOf(int64_t group) {
+  if (group % BlockOf(group) == 0) return group;
+  const int64_t pieces = (group + kLongestBlock - 1) / kLongestBlock;
+  return pieces * ((group + pieces - 1) / pieces);  // pieces of 129 inputs and more, so BlockOf finds them
 }
-
-// Blocks of activations must not straddle groups.
-bool BlocksFitGroups(int64_t K, int64_t group) { return group >= K || group % BlockOf(group) == 0; }
 
 // Whether f16 holds every value exactly.
 bool FitHalves(const std::vector<float>& values) {
@@ -57,13 +58,16 @@ void StoreScale(float value, bool half, int64_t at, WeightMemory* to) {
 
 }  // namespace
 
-// Gives every group a run of equally many places, the shorter ones padded, so that groups are consecutive as the
-// kernels need them.
+// Gives every group a run of equally many places, the shorter ones padded, so that groups are consecutive and whole
+// blocks as the kernels need them. Nothing moves where they are that already.
 absl::Status PanelLinear::SortByGroup(const IntegerWeight& w, int64_t groups, int64_t* group_size) {
+  const auto group_of = [&](int64_t k) {
+    return w.g_idx.empty() ? k / w.group_size : int64_t{w.g_idx[static_cast<size_t>(k)]};
+  };
   bool consecutive = true;
   std::vector<int64_t> count(static_cast<size_t>(groups));
   for (int64_t k = 0; k < K_; ++k) {
-    const int32_t g = w.g_idx[static_cast<size_t>(k)];
+    const int64_t g = group_of(k);
     if (g < 0 || g >= groups) {
       return MakeError(absl::StatusCode::kInvalidArgument, "WEIGHT_NOT_SUPPORTED",
                        absl::StrCat(kernel_, ": g_idx must be in 0 .. ", groups - 1, ", got ", g));
@@ -71,10 +75,9 @@ absl::Status PanelLinear::SortByGroup(const IntegerWeight& w, int64_t groups, in
     ++count[static_cast<size_t>(g)];
     consecutive = consecutive && g == k / w.group_size;
   }
-  if (consecutive) return absl::OkStatus();
-  int64_t places = *std::max_element(count.begin(), count.end());
-  if (places > 256) places = (places + 63) / 64 * 64;  // so that a block of activations divides it
-  if (groups * places > 2 * K_ + 64) {
+  if (consecutive && (groups == 1 || PlacesOf(w.group_size) == w.group_size)) return absl::OkStatus();
+  const int64_t places = PlacesOf(*std::max_element(count.begin(), count.end()));
+  if (!consecutive && groups * places > 2 * K_ + 64) {
     return MakeError(absl::StatusCode::kInvalidArgument, "GROUPS_TOO_UNEQUAL",
                      absl::StrCat(kernel_, ": groups of g_idx must be about equally long, got ", groups, " groups of ",
                                   K_, " inputs, the longest with ", places));
@@ -82,7 +85,7 @@ absl::Status PanelLinear::SortByGroup(const IntegerWeight& w, int64_t groups, in
   form_.order.assign(static_cast<size_t>(groups * places), -1);
   std::fill(count.begin(), count.end(), 0);
   for (int64_t k = 0; k < K_; ++k) {
-    const int32_t g = w.g_idx[static_cast<size_t>(k)];
+    const int64_t g = group_of(k);
     form_.order[static_cast<size_t>(g * places + count[static_cast<size_t>(g)]++)] = static_cast<int32_t>(k);
   }
   form_.name = absl::StrCat("int16 ordered ", Sha256Hex({reinterpret_cast<const char*>(form_.order.data()),
@@ -97,12 +100,8 @@ absl::Status PanelLinear::Pack(LinearWeight weight, bool nibbles, ThreadPool& th
   K_ = weight.K;
   const int64_t groups = (K_ + w.group_size - 1) / w.group_size;
   int64_t group_size = w.group_size;
-  if (!w.g_idx.empty()) SAGE_RETURN_IF_ERROR(SortByGroup(w, groups, &group_size));
+  SAGE_RETURN_IF_ERROR(SortByGroup(w, groups, &group_size));
   form_.block = BlockOf(group_size);
-  if (groups > 1 && !BlocksFitGroups(groups * group_size, group_size)) {
-    return MakeError(absl::StatusCode::kInvalidArgument, "GROUP_SIZE_NOT_SUPPORTED",
-                     absl::StrCat(kernel_, ": ", GroupRule(group_size)));
-  }
   form_.activations = w.activations;
   ChooseLayout(nibbles);
   code_bias_ = nibbles ? (w.codes_signed ? 8 : 0) : layout_ == PanelLayout::kInt8Quads ? 128 : 0;
@@ -212,13 +211,6 @@ void PanelLinear::PackScales(const IntegerWeight& w, int64_t panel, int64_t r) {
     StoreScale(w.scale[from], half_, to, &scale_);
     if (!offset_.empty()) StoreScale(w.offset[from], half_, to, &offset_);
   }
-}
-
-std::string RefusePanels(const LinearKernelQuery& query) {
-  const int64_t group = query.group_size;
-  if (std::string sizes = RefuseSizes(query); !sizes.empty()) return sizes;
-  if (group == -1 || (query.K == 0 && group <= 256)) return "";
-  return BlocksFitGroups(query.K == 0 ? group + 1 : query.K, group) ? "" : GroupRule(group);
 }
 
 absl::StatusOr<std::unique_ptr<BoundLinear>> BindPanels(LinearWeight weight, bool nibbles, ThreadPool& threads,

@@ -17,7 +17,7 @@ struct RowForm {
   int64_t block = 0;
   int64_t row_bytes = 0;  // of a block
   bool bytes = false;     // int8 codes instead of int16
-  // Act-order layers: the input that each place takes, -1 for padding. Empty: inputs as they come.
+  // Act-order layers and padded groups: the input that each place takes, -1 for padding. Empty: inputs as they come.
   std::vector<int32_t> order;
   // Equal for equal orders, so that q, k and v with one order share a form and different orders never do.
   std::string name = "int16";

@@ -61,7 +61,7 @@ TEST(AwqLinear, DequantizeEqualsFakeQuantizeAndBindAgrees) {
   ThreadPool threads(2);
   const int64_t N = 136, K = 192;  // more than one tile of outputs
   const std::vector<float> weights = RandomWeights(N * K, 3);
-  for (const int group_size : {-1, 16, 48, 64, 192}) {
+  for (const int group_size : {-1, 1, 8, 12, 16, 24, 48, 64, 192}) {
     const auto stored = kAwqW4a16.quantize(ViewOf(weights, N, K), SpecOf(group_size), {}, threads);
     ASSERT_TRUE(stored.ok()) << stored.status();
     const std::vector<float> out = AllRows(*stored);
@@ -125,6 +125,7 @@ TEST(AwqLinear, RefusalsNameTheRule) {
   LinearSpec spec = SpecOf(128);
   EXPECT_EQ(reason(spec, 576, 576), "GROUP_SIZE_MUST_DIVIDE_K");
   EXPECT_EQ(reason(spec, 8, 1024), "");
+  for (const int group : {8, 12, 24, 288, 576}) EXPECT_EQ(reason(SpecOf(group), 8, 576), "") << group;
   EXPECT_EQ(reason(spec, 12, 1024), "SIZE_NOT_SUPPORTED");
   spec.act_order = true;
   EXPECT_EQ(reason(spec, 8, 1024), "ACT_ORDER_NOT_SUPPORTED");

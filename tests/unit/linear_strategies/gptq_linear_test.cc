@@ -82,7 +82,7 @@ TEST(GptqLinear, DequantizeEqualsFakeQuantizeAndBindAgrees) {
   const std::vector<float> weights = RandomWeights(N * K, 3);
   for (const LinearStrategyDef* def : kAll) {
     const int bits = def->weight_bits;
-    for (const int group_size : {-1, 16, 48, 96, 192}) {
+    for (const int group_size : {-1, 1, 8, 12, 16, 24, 48, 96, 192}) {
       for (const bool symmetric : {true, false}) {
         SCOPED_TRACE(testing::Message() << def->name << " group " << group_size << (symmetric ? " sym" : " asym"));
         const auto stored = def->quantize(ViewOf(weights, N, K), SpecOf(*def, group_size, symmetric), {}, threads);
@@ -228,6 +228,9 @@ TEST(GptqLinear, RefusalsNameTheRule) {
   LinearSpec spec = SpecOf(kGptqW4a16, 128, true);
   EXPECT_EQ(reason(kGptqW4a16, spec, 576, 576), "GROUP_SIZE_MUST_DIVIDE_K");
   EXPECT_EQ(reason(kGptqW4a16, spec, 576, 1024), "");
+  for (const int group : {8, 12, 24, 288, 576}) {
+    for (const LinearStrategyDef* def : kAll) EXPECT_EQ(reason(*def, SpecOf(*def, group, true), 64, 576), "") << group;
+  }
   EXPECT_EQ(reason(kGptqW4a16, spec, 40, 1024), "SIZE_NOT_SUPPORTED");
   spec.group_size = -1;
   EXPECT_EQ(reason(kGptqW4a16, spec, 64, 72), "SIZE_NOT_SUPPORTED");

@@ -295,6 +295,88 @@ TEST_F(Words, FewTokensAreNoted) {
   EXPECT_TRUE(enough->notes.empty());
 }
 
+// Log-likelihood of some ids on an engine of `model`.
+double Likelihood(const std::string& model) {
+  EngineSpec spec;
+  spec.model = model;
+  spec.backend = "cpu";
+  spec.max_seqs = 1;
+  spec.max_model_len = 64;
+  const auto engine = StartLlmEngine(spec, 2, nullptr, {}, nullptr);
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  if (!engine.ok()) return 0;
+  ScoreSpec score;
+  for (int i = 0; i < 48; ++i) score.ids.push_back(i * 7 % 40);
+  const auto result = (*engine)->Score(score, CancelToken(), nullptr);
+  EXPECT_TRUE(result.ok()) << result.status();
+  return result.ok() ? result->nll / static_cast<double>(result->scored) : 0;
+}
+
+// Small groups, groups above 256, and those of a whole row, in every format of integers.
+TEST_F(Words, AnyGroupThatDividesIsWrittenAndServed) {
+  TinySizes wide;
+  wide.hidden = wide.ffn = 576;
+  wide.H = 6;
+  wide.KH = 2;
+  wide.D = 96;
+  ASSERT_TRUE(MakeDirectories(scratch_ / "wide").ok());
+  ASSERT_TRUE(WriteTinyModel(scratch_ / "wide", wide));
+  const struct {
+    const char *weight, *activation, *format;
+  } cases[] = {{"int4", "", ""},     {"int4", "int8", ""}, {"int8", "", ""},   {"int8", "int8", ""},
+               {"int4", "", "gptq"}, {"int8", "", "gptq"}, {"int4", "", "awq"}};
+  for (const auto& [model, group] : {std::pair{"model", 8}, {"model", 4}, {"wide", 24}, {"wide", 288}}) {
+    const double plain = Likelihood(scratch_ / model);
+    for (const auto& c : cases) {
+      SCOPED_TRACE(testing::Message() << c.weight << " " << c.activation << " " << c.format << " " << group);
+      CalibrationSpec spec = Spec();
+      spec.model = scratch_ / model;
+      spec.weight_dtype = c.weight;
+      spec.activation_dtype = c.activation;
+      spec.format = c.format;
+      spec.group_size = group;
+      const auto made = Run(spec);
+      ASSERT_TRUE(made.ok()) << made.status();
+      const Json config = Config(spec);
+      const Json& where = config.contains("config_groups") ? config["config_groups"]["group_0"]["weights"] : config;
+      EXPECT_EQ(where["group_size"], group);
+      EXPECT_NEAR(Likelihood(spec.output), plain, 0.1 * plain);
+    }
+  }
+  for (const char* method : {"gptq", "awq"}) {
+    CalibrationSpec spec = Spec(method);
+    spec.group_size = 8;
+    EXPECT_TRUE(Run(spec).ok()) << Run(spec).status();
+  }
+}
+
+// Layers of 128 and 192 inputs: what divides one of them only is not named.
+TEST_F(Words, SizesInErrorsFitEveryLayer) {
+  for (const int group : {12, 48, 128, 512}) {
+    CalibrationSpec spec = Spec();
+    spec.group_size = group;
+    const absl::Status status = PlanCalibration(spec).status();
+    EXPECT_EQ(ReasonOf(status), "GROUP_SIZE_MUST_DIVIDE_K");
+    EXPECT_EQ(GetErrorReason(status).metadata.at("allowed"), "64, 32, 16, 8") << group;
+    EXPECT_NE(std::string(status.message()).find("every layer: 64, 32, 16, 8"), std::string::npos) << status;
+  }
+}
+
+// The layout has zero points whatever was asked for.
+TEST_F(Words, ZeroPointsOfAwqAreNoted) {
+  for (const bool asymmetric : {false, true}) {
+    CalibrationSpec spec = Spec();
+    spec.format = "awq";
+    spec.asymmetric = asymmetric;
+    const auto made = Run(spec);
+    ASSERT_TRUE(made.ok()) << made.status();
+    ASSERT_EQ(made->notes.size(), asymmetric ? 0u : 1u);
+    if (!asymmetric) {
+      EXPECT_EQ(made->notes[0].rfind("asymmetric: awq_w4a16 always stores zero points", 0), 0u) << made->notes[0];
+    }
+  }
+}
+
 TEST_F(Words, MessagesNameTheUsersFileAndLine) {
   CalibrationSpec spec = Spec("gptq");
   spec.dataset_name = "mine.jsonl";

@@ -401,7 +401,10 @@ TEST_F(GrpcTest, KernelsAreNamedForGroupsThatCalibrateTakes) {
     EXPECT_EQ(select(weights, 4096, -1), "") << weights;
     EXPECT_EQ(select(weights, 0, 64), "") << weights;
     EXPECT_EQ(select(weights, 96, 0), "") << weights;  // 32 divides
-    for (const auto& [inputs, group] : {std::pair(4097, 128), {4097, 0}, {4096, 7}, {4096, 8}, {0, 8}, {0, 7}}) {
+    for (const auto& [inputs, group] : {std::pair(4096, 8), {4096, 512}, {576, 12}, {0, 8}, {0, 514}}) {
+      EXPECT_EQ(select(weights, inputs, group), "") << weights << inputs << " " << group;
+    }
+    for (const auto& [inputs, group] : {std::pair(4097, 128), {4097, 0}, {4096, 7}, {4096, 8192}}) {
       EXPECT_NE(select(weights, inputs, group).find("GROUP"), std::string::npos) << weights << inputs << " " << group;
     }
   }

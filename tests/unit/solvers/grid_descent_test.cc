@@ -80,6 +80,24 @@ TEST(GridDescent, IdentityGramKeepsNearestCodes) {
   EXPECT_EQ(solved->weight.codes, rtn->codes);
 }
 
+// Too many groups to fit their scales together keep those they came with.
+TEST(GridDescent, ManyGroupsKeepTheirScales) {
+  ThreadPool threads(2);
+  const int64_t K = 1026;
+  const LayerProblem layer = MakeLayer(2, K, 8, 56);
+  std::vector<float> identity(static_cast<size_t>(K * K));
+  for (int64_t k = 0; k < K; ++k) identity[static_cast<size_t>(k * (K + 1))] = 1;
+  GridDescentOptions options;
+  for (const auto& [group, kept] : {std::pair{1, true}, {2, false}}) {
+    options.grid = {4, group, true, DType::kF32};
+    const auto rtn = RoundToNearest(layer.weight, 2, K, options.grid, threads);
+    const auto solved = SolveGridDescent(layer.weight, 2, K, identity, *rtn, options, threads);
+    ASSERT_TRUE(solved.ok()) << solved.status();
+    EXPECT_EQ(solved->weight.scale == rtn->scale, kept) << group;
+    EXPECT_LE(solved->loss, solved->start_loss);
+  }
+}
+
 TEST(GridDescent, ThreadsChangeNoBit) {
   ThreadPool one(1), three(3);
   const LayerProblem layer = MakeLayer(19, 96, 300, 54);

@@ -13,7 +13,7 @@ const LinearKernelDef kLinearInt4W4a8Avx2 = {
     .refuse =
         [](const LinearKernelQuery& query, const CpuFeatures& cpu) {
           const std::string tier = RefuseTier("avx2", cpu);
-          return tier.empty() ? RefusePanels(query) : tier;
+          return tier.empty() ? RefuseSizes(query) : tier;
         },
     .bind =
         [](LinearWeight weight, ThreadPool& threads) {

@@ -95,7 +95,8 @@ double RelativeError(const Layer& layer, const std::vector<float>& x, const std:
 TEST(ActOrder, EqualsTheSumOverTheRightGroups) {
   ThreadPool threads(2);
   for (const int bits : {2, 3, 4, 8}) {
-    for (const auto& [N, K, group] : {std::tuple{17, 96, 32}, {64, 320, 64}, {33, 200, 48}, {20, 1100, 512}}) {
+    for (const auto& [N, K, group] :
+         {std::tuple{17, 96, 32}, {64, 320, 64}, {33, 200, 48}, {20, 1100, 512}, {18, 1028, 514}}) {
       for (const bool symmetric : {true, false}) {
         std::vector<int32_t> order;
         const Layer layer = MakeLayer(N, K, group, bits, symmetric, ShuffledGroups(K, group, 3, &order), 5);
@@ -172,18 +173,20 @@ TEST(ActOrder, FormsAreSharedByEqualOrdersOnly) {
 
 TEST(ActOrder, ConsecutiveGroupsNeedNoOrder) {
   ThreadPool threads(1);
-  std::vector<int32_t> g_idx(96);
-  for (size_t k = 0; k < g_idx.size(); ++k) g_idx[k] = static_cast<int32_t>(k / 32);
-  const Layer with = MakeLayer(16, 96, 32, 4, true, g_idx, 1), without = MakeLayer(16, 96, 32, 4, true, {}, 1);
-  ActivationCache cache;
-  StepContext ctx;
-  ctx.threads = &threads;
-  ctx.activations = &cache;
-  const std::vector<float> x = Activations(96);
-  const auto a = Bind(with, threads), b = Bind(without, threads);
-  ASSERT_TRUE(a.ok() && b.ok());
-  EXPECT_EQ(RunLayer(**a, ctx, 1, x), RunLayer(**b, ctx, 1, x));
-  EXPECT_EQ(cache.hits(), 1);
+  for (const auto& [K, group] : {std::pair{96, 32}, {24, 8}, {1028, 514}}) {  // the last is padded either way
+    std::vector<int32_t> g_idx(static_cast<size_t>(K));
+    for (size_t k = 0; k < g_idx.size(); ++k) g_idx[k] = static_cast<int32_t>(k) / group;
+    const Layer with = MakeLayer(16, K, group, 4, true, g_idx, 1), without = MakeLayer(16, K, group, 4, true, {}, 1);
+    ActivationCache cache;
+    StepContext ctx;
+    ctx.threads = &threads;
+    ctx.activations = &cache;
+    const std::vector<float> x = Activations(K);
+    const auto a = Bind(with, threads), b = Bind(without, threads);
+    ASSERT_TRUE(a.ok() && b.ok());
+    EXPECT_EQ(RunLayer(**a, ctx, 1, x), RunLayer(**b, ctx, 1, x)) << group;
+    EXPECT_EQ(cache.hits(), 1);
+  }
 }
 
 TEST(ActOrder, GroupsOfUnequalLengthAreServedWithinReason) {

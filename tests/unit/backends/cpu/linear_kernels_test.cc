@@ -162,13 +162,25 @@ std::vector<Shape2> ShapesOf(const std::string& strategy) {
   for (const int64_t N : {1, 15, 17, 33, 144}) {
     for (const int64_t K : {32, 48, 64, 576}) {
       if (strategy.compare(0, 3, "int") == 0) {
-        for (const int64_t group : {16, 32, 64, 96, 192, 576}) {
+        for (const int64_t group : {8, 12, 16, 24, 32, 64, 96, 192, 288, 576}) {
           if (K % group == 0) out.push_back({N, K, group, N % 2 == 1});
         }
       } else if (strategy.compare(0, 4, "gguf") != 0 || K % 32 == 0) {
         out.push_back({N, K, K, false});
       }
     }
+  }
+  if (strategy.compare(0, 3, "int") != 0) return out;
+  // Groups of one and two inputs, and those of 2 x 257, 257 and 3 x 257 inputs, which are padded; rows whose last group
+  // is short, as files may have them.
+  for (const Shape2& shape : {Shape2{17, 48, 1, true},
+                              {16, 48, 2, false},
+                              {33, 50, 3, true},
+                              {17, 1028, 514, true},
+                              {34, 600, 257, false},
+                              {15, 1542, 771, true},
+                              {18, 900, 514, true}}) {
+    out.push_back(shape);
   }
   return out;
 }
@@ -275,15 +287,17 @@ std::vector<float> EightBitReference(const LinearWeight& weight, const std::vect
     const float scale = w.activations.scale > 0 ? w.activations.scale : amax / 127.5f;
     for (int64_t n = 0; n < weight.N; ++n) {
       float acc = 0;
-      for (int64_t b = 0; b * block < K; ++b) {
+      for (int64_t begin = 0; begin < K;) {
+        const int64_t end = std::min({K, begin + block, (begin / w.group_size + 1) * w.group_size});
         int32_t dot = 0, sum = 0;
-        for (int64_t k = b * block; k < std::min(K, (b + 1) * block); ++k) {
+        for (int64_t k = begin; k < end; ++k) {
           const float shifted = std::nearbyintf(row[k] / scale) + static_cast<float>(w.activations.zero);
           const int code = static_cast<int>(std::max(-128.0f, std::min(127.0f, shifted))) - w.activations.zero;
           dot += code * w.codes[static_cast<size_t>(n * K + k)];
           sum += code;
         }
-        const auto g = static_cast<size_t>(n * groups + b * block / w.group_size);
+        const auto g = static_cast<size_t>(n * groups + begin / w.group_size);
+        begin = end;
         acc = std::fma(static_cast<float>(dot), w.scale[g] * scale, acc);
         if (!w.offset.empty()) acc = std::fma(w.offset[g], scale * static_cast<float>(sum), acc);
       }
@@ -296,7 +310,14 @@ std::vector<float> EightBitReference(const LinearWeight& weight, const std::vect
 TEST(LinearKernels, EightBitActivationsAreExact) {
   ThreadPool one(1);
   for (const std::string strategy : {"int8_w8a8", "int4_w4a8"}) {
-    for (const Shape2& shape : {Shape2{33, 192, 64, true}, {20, 100, 100, false}, {18, 512, 512, true}}) {
+    for (const Shape2& shape : {Shape2{33, 192, 64, true},
+                                {20, 100, 100, false},
+                                {18, 512, 512, true},
+                                {17, 96, 8, true},
+                                {19, 72, 12, false},
+                                {18, 36, 2, true},
+                                {21, 1028, 514, true},
+                                {18, 900, 514, false}}) {
       for (const auto& [scale, zero] : {std::pair{0.0f, 0}, {0.01f, 0}, {0.02f, -37}, {0.01f, 127}, {0.01f, -128}}) {
         Layer layer = MakeLayer(strategy, shape);
         IntegerWeight& w = layer.weight.integer;
@@ -306,7 +327,7 @@ TEST(LinearKernels, EightBitActivationsAreExact) {
         for (size_t i = 0; i < w.codes.size() / 2; ++i) w.codes[i] = static_cast<int8_t>(i % 7 == 3 ? -low - 1 : low);
         std::vector<float> x = Inputs(shape.K, 19);
         for (int64_t k = 0; k < 2 * shape.K; ++k) x[static_cast<size_t>(k)] = k < shape.K ? -30.0f : 30.0f;
-        const int64_t block = shape.group <= 256 ? shape.group : 256;
+        const int64_t block = shape.group <= 256 ? shape.group : shape.group == 514 ? 172 : 256;
         const std::vector<float> want = EightBitReference(layer.weight, x, 19, block);
         for (const LinearKernelDef* def : CpuLinearKernels()) {
           if (def->strategy != strategy || !def->refuse({}, HostCpu()).empty()) continue;
@@ -422,10 +443,11 @@ TEST(LinearKernels, RefusalsAgreeWithBinding) {
   query.group_size = 514;  // 2 x 257: no block of 64..256 divides it
   auto backend = OpenBackend("cpu");
   ASSERT_TRUE(backend.ok());
-  EXPECT_EQ((*backend)->SelectLinear(query).kernel, "");
-  query.K = 514;  // one group a row needs no equal blocks
-  EXPECT_NE((*backend)->SelectLinear(query).kernel, "");
-  EXPECT_TRUE((*backend)->BindLinear(query, MakeLayer("int4_w4a16", {16, 514, 514, false}).weight, one).ok());
+  for (const int64_t K : {1028, 514}) {
+    query.K = K;
+    EXPECT_NE((*backend)->SelectLinear(query).kernel, "");
+    EXPECT_TRUE((*backend)->BindLinear(query, MakeLayer("int4_w4a16", {16, K, 514, false}).weight, one).ok());
+  }
   query.strategy = "gguf_q8_0";
   query.K = 48;
   EXPECT_EQ((*backend)->SelectLinear(query).kernel, "");
