@@ -106,7 +106,9 @@ TEST(Operations, OldOnesAreForgottenButTheNewestSuccessOfATarget) {
   const std::string start = create("start_engine", "e", OperationState::kSucceeded);
   for (int i = 0; i < 3; ++i) create("start_engine", "e", OperationState::kSucceeded);
   std::vector<std::string> left;
-  for (const OperationRecord& record : store->List("", 0, 100, "")->records) left.push_back(record.id);
+  const auto page = store->List("", 0, 100, "");
+  ASSERT_TRUE(page.ok());
+  for (const OperationRecord& record : page->records) left.push_back(record.id);
   EXPECT_EQ(left, (std::vector<std::string>{"o8", "o7", "o6", newest, running}));
   EXPECT_FALSE(store->Get(older).ok() || store->Get(failed).ok() || store->Get(start).ok());
   EXPECT_EQ(store->NewestSucceeded("calibrate", "b")->id, newest);
